@@ -1,0 +1,96 @@
+"""Owns how an address is spelt: one normal form per channel, idempotent and versioned.
+
+Judges mildly, since an odd address must still be suppressible; refuses only what cannot be an address at all.
+"""
+
+import unicodedata
+from typing import Final, Literal
+
+import idna
+
+Channel = Literal["email", "sms"]
+
+CHANNELS: Final[tuple[Channel, ...]] = ("email", "sms")
+
+VERSION: Final = 1
+"""Raised whenever `normalise` gives another answer for any address, so that stored ones can be told apart."""
+
+MAX_EMAIL_CHARACTERS: Final = 320
+MIN_DIGITS: Final = 5
+MAX_DIGITS: Final = 15
+
+_SEPARATORS: Final = {ord(c): None for c in " -.()/\u00a0\u2007\u2009\u202f\u2010\u2011\u2012\u2013\u2014\u2212"}
+
+
+class ImpossibleAddress(ValueError):
+    """It cannot be an address. `slug` says why; the address itself is never part of the message."""
+
+    def __init__(self, slug: str) -> None:
+        super().__init__(slug)
+        self.slug = slug
+
+
+def normalise(channel: Channel, raw: str) -> str:
+    """The normal form of an address as received.
+
+    >>> normalise("email", " Ann@Bücher.Example ")
+    'ann@xn--bcher-kva.example'
+    >>> normalise("sms", "+1 (555) 010-0001")
+    '15550100001'
+    """
+    return _email(raw) if channel == "email" else _number(raw)
+
+
+def _email(raw: str) -> str:
+    trimmed = raw.strip()
+    _refuse_unstorable(trimmed)
+    folded = _folded(trimmed)
+    local, at, domain = folded.rpartition("@")
+    if not (local and at and domain) or ("@" in local and not _quoted(local)):
+        raise ImpossibleAddress("not-an-email-address")
+    address = f"{local}@{_ascii_domain(domain)}"
+    if len(address) > MAX_EMAIL_CHARACTERS:
+        raise ImpossibleAddress("address-too-long")
+    return address
+
+
+def _folded(text: str) -> str:
+    """NFC and lower case, until neither changes it: lower case can undo NFC, and one pass is then not idempotent."""
+    if text.isascii():
+        return text.lower()
+    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).lower())
+    return folded if folded == text else _folded(folded)
+
+
+def _quoted(local: str) -> bool:
+    """A quoted local part may hold an `@` of its own (RFC 5321)."""
+    return len(local) > 2 and local.startswith('"') and local.endswith('"')
+
+
+def _ascii_domain(domain: str) -> str:
+    if domain.isascii():
+        return domain
+    try:
+        return idna.encode(domain, uts46=True).decode("ascii").lower()
+    except (idna.IDNAError, UnicodeError):
+        return domain
+
+
+def _number(raw: str) -> str:
+    _refuse_unstorable(raw.strip())
+    digits = unicodedata.normalize("NFKC", raw.strip()).translate(_SEPARATORS).removeprefix("+")
+    while digits.startswith("00"):
+        digits = digits.removeprefix("00")
+    if not (digits.isascii() and digits.isdecimal()):
+        raise ImpossibleAddress("not-a-number")
+    if not MIN_DIGITS <= len(digits) <= MAX_DIGITS:
+        raise ImpossibleAddress("wrong-number-of-digits")
+    return digits
+
+
+def _refuse_unstorable(text: str) -> None:
+    """Control characters, NUL among them, and lone surrogates are in no address, and PostgreSQL could not keep them."""
+    if text.isascii() and text.isprintable():
+        return
+    if any(unicodedata.category(c) in ("Cc", "Cs") for c in text):
+        raise ImpossibleAddress("control-character")

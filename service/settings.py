@@ -1,0 +1,280 @@
+"""Owns every setting: its name, default, unit and the sentence that explains it. Read once, frozen, secrets wrapped.
+
+A setting comes from the environment or from the TOML file that `CONFIG_FILE` names (same names in lower case; one
+table `[namespaces.NAME]` for each namespace). The environment wins. A wrong one ends the start with its name.
+"""
+
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar
+from urllib.parse import urlsplit
+
+from service.errors import SettingsError
+
+VENDOR_BASE_URL: Final = "https://tap-nexus.appspot.com"
+
+MOST_ENTRIES: Final = 100_000
+
+_T = TypeVar("_T")
+
+
+class Secret:
+    """A text that never shows itself: only `reveal` gives it away."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """The text, for the one place that needs it."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return "Secret(***)"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._text == self._text
+
+    def __hash__(self) -> int:
+        return hash((Secret, self._text))
+
+
+def setting(default: Any, says: str, name: str | None = None, *, shown: bool = True) -> Any:
+    """A field that is a setting: its default, its sentence, its name where that is not the field's own, and whether
+    its value may be printed."""
+    return dataclasses.field(default=default, repr=shown, metadata={"says": says, "name": name})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Namespace:
+    """One vendor namespace in one environment: whom we speak to, with which keys, under which reviews."""
+
+    name: str = setting("default", "Name of the one namespace that the variables here describe", "KAHUNA_NAMESPACE")
+    base_url: str = setting(VENDOR_BASE_URL, "The vendor, or a stand-in", "KAHUNA_BASE_URL")
+    env: Literal["p", "s"] | None = setting(
+        None,
+        "`p` (production) or `s` (sandbox). For a stand-in it defaults to `s`; for the vendor's own host it must be "
+        "given, since corrections sent to the wrong one would look proved",
+        "KAHUNA_ENV",
+    )
+    api_key: tuple[Secret, ...] = setting(
+        (),
+        "Signs webhooks; Basic password. Comma-separated: the first is used to send, all are accepted (rotation)",
+        "KAHUNA_API_KEY",
+    )
+    secret_key: Secret | None = setting(None, "Basic user name", "KAHUNA_SECRET_KEY")
+    callback_token: Secret | None = setting(
+        None,
+        "If set, every webhook path needs it as its last segment, the vendor's example paths too",
+        "CALLBACK_TOKEN",
+    )
+    opt_in_review: Literal["off", "local", "all"] = setting(
+        "local",
+        "Which opt-ins wait for a person: `off` none, `local` those that would clear a stop which did not come from "
+        "Kahuna, `all` every one",
+        "OPT_IN_REVIEW",
+    )
+    untimed_opt_in: Literal["hold", "receipt"] = setting(
+        "hold",
+        "An opt-in without a time that can stand: `hold` for review, or `receipt` (trust the time of receipt)",
+        "UNTIMED_OPT_IN",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything that a deployment decides. Each field's sentence and unit stand beside it."""
+
+    config_file: Path | None = setting(None, "A TOML file with these settings and several namespaces")
+    database_url: str | None = setting(
+        None, "Any `postgresql://` URL. Unset: an embedded PostgreSQL under `DATA_DIR`", shown=False
+    )
+    database_direct_url: str | None = setting(
+        None, "A way past the pooler, for migrations; without it they use `DATABASE_URL`", shown=False
+    )
+    database_pooler: Literal["none", "transaction"] = setting(
+        "none", "`transaction` behind PgBouncer in transaction mode: no named statements, no session state"
+    )
+    database_pool_size: int = setting(10, "Database connections that one process keeps at most")
+    database_connect_timeout_seconds: float = setting(5.0, "Seconds to wait for a connection before answering 503")
+    lock_timeout_milliseconds: int = setting(
+        2000, "Milliseconds that a statement waits for a lock before it is retried"
+    )
+    statement_timeout_seconds: int = setting(60, "Seconds after which the server ends a statement")
+    data_dir: Path = setting(Path(".data"), "Folder of the embedded database")
+    host: str = setting("127.0.0.1", "Address that the web process listens on")
+    port: int = setting(8700, "Port that the web process listens on")
+    default_namespace: str | None = setting(
+        None, "Namespace of the vendor's example paths. Unset: the only one, or the one named `default`"
+    )
+    body_limit_bytes: int = setting(10 * 1024 * 1024, "Largest callback body in bytes, as sent and once decompressed")
+    body_timeout_seconds: float = setting(30.0, "Seconds within which a callback body must have arrived")
+    body_budget_bytes: int = setting(
+        256 * 1024 * 1024, "Bytes of callback bodies that one process holds at once before it answers 503"
+    )
+    soft_bounce_count: int = setting(3, "Soft bounces within the window that suppress")
+    soft_bounce_window_days: int = setting(14, "Days within which they must fall")
+    soft_bounce_lifetime_days: int = setting(30, "Days after the last of them until the suppression ends")
+    hard_bounce_lifetime_days: int | None = setting(None, "Days until a hard bounce lapses. Unset: never")
+    push_batch_entries: int = setting(5000, "Corrections in one call of a Sync API, at most 100000")
+    push_timeout_seconds: float = setting(60.0, "Seconds that one call of a Sync API may take as a whole")
+    push_lease_seconds: float = setting(
+        300.0, "Seconds after which corrections that a dead worker had claimed are free again"
+    )
+    push_request_budget: int = setting(64, "Calls that one bisection may spend on finding a refused entry")
+    push_first_delay_seconds: float = setting(1.0, "Seconds before the first retry; doubles with each attempt")
+    push_longest_delay_seconds: float = setting(
+        900.0, "Seconds between retries at most, also when Kahuna asks for more"
+    )
+    circuit_probe_seconds: float = setting(60.0, "Seconds between probes while Kahuna refuses the credentials")
+    worker_poll_seconds: float = setting(0.5, "Seconds between two looks at an empty queue")
+    log_level: Literal["debug", "info", "warning", "error"] = setting("info", "Least level that is logged")
+    log_format: Literal["console", "json"] = setting("console", "`json` for machines, `console` for people")
+    namespaces: tuple[Namespace, ...] = ()
+
+    def namespace(self, name: str) -> Namespace | None:
+        """The namespace of that name, if there is one."""
+        return next((n for n in self.namespaces if n.name == name), None)
+
+    @property
+    def main_namespace(self) -> Namespace | None:
+        """The namespace that the vendor's example paths serve."""
+        if len(self.namespaces) == 1:
+            return self.namespaces[0]
+        return self.namespace(self.default_namespace or "default")
+
+
+def load(environ: Mapping[str, str]) -> Settings:
+    """All settings from the environment and, below it, the file that `CONFIG_FILE` names."""
+    file = _file(environ.get("CONFIG_FILE"))
+    tables = file.pop("namespaces", {})
+    given = {name.upper(): value for name, value in file.items()} | _known(environ)
+    _refuse_unknown(file)
+    namespaces = tuple(_namespace_of(name, table) for name, table in tables.items()) or (
+        _completed(_read(Namespace, given)),
+    )
+    settings = dataclasses.replace(_read(Settings, given), namespaces=namespaces)
+    _check_numbers(settings)
+    return settings
+
+
+def check_namespaces(settings: Settings) -> None:
+    """Refuses to start without what receiving and sending need."""
+    for namespace in settings.namespaces:
+        where = "" if len(settings.namespaces) == 1 else f" of namespace {namespace.name}"
+        if not namespace.api_key:
+            raise SettingsError(
+                f"KAHUNA_API_KEY{where} is not set: put the namespace's API Key there; it signs webhooks."
+            )
+        if namespace.secret_key is None:
+            raise SettingsError(f"KAHUNA_SECRET_KEY{where} is not set: put the namespace's Secret Key there.")
+        if namespace.env is None:
+            raise SettingsError(
+                f"KAHUNA_ENV{where} is not set: say p (production) or s (sandbox) for Kahuna's own host."
+            )
+    if len(settings.namespaces) > 1 and settings.default_namespace and settings.main_namespace is None:
+        raise SettingsError("DEFAULT_NAMESPACE names no namespace of CONFIG_FILE: name one of its [namespaces] tables.")
+
+
+def names(kind: type) -> dict[str, dataclasses.Field[Any]]:
+    """The settings of a class, by their names in the environment."""
+    fields = (f for f in dataclasses.fields(kind) if "says" in f.metadata)
+    return {f.metadata["name"] or f.name.upper(): f for f in fields}
+
+
+def _known(environ: Mapping[str, str]) -> dict[str, Any]:
+    """What is set. An empty variable counts as unset, as compose files and shells leave them."""
+    return {name: environ[name] for name in (*names(Settings), *names(Namespace)) if environ.get(name)}
+
+
+def _refuse_unknown(file: Mapping[str, Any]) -> None:
+    known = {*names(Settings), *names(Namespace)}
+    for name in file:
+        if name.upper() not in known:
+            raise SettingsError(f"CONFIG_FILE holds {name}, which is no setting: correct its spelling or take it out.")
+
+
+def _file(path: str | None) -> dict[str, Any]:
+    if not path:
+        return {}
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingsError(
+            f"CONFIG_FILE cannot be read as TOML: {type(error).__name__}; check its path and syntax."
+        ) from error
+
+
+def _namespace_of(name: str, table: Mapping[str, Any]) -> Namespace:
+    fields = {f.name: env_name for env_name, f in names(Namespace).items() if f.name != "name"}
+    for key in table:
+        if key not in fields:
+            raise SettingsError(f"CONFIG_FILE: [namespaces.{name}] holds {key}, which is no setting: correct it.")
+    given = {fields[key]: value for key, value in table.items()} | {"KAHUNA_NAMESPACE": name}
+    return _completed(_read(Namespace, given))
+
+
+def _read(kind: type[_T], given: Mapping[str, Any]) -> _T:
+    hints = typing.get_type_hints(kind)
+    values = {f.name: _parse(name, hints[f.name], given[name]) for name, f in names(kind).items() if name in given}
+    return kind(**values)
+
+
+def _completed(namespace: Namespace) -> Namespace:
+    if "/" in namespace.name or not namespace.name.strip():
+        raise SettingsError("KAHUNA_NAMESPACE must be a name without a slash: it is a segment of the webhook path.")
+    if not namespace.base_url.startswith(("http://", "https://")):
+        raise SettingsError("KAHUNA_BASE_URL must begin with http:// or https://.")
+    stand_in = urlsplit(namespace.base_url).hostname != urlsplit(VENDOR_BASE_URL).hostname
+    return dataclasses.replace(namespace, env="s") if namespace.env is None and stand_in else namespace
+
+
+def _parse(name: str, hint: Any, value: Any) -> Any:
+    """One value by its type. A secret is never repeated in the refusal."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        hint = next(part for part in typing.get_args(hint) if part is not type(None))
+    if typing.get_origin(hint) is Literal:
+        return _choice(name, typing.get_args(hint), value)
+    if hint is Secret:
+        return Secret(str(value))
+    if typing.get_origin(hint) is tuple:
+        return tuple(Secret(part.strip()) for part in str(value).split(",") if part.strip())
+    if hint in (int, float):
+        return _number(name, hint, value)
+    return hint(value)
+
+
+def _choice(name: str, choices: tuple[str, ...], value: Any) -> Any:
+    if value not in choices:
+        raise SettingsError(f"{name} must be one of {', '.join(choices)}.")
+    return value
+
+
+def _number(name: str, kind: type[int] | type[float], value: Any) -> int | float:
+    wanted = "whole number" if kind is int else "number"
+    try:
+        number = kind(value)
+    except (TypeError, ValueError):
+        raise SettingsError(f"{name} must be a {wanted}.") from None
+    if not 0 <= number < float("inf"):
+        raise SettingsError(f"{name} must be a {wanted} that is not negative.")
+    return number
+
+
+def _check_numbers(settings: Settings) -> None:
+    for name, field in names(Settings).items():
+        value = getattr(settings, field.name)
+        if isinstance(value, int | float) and value == 0:
+            raise SettingsError(f"{name} must be more than 0.")
+    if settings.push_batch_entries > MOST_ENTRIES:
+        raise SettingsError(f"PUSH_BATCH_ENTRIES must be at most {MOST_ENTRIES}, the vendor's own limit.")
+    if settings.push_lease_seconds < 2 * settings.push_timeout_seconds:
+        raise SettingsError(
+            "PUSH_LEASE_SECONDS must be at least twice PUSH_TIMEOUT_SECONDS, or a slow call is sent twice."
+        )
