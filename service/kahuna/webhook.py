@@ -1,0 +1,215 @@
+"""A callback of Kahuna's: is it signed, and what does it say?
+
+Pure functions of the body. Owns the signature and the reading of entries: the vendor's words turned into ours, each
+entry with its own fault, so that a bad one never spoils its neighbours. Refuses to judge addresses and times, which
+the domain does, and to trust: the signature covers the addresses alone, so reason, time and opt-in are only claims.
+"""
+
+import hmac
+from base64 import b64encode
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, Final, TypeAlias
+
+import msgspec
+
+from service.domain.addresses import Channel
+from service.domain.facts import Action
+from service.kahuna.salvage import MAX_DEPTH, MAX_DIGITS, SURROGATE, NotAnArray, NotJson, salvage
+from service.kahuna.wire import reason_of
+from service.settings import Secret
+
+__all__ = ["Callback", "Entry", "NotAnArray", "NotJson", "raw_entries", "read", "sign", "verify"]
+
+_BOM: Final = b"\xef\xbb\xbf"
+
+
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """One entry in our words; beside a `fault`, only what could be read. `timestamp` is as claimed, in any unit."""
+
+    index: int
+    address: str | None = None
+    reason: str | None = None
+    action: Action | None = None
+    timestamp: int | None = None
+    fault: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Entry({self.index}, {self.reason}, {self.action}, fault={self.fault})"
+
+
+@dataclass(frozen=True)
+class Callback:
+    """A body that was read once: first for its signature, then, if that is right, for its entries."""
+
+    channel: Channel
+    values: Sequence[object] = field(repr=False)
+    undecodable: Collection[int] = ()
+
+    @cached_property
+    def signed_values(self) -> list[str]:
+        """The addresses exactly as in the body, in its order, repetitions kept, those of bad entries among them."""
+        key = _KEYS[self.channel]
+        return [address for value in self.values if (address := _text_at(value, key)) is not None]
+
+    @cached_property
+    def entries(self) -> list[Entry]:
+        """Every entry in the body's order. Made only when asked, so that a forged body costs no more than its parse."""
+        key, claim = _KEYS[self.channel], _CLAIMS[self.channel]
+        return [
+            _undecodable(index, value, key) if index in self.undecodable else _entry(index, value, key, claim)
+            for index, value in enumerate(self.values)
+        ]
+
+
+def read(body: bytes, channel: Channel) -> Callback:
+    """The callback in this body. NotJson or NotAnArray if there is none."""
+    body = body.removeprefix(_BOM)
+    try:
+        values = msgspec.json.decode(body)
+    except (ValueError, RecursionError):
+        salvaged = salvage(_text(body))
+        bad = frozenset(index for index, entry in enumerate(salvaged) if entry.fault)
+        return Callback(channel, [entry.value for entry in salvaged], bad)
+    if not isinstance(values, list):
+        raise NotAnArray
+    return Callback(channel, values, _too_deep(body, values))
+
+
+def raw_entries(body: bytes, indexes: Collection[int]) -> dict[int, bytes]:
+    """The bytes of these entries exactly as they came, to be kept with what was wrong with them. `body` was read."""
+    body = body.removeprefix(_BOM)
+    try:
+        raws: Iterable[bytes] = map(bytes, msgspec.json.decode(body, type=list[msgspec.Raw]))
+    except (ValueError, RecursionError):
+        raws = (entry.raw.encode() for entry in salvage(_text(body)))
+    return {index: raw for index, raw in enumerate(raws) if index in indexes}
+
+
+def sign(values: Iterable[str], key: Secret) -> str:
+    """The signature that Kahuna puts on a callback with these addresses."""
+    return _signature(b"".join(sorted(map(_utf8, values))), key)
+
+
+def verify(values: Iterable[str], signature: str, keys: Sequence[Secret]) -> bool:
+    """Whether one of the keys made this signature. A malformed signature is only a wrong one.
+
+    "Alphabetically" is all that Kahuna says about the order. Code points come first; where letter case could matter, an
+    order that ignores it is accepted too.
+    """
+    encoded = [_utf8(value) for value in values]
+    # The order of UTF-8 bytes is the order of code points.
+    joined = b"".join(sorted(encoded))
+    if _signed(joined, signature, keys):
+        return True
+    if joined == joined.lower():
+        return False
+    folded: list[bytes] = sorted(encoded, key=lambda value: value.lower())
+    return _signed(b"".join(folded), signature, keys)
+
+
+def _signed(message: bytes, signature: str, keys: Sequence[Secret]) -> bool:
+    claimed = signature.strip().encode(errors="replace")
+    matches = [hmac.compare_digest(_signature(message, key).encode(), claimed) for key in keys]
+    return any(matches)
+
+
+def _signature(message: bytes, key: Secret) -> str:
+    return b64encode(hmac.digest(key.reveal().encode(), message, "sha1")).decode()
+
+
+def _utf8(value: str) -> bytes:
+    return value.encode("utf-8", "surrogatepass")
+
+
+def _text(body: bytes) -> str:
+    try:
+        return body.decode()
+    except UnicodeDecodeError:
+        # Its message would show the body.
+        raise NotJson from None
+
+
+def _too_deep(body: bytes, values: list[object]) -> frozenset[int]:
+    """The entries that `salvage` would call nested too deep, so that one body has one reading whoever decodes it."""
+    brackets = body.count(b"[") + body.count(b"{") - 1
+    if brackets <= MAX_DEPTH:
+        return frozenset()
+    # Each container entry has a bracket of its own. Ordinary entries are flat and leave none over, which ends it here.
+    if brackets - sum(isinstance(value, (dict, list)) for value in values) < MAX_DEPTH:
+        return frozenset()
+    return frozenset(index for index, value in enumerate(values) if _depth_exceeds(value, MAX_DEPTH))
+
+
+def _depth_exceeds(value: object, limit: int) -> bool:
+    """Level by level, for recursion is what must not happen here."""
+    level = _containers([value])
+    for _ in range(limit):
+        if not level:
+            return False
+        level = _containers(child for parent in level for child in parent)
+    return bool(level)
+
+
+def _containers(values: Iterable[object]) -> list[Collection[object]]:
+    """Those of the values that hold others, each as the collection of what it holds."""
+    return [value if isinstance(value, list) else value.values() for value in values if isinstance(value, (dict, list))]
+
+
+def _text_at(value: object, key: str) -> str | None:
+    text = value.get(key) if isinstance(value, dict) else None
+    return text if isinstance(text, str) else None
+
+
+_Claim: TypeAlias = Callable[[Mapping[str, Any]], tuple[str | None, Action]]
+
+
+def _email_claim(value: Mapping[str, Any]) -> tuple[str | None, Action]:
+    word = value.get("reason")
+    return reason_of(word) if isinstance(word, str) else None, "suppress"
+
+
+def _sms_claim(value: Mapping[str, Any]) -> tuple[str | None, Action]:
+    # Only the documented form permits anything. Whatever else is there, the person is left alone.
+    return "do_not_call", "clear" if value.get("opt-in") is True else "suppress"
+
+
+_KEYS: Final[Mapping[Channel, str]] = MappingProxyType({"email": "email", "sms": "number"})
+_CLAIMS: Final[Mapping[Channel, _Claim]] = MappingProxyType({"email": _email_claim, "sms": _sms_claim})
+
+
+def _entry(index: int, value: object, key: str, claim: _Claim) -> Entry:
+    if not isinstance(value, dict):
+        return Entry(index, fault="not-an-object")
+    address = value.get(key)
+    if not isinstance(address, str):
+        return Entry(index, fault="missing-address")
+    reason, action = claim(value)
+    if reason is None:
+        return Entry(index, address, fault="unknown-reason")
+    try:
+        timestamp = _timestamp(value.get("timestamp"))
+    except (ValueError, OverflowError):
+        return Entry(index, address, reason, action, fault="bad-timestamp")
+    return Entry(index, address, reason, action, timestamp)
+
+
+def _undecodable(index: int, value: object, key: str) -> Entry:
+    # An address that UTF-8 cannot hold could be neither stored nor sent on; its raw bytes can.
+    address = _text_at(value, key)
+    shown = None if address is None or SURROGATE.search(address) else address
+    return Entry(index, shown, fault="undecodable")
+
+
+def _timestamp(value: object) -> int | None:
+    """A number, or a text of digits, truncated. A missing one is no fault; ValueError or OverflowError otherwise."""
+    # `type` and not `isinstance`: true is an int to Python.
+    if type(value) is int or value is None:
+        return value
+    if isinstance(value, float):
+        return int(value)
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= MAX_DIGITS:
+        return int(value)
+    raise ValueError
