@@ -1,0 +1,43 @@
+"""Runs the migrations on the connection that `service.store.migrations` hands over, or, when alembic is called by
+itself, on the database of the service's settings."""
+
+import asyncio
+import os
+
+from alembic import context
+from sqlalchemy import Connection, text
+
+from service.settings import load
+from service.store.database import single_connection
+from service.store.tables import metadata
+
+# One number for every process that migrates: the lock lives as long as the transaction, also behind a pooler.
+LOCK = 7_015_241_811
+
+
+def migrate(connection: Connection) -> None:
+    """All missing migrations in one transaction, while other processes wait for their turn."""
+    context.configure(connection=connection, target_metadata=metadata, compare_server_default=True)
+    with context.begin_transaction():
+        # Waiting for another migrator may take long; waiting for a table that traffic holds must not.
+        connection.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
+        connection.execute(text("set local lock_timeout = '3s'"))
+        context.run_migrations()
+
+
+async def from_settings() -> None:
+    """The database that alembic's own command line works on."""
+    settings = load(os.environ)
+    url = settings.database_direct_url or settings.database_url
+    if url is None:
+        raise SystemExit("DATABASE_URL is not set: alembic by itself needs it. `kahuna-sync migrate` does not.")
+    async with single_connection(url) as connection:
+        await connection.run_sync(migrate)
+        await connection.commit()
+
+
+handed_over = context.config.attributes.get("connection")
+if handed_over is not None:
+    migrate(handed_over)
+else:
+    asyncio.run(from_settings())

@@ -1,0 +1,85 @@
+"""Owns who may do what, and who did: API tokens, kept as hashes, and the audit log."""
+
+import hashlib
+import secrets
+import uuid
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.store.tables import audit, tokens
+
+SCOPES: Final = ("read", "write", "admin")
+
+_PREFIX: Final = "ks_"
+
+
+class Caller(NamedTuple):
+    """Who a token stands for. `namespace` is the only one it may speak of, or None for all."""
+
+    name: str
+    scopes: frozenset[str]
+    namespace: str | None
+
+
+async def create_token(
+    connection: AsyncConnection, name: str, scopes: Sequence[str], namespace: str | None, now: datetime
+) -> str:
+    """A new token: the only time that it can be read. It is random enough for a plain hash."""
+    token = _PREFIX + secrets.token_urlsafe(32)
+    row = {"id": uuid.uuid4(), "name": name, "hash": _hash(token), "scopes": list(scopes)}
+    await connection.execute(insert(tokens).values(row | {"namespace": namespace, "created_at": now}))
+    return token
+
+
+async def caller_of(connection: AsyncConnection, token: str) -> Caller | None:
+    """Whom a token stands for. Found by its hash, so the time it takes tells nothing about the token."""
+    query = select(tokens).where(tokens.c.hash == _hash(token), tokens.c.revoked_at.is_(None))
+    row = (await connection.execute(query)).first()
+    return None if row is None else Caller(row.name, frozenset(row.scopes), row.namespace)
+
+
+async def all_tokens(connection: AsyncConnection) -> Sequence[Any]:
+    """Every token, without what would let one use it."""
+    return (await connection.execute(select(tokens).order_by(tokens.c.created_at))).all()
+
+
+async def revoke_token(connection: AsyncConnection, name: str, now: datetime) -> int:
+    """Ends every token of this name; returns how many there were."""
+    live = update(tokens).where(tokens.c.name == name, tokens.c.revoked_at.is_(None))
+    return (await connection.execute(live.values(revoked_at=now))).rowcount
+
+
+class Deed(NamedTuple):
+    """What somebody did. `detail` may hold evidence and notes, never a key."""
+
+    actor: str
+    action: str
+    namespace: str | None = None
+    channel: str | None = None
+    address: str | None = None
+    detail: dict[str, Any] | None = None
+
+
+async def write_down(connection: AsyncConnection, deed: Deed, now: datetime) -> uuid.UUID:
+    """Adds a row to the audit log; its id is the evidence of what the deed changed."""
+    deed_id = uuid.uuid4()
+    row = deed._asdict() | {"id": deed_id, "at": now, "detail": deed.detail or {}}
+    await connection.execute(insert(audit).values(row))
+    return deed_id
+
+
+async def note_policy(connection: AsyncConnection, policy: dict[str, Any], now: datetime) -> bool:
+    """Writes down the numbers of the verdict if they differ from the last ones; tells whether they did."""
+    query = select(audit.c.detail).where(audit.c.action == "policy.set").order_by(audit.c.at.desc()).limit(1)
+    if (await connection.execute(query)).scalar() == policy:
+        return False
+    await write_down(connection, Deed("settings", "policy.set", detail=policy), now)
+    return True
+
+
+def _hash(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()

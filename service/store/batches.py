@@ -1,0 +1,160 @@
+"""Owns the archive: every signed body as received, what came of it, and which of its entries are in quarantine."""
+
+import uuid
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import zstandard
+from sqlalchemy import func, literal, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.domain.addresses import Channel
+from service.domain.facts import Origin
+from service.store.tables import batches, digests, quarantine
+
+
+class Received(NamedTuple):
+    """A verified body as it came in: everything that applying it needs, now or at any later replay."""
+
+    id: uuid.UUID
+    namespace: str
+    channel: Channel
+    origin: Origin
+    received_at: datetime
+    headers: dict[str, str]
+    body: bytes
+    digest: bytes
+
+
+class Outcome(NamedTuple):
+    """What came of a batch. The counts add up to its entries; `errors` holds all rejected ones."""
+
+    accepted: int
+    duplicates: int
+    rejected: int
+    errors: list[dict[str, Any]]
+
+
+class Known(NamedTuple):
+    """A batch that is archived already. `outcome` is None until it was applied."""
+
+    id: uuid.UUID
+    outcome: Outcome | None
+
+
+class Rejected(NamedTuple):
+    """An entry that could not be understood: where it stood, why, and its bytes."""
+
+    entry_index: int
+    error: str
+    entry: bytes
+
+
+async def claim_digest(connection: AsyncConnection, batch: Received) -> Known | None:
+    """Takes the digest for this batch, or tells which batch has it. Waits for one that is being recorded right now."""
+    row = {"digest": batch.digest, "namespace": batch.namespace, "channel": batch.channel}
+    claimed = (
+        insert(digests).values(row | {"batch_id": batch.id}).on_conflict_do_nothing().returning(digests.c.batch_id)
+    )
+    if (await connection.execute(claimed)).first() is not None:
+        return None
+    # The other transaction has committed, or the insert would still wait: this sees its rows.
+    query = (
+        select(batches.c.id, batches.c.state, batches.c.accepted, batches.c.duplicates)
+        .add_columns(batches.c.rejected, batches.c.errors)
+        .join_from(digests, batches, batches.c.id == digests.c.batch_id)
+        .where(digests.c.digest == batch.digest)
+        .where(digests.c.namespace == batch.namespace, digests.c.channel == batch.channel)
+    )
+    found = (await connection.execute(query)).one()
+    return Known(found.id, _outcome(found) if found.state == "applied" else None)
+
+
+async def archive(connection: AsyncConnection, batch: Received, outcome: Outcome | None, now: datetime) -> None:
+    """Stores a new batch: applied if there is an outcome, else recorded for the sweeper."""
+    row = {
+        "id": batch.id,
+        "namespace": batch.namespace,
+        "channel": batch.channel,
+        "origin": batch.origin,
+        "received_at": batch.received_at,
+        "headers": batch.headers,
+        "body": zstandard.compress(batch.body),
+        "body_bytes": len(batch.body),
+        "state": "recorded",
+        "next_attempt_at": now,
+    }
+    await connection.execute(insert(batches).values(row | (_applied(outcome, now) if outcome else {})))
+
+
+async def finish(connection: AsyncConnection, batch_id: uuid.UUID, outcome: Outcome, now: datetime) -> None:
+    """Turns a recorded batch into an applied one."""
+    await connection.execute(update(batches).where(batches.c.id == batch_id).values(_applied(outcome, now)))
+
+
+async def lock_unapplied(connection: AsyncConnection, batch_id: uuid.UUID) -> Received | None:
+    """The batch, locked, if it is still waiting to be applied."""
+    return await _one(connection, select(batches).where(batches.c.id == batch_id), skip_locked=False)
+
+
+async def next_unapplied(connection: AsyncConnection, now: datetime) -> Received | None:
+    """One batch that waits to be applied and is due, locked; those that another worker holds are passed over."""
+    due = select(batches).where(batches.c.next_attempt_at <= now).order_by(batches.c.next_attempt_at).limit(1)
+    return await _one(connection, due, skip_locked=True)
+
+
+async def postpone(connection: AsyncConnection, batch_id: uuid.UUID, error: str, now: datetime) -> None:
+    """Notes why a batch could not be applied, and tries it again ever more rarely, up to every 4,096 seconds."""
+    delay = func.make_interval(0, 0, 0, 0, 0, 0, func.power(2, func.least(batches.c.attempts, 12)))
+    values = {"attempts": batches.c.attempts + 1, "last_error": error, "next_attempt_at": literal(now) + delay}
+    await connection.execute(update(batches).where(batches.c.id == batch_id).values(values))
+
+
+async def quarantine_entries(connection: AsyncConnection, batch: Received, rejected: Sequence[Rejected]) -> None:
+    """Keeps the entries that could not be understood, each with its reason and its bytes."""
+    if not rejected:
+        return
+    rows = [
+        {
+            "batch_id": batch.id,
+            "entry_index": entry.entry_index,
+            "namespace": batch.namespace,
+            "channel": batch.channel,
+            "error": entry.error,
+            "entry": entry.entry,
+            "received_at": batch.received_at,
+        }
+        for entry in rejected
+    ]
+    await connection.execute(insert(quarantine).on_conflict_do_nothing(), rows)
+
+
+async def quarantined(connection: AsyncConnection, namespace: str, limit: int) -> Sequence[Any]:
+    """The newest open entries of the quarantine."""
+    query = select(quarantine).where(quarantine.c.namespace == namespace, quarantine.c.state == "open")
+    return (await connection.execute(query.order_by(quarantine.c.received_at.desc()).limit(limit))).all()
+
+
+async def unapplied_count(connection: AsyncConnection) -> int:
+    """How many batches are recorded and wait to be applied."""
+    query = select(func.count()).select_from(batches).where(batches.c.state == "recorded")
+    return (await connection.execute(query)).scalar_one()
+
+
+async def _one(connection: AsyncConnection, query: Any, *, skip_locked: bool) -> Received | None:
+    waiting = query.where(batches.c.state == "recorded").with_for_update(skip_locked=skip_locked)
+    row = (await connection.execute(waiting)).first()
+    if row is None:
+        return None
+    body = zstandard.decompress(row.body, max_output_size=row.body_bytes)
+    return Received(row.id, row.namespace, row.channel, row.origin, row.received_at, row.headers, body, b"")
+
+
+def _applied(outcome: Outcome, now: datetime) -> dict[str, Any]:
+    return outcome._asdict() | {"state": "applied", "applied_at": now, "next_attempt_at": None, "last_error": None}
+
+
+def _outcome(row: Any) -> Outcome:
+    return Outcome(row.accepted, row.duplicates, row.rejected, row.errors)

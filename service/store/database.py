@@ -1,0 +1,171 @@
+"""Owns the engine and the only begin and commit. Tells apart what can be retried, what is away, and what is a bug."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Final, TypeAlias, TypeVar
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import asyncpg
+import msgspec
+import sqlalchemy.exc
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from service.errors import SettingsError, StorageBusy, StorageUnavailable
+from service.settings import Settings
+
+T = TypeVar("T")
+
+Connection: TypeAlias = AsyncConnection
+"""What every function of the store takes first; the floors above know it by this name only."""
+
+CONFLICT_STATES: Final = frozenset({"40001", "40P01", "55P03"})
+"""Serialisation failure, deadlock, lock not available: the same work, tried again, goes through."""
+
+AWAY_STATES: Final = frozenset({"57P01", "57P02", "57P03", "53300", "53400", "53100", "53200", "25006", "25P03"})
+"""Shutting down, crashed, starting, too many connections, out of resources, read-only: not our bug."""
+
+
+class Database:
+    """The one way to PostgreSQL. `begin` writes in a transaction; `read` runs single statements without one."""
+
+    def __init__(self, engine: AsyncEngine, *, settings_per_transaction: str | None = None) -> None:
+        self._engine = engine
+        self._autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._settings_per_transaction = settings_per_transaction
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Database":
+        """The database of these settings. Connects when first asked."""
+        if settings.database_url is None:
+            raise SettingsError("DATABASE_URL is not set, and no embedded database was started.")
+        pooled = settings.database_pooler == "transaction"
+        engine = _engine(settings, settings.database_url)
+        return cls(engine, settings_per_transaction=_as_local(settings) if pooled else None)
+
+    async def __aenter__(self) -> "Database":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction: committed at the end of the block, rolled back by any exception."""
+        async with _weather(), self._engine.begin() as connection:
+            if self._settings_per_transaction is not None:
+                await connection.execute(text(self._settings_per_transaction))
+            yield connection
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """A connection on which each statement stands alone: one round trip for one answer."""
+        async with _weather(), self._autocommit.connect() as connection:
+            yield connection
+
+    async def close(self) -> None:
+        """Closes every connection."""
+        await self._engine.dispose()
+
+
+def is_conflict(error: BaseException) -> bool:
+    """Whether the transaction lost to another one and may be tried again as it is."""
+    return _state_of(error) in CONFLICT_STATES
+
+
+def async_url(url: str) -> str:
+    """A `postgresql://` URL, as libpq writes it, in the words of the driver."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("postgresql", "postgres", "postgresql+asyncpg"):
+        raise SettingsError("DATABASE_URL must begin with postgresql://.")
+    query = urlencode([("ssl" if name == "sslmode" else name, value) for name, value in parse_qsl(parts.query)])
+    return urlunsplit(parts._replace(scheme="postgresql+asyncpg", query=query))
+
+
+def _engine(settings: Settings, url: str) -> AsyncEngine:
+    pooled = settings.database_pooler == "transaction"
+    connect_args: dict[str, Any] = {"timeout": settings.database_connect_timeout_seconds}
+    if pooled:
+        # The pooler gives each transaction another server: no statement may be named, no session setting kept.
+        connect_args |= {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
+        connect_args |= {"prepared_statement_name_func": str}
+    else:
+        connect_args["server_settings"] = _limits(settings) | {"application_name": "kahuna-sync"}
+    return create_async_engine(
+        async_url(url),
+        connect_args=connect_args,
+        pool_size=settings.database_pool_size,
+        max_overflow=0,
+        pool_timeout=settings.database_connect_timeout_seconds,
+        pool_use_lifo=True,
+        hide_parameters=True,
+        json_serializer=lambda value: msgspec.json.encode(value).decode(),
+        json_deserializer=msgspec.json.decode,
+    )
+
+
+@asynccontextmanager
+async def single_connection(url: str) -> AsyncIterator[AsyncConnection]:
+    """One connection outside any pool, for migrations."""
+    engine = create_async_engine(async_url(url), poolclass=NullPool, hide_parameters=True)
+    try:
+        async with engine.connect() as connection:
+            yield connection
+    finally:
+        await engine.dispose()
+
+
+def _limits(settings: Settings) -> dict[str, str]:
+    return {
+        "lock_timeout": f"{settings.lock_timeout_milliseconds}ms",
+        "statement_timeout": f"{settings.statement_timeout_seconds}s",
+        "idle_in_transaction_session_timeout": f"{settings.statement_timeout_seconds}s",
+    }
+
+
+def _as_local(settings: Settings) -> str:
+    calls = (f"set_config('{name}', '{value}', true)" for name, value in _limits(settings).items())
+    return f"select {', '.join(calls)}"
+
+
+@asynccontextmanager
+async def _weather() -> AsyncIterator[None]:
+    """Turns everything that means "not now" into one error. A lost connection says nothing about the data."""
+    try:
+        yield
+    except Exception as error:
+        if is_away(error):
+            raise StorageUnavailable("The database cannot be reached; try again.") from error
+        raise
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether the database, not the statement, is what failed. A value that the driver cannot encode is a bug of ours,
+    though asyncpg files it under the same class as a closed connection."""
+    state = _state_of(error)
+    if state is not None:
+        return state.startswith("08") or state in AWAY_STATES
+    if isinstance(error, sqlalchemy.exc.DBAPIError):
+        return error.connection_invalidated
+    if isinstance(error, asyncpg.InterfaceError):
+        return not isinstance(error, asyncpg.DataError)
+    return isinstance(error, OSError | sqlalchemy.exc.TimeoutError)
+
+
+def _state_of(error: BaseException) -> str | None:
+    original = error.orig if isinstance(error, sqlalchemy.exc.DBAPIError) else error
+    state = getattr(original, "sqlstate", None)
+    return state if isinstance(state, str) else None
+
+
+async def until_settled(database: Database, transaction: Callable[[Connection], Awaitable[T]], attempts: int = 4) -> T:
+    """Runs a transaction, and again if it lost a lock or a deadlock: it left nothing behind. Then `StorageBusy`."""
+    for _ in range(attempts):
+        try:
+            async with database.begin() as connection:
+                return await transaction(connection)
+        except Exception as error:
+            if not is_conflict(error):
+                raise
+    raise StorageBusy("Others hold what this needs; try again.")

@@ -1,0 +1,419 @@
+"""Owns the corrections: what Kahuna holds per slot, what it is therefore owed, and how far each correction has come.
+
+Whoever changes a slot holds the lock of its home row in `suppressions` first; rows of the outbox are locked after.
+"""
+
+import uuid
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final, Literal, NamedTuple
+
+from sqlalchemy import DateTime, bindparam, case, delete, exists, func, insert, select, text, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.domain.addresses import Channel
+from service.domain.corrections import Correction, Marks, Slot, owed, sayable, slots_of
+from service.domain.suppression import Cause, Policy
+from service.store.suppressions import HOME, SEPARATOR
+from service.store.tables import circuits, corrections, suppressions
+
+
+class Scope(NamedTuple):
+    """What every question about slots shares. `at` is in Unix seconds, `now` our clock, `policy` the verdict's."""
+
+    namespace: str
+    channel: Channel
+    now: datetime
+    policy: Policy
+
+    @property
+    def at(self) -> int:
+        """The moment of the verdict."""
+        return int(self.now.timestamp())
+
+
+class Open(NamedTuple):
+    """A correction that is not proved: its row, what it says, and how far it has come."""
+
+    id: int
+    correction: Correction
+    state: str
+    attempts: int
+
+
+class SlotState(NamedTuple):
+    """Both sides of one slot, and what follows."""
+
+    address: str
+    received: str
+    name: str
+    causes: dict[str, Cause]
+    slot: Slot
+    needed: Correction | None
+    pending: Open | None
+    refused: bool
+
+
+class Claimed(NamedTuple):
+    """One correction on its way to Kahuna."""
+
+    id: int
+    address: str
+    received: str
+    slot: str
+    correction: Correction
+    attempts: int
+
+
+class Settlement(NamedTuple):
+    """What came of claimed corrections: the state they take, why, with which evidence, and when to try again."""
+
+    state: Literal["sent", "rejected", "dead", "pending"]
+    reason: str | None = None
+    evidence: dict[str, Any] | None = None
+    delay: float = 0.0
+
+
+_UNPROVED: Final = ("pending", "sending", "superseded", "dead")
+
+_FOR_GOOD: Final = frozenset({"rejected", "unsupported"})
+
+# A superset of the slots at odds, cheap enough for the whole list; the domain decides on what it finds.
+_AT_ODDS: Final = f"""
+    select address from suppressions
+    where namespace = :namespace and channel = :channel and {{where}}
+    group by address, {HOME}
+    having coalesce(bool_or(stop_at >= coalesce(clear_at, stop_at)), false)
+           is distinct from coalesce(max(held_stop_at) > coalesce(max(held_clear_at), -1), false)
+"""  # noqa: S608 (our own words)
+
+_OPEN_HERE: Final = """
+    select address from corrections where namespace = :namespace and channel = :channel and {where}
+    and state in ('pending', 'sending', 'superseded', 'dead')
+"""
+
+_GIVEN: Final = "address = any(string_to_array(:addresses, :separator))"
+
+_AT_ODDS_AMONG: Final = text(f"{_AT_ODDS.format(where=_GIVEN)} union {_OPEN_HERE.format(where=_GIVEN)}")
+
+_AT_ODDS_AFTER: Final = text(f"""
+    (select distinct address from ({_AT_ODDS.format(where="address > :after")}) as s order by address limit :limit)
+    union
+    (select distinct address from ({_OPEN_HERE.format(where="address > :after and attempts > 0")}) as o
+     order by address limit :limit)
+    order by address limit :limit
+""")  # noqa: S608 (our own words)
+
+
+async def owe(connection: AsyncConnection, scope: Scope, addresses: Collection[str], *, again: bool = False) -> int:
+    """Brings the outbox in line with both sides of these addresses; returns how many corrections were written.
+
+    The caller holds the home rows of their slots. `again` proposes anew what was given up (never what was refused).
+    """
+    candidates = await _at_odds_among(connection, scope, addresses)
+    if not candidates:
+        return 0
+    states = await examine(connection, scope, candidates, again=again)
+    return await write(connection, scope, states)
+
+
+async def examine(
+    connection: AsyncConnection, scope: Scope, addresses: Iterable[str], *, again: bool = False
+) -> list[SlotState]:
+    """Both sides of every slot of these addresses, in the order of the keys."""
+    given = sorted(addresses)
+    rows = await _rows_by_address(connection, scope, given)
+    outbox = await _open_by_slot(connection, scope, given)
+    states = []
+    for address in given:
+        causes = {row.reason: _cause(row) for row in rows[address]}
+        states += [
+            _state_of(scope, address, name, rows[address], outbox[address, name], again=again)
+            for name in sorted(slots_of(scope.channel, causes))
+        ]
+    return states
+
+
+async def write(connection: AsyncConnection, scope: Scope, states: Sequence[SlotState]) -> int:
+    """Withdraws the pending corrections that are no longer what is needed, and writes the ones that are."""
+    stale = [s.pending.id for s in states if s.pending is not None and s.pending.correction != s.needed]
+    if stale:
+        withdrawn = update(corrections).where(corrections.c.id.in_(stale), corrections.c.state == "pending")
+        await connection.execute(withdrawn.values(state="superseded", settled_at=scope.now))
+    new = [_row(scope, s, s.needed) for s in states if s.needed is not None and not s.refused and not _is_pending(s)]
+    if new:
+        await connection.execute(insert(corrections), new)
+    return len(new)
+
+
+async def lock_homes(connection: AsyncConnection, scope: Scope, addresses: Iterable[str]) -> None:
+    """Locks the rows of these addresses in the order of their keys."""
+    query = select(suppressions.c.reason).where(*_mine(suppressions, scope, addresses))
+    await connection.execute(query.order_by(suppressions.c.address, suppressions.c.reason).with_for_update())
+
+
+async def at_odds_after(connection: AsyncConnection, scope: Scope, after: str, limit: int) -> list[str]:
+    """The next addresses of the whole list with a slot at odds, in order: one page of a reconciliation."""
+    values = {"namespace": scope.namespace, "channel": scope.channel, "after": after, "limit": limit}
+    return list((await connection.execute(_AT_ODDS_AFTER, values)).scalars())
+
+
+async def claim(
+    connection: AsyncConnection,
+    namespace: str,
+    channel: Channel,
+    limit: int,
+    lease: uuid.UUID,
+    now: datetime,
+    until: datetime,
+) -> list[Claimed]:
+    """Takes the corrections that are due, oldest first. A slot with one on its way is left alone."""
+    other = corrections.alias()
+    busy = exists().where(
+        other.c.state == "sending",
+        other.c.address == corrections.c.address,
+        other.c.channel == corrections.c.channel,
+        other.c.namespace == corrections.c.namespace,
+        other.c.slot == corrections.c.slot,
+    )
+    due = (
+        select(corrections.c.id)
+        .where(corrections.c.state == "pending", corrections.c.next_attempt_at <= now, ~busy)
+        .where(corrections.c.namespace == namespace, corrections.c.channel == channel)
+        .order_by(corrections.c.next_attempt_at, corrections.c.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    taken = update(corrections).where(corrections.c.id.in_(due.scalar_subquery()))
+    taken = taken.values(state="sending", lease_id=lease, lease_until=until, attempts=corrections.c.attempts + 1)
+    rows = (await connection.execute(taken.returning(corrections))).all()
+    return [
+        Claimed(r.id, r.address, r.address_received, r.slot, Correction(r.action, r.occurred_at), r.attempts)
+        for r in sorted(rows, key=lambda r: (r.address, r.slot))
+    ]
+
+
+async def renew(connection: AsyncConnection, lease: uuid.UUID, until: datetime) -> int:
+    """Holds a claim for longer; returns how many corrections are still under it."""
+    query = update(corrections).where(corrections.c.lease_id == lease, corrections.c.state == "sending")
+    return (await connection.execute(query.values(lease_until=until))).rowcount
+
+
+async def release_expired(connection: AsyncConnection, now: datetime) -> int:
+    """Frees the corrections of workers that are gone; they may have reached Kahuna, so they are sent again."""
+    gone = select(corrections.c.id).where(corrections.c.state == "sending", corrections.c.lease_until < now)
+    freed = update(corrections).where(corrections.c.id.in_(gone.with_for_update(skip_locked=True).scalar_subquery()))
+    return (await connection.execute(freed.values(_retried(now, now) | {"reason": "lease-expired"}))).rowcount
+
+
+async def settle(
+    connection: AsyncConnection, scope: Scope, lease: uuid.UUID, claimed: Sequence[Claimed], settlement: Settlement
+) -> int:
+    """Writes down what came of corrections still under this lease, then what is owed now; returns how many there were.
+
+    An accepted one is what Kahuna holds from now on. One that must be tried again gives way to a newer pending one.
+    """
+    await lock_homes(connection, scope, {c.address for c in claimed})
+    mine = update(corrections).where(
+        corrections.c.id.in_([c.id for c in claimed]), corrections.c.lease_id == lease, corrections.c.state == "sending"
+    )
+    values = _settled(settlement, scope.now)
+    ids = set((await connection.execute(mine.values(values).returning(corrections.c.id))).scalars())
+    settled = [c for c in claimed if c.id in ids]
+    if settlement.state == "sent":
+        await _hold(connection, scope, settled)
+    await owe(connection, scope, {c.address for c in settled})
+    return len(settled)
+
+
+async def by_state(connection: AsyncConnection, namespace: str, state: str, limit: int) -> Sequence[Any]:
+    """The newest corrections in this state."""
+    query = select(corrections).where(corrections.c.namespace == namespace, corrections.c.state == state)
+    return (await connection.execute(query.order_by(corrections.c.id.desc()).limit(limit))).all()
+
+
+async def depth(connection: AsyncConnection) -> dict[tuple[str, str], int]:
+    """How many corrections are not settled, or given up, by namespace and state."""
+    open_ = corrections.c.state.in_(["pending", "sending", "dead"])
+    query = select(corrections.c.namespace, corrections.c.state, func.count()).where(open_)
+    rows = await connection.execute(query.group_by(corrections.c.namespace, corrections.c.state))
+    return {(row[0], row[1]): row[2] for row in rows}
+
+
+async def open_circuit(
+    connection: AsyncConnection, namespace: str, reason: str, now: datetime, probe_at: datetime
+) -> None:
+    """Nothing is sent for this namespace before the probe."""
+    row = {"namespace": namespace, "reason": reason, "opened_at": now, "probe_at": probe_at}
+    again = {"reason": reason, "probe_at": probe_at}
+    await connection.execute(
+        upsert(circuits).values(row).on_conflict_do_update(index_elements=["namespace"], set_=again)
+    )
+
+
+async def close_circuit(connection: AsyncConnection, namespace: str) -> bool:
+    """Back to normal; tells whether the circuit was open."""
+    closed = delete(circuits).where(circuits.c.namespace == namespace)
+    return (await connection.execute(closed)).rowcount > 0
+
+
+async def open_circuits(connection: AsyncConnection) -> dict[str, Any]:
+    """The open circuits, by namespace."""
+    return {row.namespace: row for row in await connection.execute(select(circuits))}
+
+
+async def _at_odds_among(connection: AsyncConnection, scope: Scope, addresses: Collection[str]) -> list[str]:
+    values = {"namespace": scope.namespace, "channel": scope.channel, "separator": SEPARATOR}
+    joined = SEPARATOR.join(addresses)
+    return list((await connection.execute(_AT_ODDS_AMONG, values | {"addresses": joined})).scalars())
+
+
+async def _rows_by_address(connection: AsyncConnection, scope: Scope, addresses: list[str]) -> Mapping[str, list[Any]]:
+    rows: defaultdict[str, list[Any]] = defaultdict(list)
+    for row in await connection.execute(select(suppressions).where(*_mine(suppressions, scope, addresses))):
+        rows[row.address].append(row)
+    return rows
+
+
+async def _open_by_slot(
+    connection: AsyncConnection, scope: Scope, addresses: list[str]
+) -> Mapping[tuple[str, str], list[Open]]:
+    """The corrections that are not proved, locked, so that no claim moves them meanwhile."""
+    columns = corrections.c
+    query = select(columns.id, columns.address, columns.slot, columns.action, columns.occurred_at, columns.state)
+    query = query.add_columns(columns.attempts).where(*_mine(corrections, scope, addresses), columns.state != "sent")
+    found: defaultdict[tuple[str, str], list[Open]] = defaultdict(list)
+    for row in await connection.execute(query.order_by(columns.address, columns.slot, columns.id).with_for_update()):
+        correction = Correction(row.action, row.occurred_at)
+        found[row.address, row.slot].append(Open(row.id, correction, row.state, row.attempts))
+    return found
+
+
+def _state_of(scope: Scope, address: str, name: str, rows: list[Any], outbox: list[Open], *, again: bool) -> SlotState:
+    causes = {row.reason: _cause(row) for row in rows}
+    mine = [row for row in rows if row.reason in {c.reason for c in slots_of(scope.channel, causes)[name]}]
+    slot = _slot(mine, outbox)
+    needed = owed(scope.channel, causes, name, slot, scope.at, scope.policy)
+    pending = next((o for o in outbox if o.state == "pending"), None)
+    refused = needed is not None and _was_refused(needed, outbox, again=again)
+    return SlotState(address, _received(address, mine), name, causes, slot, needed, pending, refused)
+
+
+def _slot(rows: list[Any], outbox: list[Open]) -> Slot:
+    held = sent = Marks()
+    for row in rows:
+        held = held.join(Marks(row.held_stop_at, row.held_clear_at))
+    for unproved in outbox:
+        if unproved.attempts and unproved.state in _UNPROVED:
+            sent = sent.join(unproved.correction.marks)
+    in_flight = next((o.correction for o in outbox if o.state == "sending"), None)
+    return Slot(held, sent, in_flight)
+
+
+def _received(address: str, rows: list[Any]) -> str:
+    """The form in which the deciding fact gave the address: the vendor gets it back like that."""
+    decided = [row for row in rows if _cause(row).decided is not None]
+    newest = max(decided, key=lambda row: _cause(row).decided[1], default=None)  # type: ignore[index]  # filtered above
+    return address if newest is None or newest.address_received is None else newest.address_received
+
+
+def _was_refused(needed: Correction, outbox: list[Open], *, again: bool) -> bool:
+    """Whether the same, or a later one of its kind, came to nothing for good. `dead` ones may be proposed again."""
+    final = _FOR_GOOD if again else _FOR_GOOD | {"dead"}
+    return any(
+        o.state in final and o.correction.action == needed.action and o.correction.occurred_at >= needed.occurred_at
+        for o in outbox
+    )
+
+
+def _is_pending(state: SlotState) -> bool:
+    return state.pending is not None and state.pending.correction == state.needed
+
+
+def _row(scope: Scope, state: SlotState, needed: Correction) -> dict[str, Any]:
+    can_say = sayable(scope.channel, needed.action)
+    return {
+        "namespace": scope.namespace,
+        "channel": scope.channel,
+        "address": state.address,
+        "slot": state.name,
+        "address_received": state.received,
+        "action": needed.action,
+        "occurred_at": needed.occurred_at,
+        "state": "pending" if can_say else "unsupported",
+        "reason": None if can_say else "no-words-for-it",
+        "next_attempt_at": scope.now,
+        "created_at": scope.now,
+        "settled_at": None if can_say else scope.now,
+    }
+
+
+async def _hold(connection: AsyncConnection, scope: Scope, accepted: Sequence[Claimed]) -> None:
+    """Notes what Kahuna holds now, in the home row of each slot."""
+    if not accepted:
+        return
+    home = update(suppressions).where(
+        suppressions.c.namespace == scope.namespace,
+        suppressions.c.channel == scope.channel,
+        suppressions.c.address == bindparam("in_address"),
+        suppressions.c.reason == bindparam("in_slot"),
+    )
+    held = home.values(
+        held_stop_at=func.greatest(
+            suppressions.c.held_stop_at, bindparam("stop", type_=corrections.c.occurred_at.type)
+        ),
+        held_clear_at=func.greatest(
+            suppressions.c.held_clear_at, bindparam("clear", type_=corrections.c.occurred_at.type)
+        ),
+    )
+    marks = [(c, c.correction.marks) for c in accepted]
+    rows = [{"in_address": c.address, "in_slot": c.slot, "stop": m.stop_at, "clear": m.clear_at} for c, m in marks]
+    await connection.execute(held, rows)
+
+
+def _settled(settlement: Settlement, now: datetime) -> dict[str, Any]:
+    if settlement.state == "pending":
+        again_at = now + timedelta(seconds=settlement.delay)
+        return _retried(now, again_at) | {"reason": settlement.reason, "evidence": settlement.evidence}
+    return {
+        "state": settlement.state,
+        "reason": settlement.reason,
+        "evidence": settlement.evidence,
+        "settled_at": now,
+        "lease_id": None,
+        "lease_until": None,
+    }
+
+
+def _retried(now: datetime, again_at: datetime) -> dict[str, Any]:
+    """Back to pending, or out of the way of a newer pending one."""
+    other = corrections.alias()
+    newer = exists().where(
+        other.c.state == "pending",
+        other.c.address == corrections.c.address,
+        other.c.channel == corrections.c.channel,
+        other.c.namespace == corrections.c.namespace,
+        other.c.slot == corrections.c.slot,
+    )
+    moment = bindparam(None, now, type_=DateTime(timezone=True))
+    return {
+        "state": case((newer, "superseded"), else_="pending"),
+        "settled_at": case((newer, moment)),
+        "next_attempt_at": again_at,
+        "lease_id": None,
+        "lease_until": None,
+    }
+
+
+def _mine(table: Any, scope: Scope, addresses: Iterable[str]) -> tuple[Any, ...]:
+    return (
+        table.c.namespace == scope.namespace,
+        table.c.channel == scope.channel,
+        table.c.address == func.any(func.string_to_array(SEPARATOR.join(addresses), SEPARATOR)),
+    )
+
+
+def _cause(row: Any) -> Cause:
+    return Cause(row.reason, row.stop_at, row.clear_at, tuple(row.bounces or ()))

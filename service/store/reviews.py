@@ -1,0 +1,75 @@
+"""Owns the opt-ins that wait for a person, and what was decided of each."""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import func, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.store.batches import Received
+from service.store.tables import reviews
+
+
+class Held(NamedTuple):
+    """An opt-in that waits: `occurred_at` is None if it came without a time that can stand."""
+
+    entry_index: int
+    address: str
+    received: str
+    reason: str
+    occurred_at: int | None
+    why: str
+
+
+async def hold(connection: AsyncConnection, batch: Received, held: Sequence[Held]) -> int:
+    """Adds those that are new; returns how many were. A decision stands: the same opt-in is not asked about twice."""
+    if not held:
+        return 0
+    rows = [
+        {
+            "id": uuid.uuid4(),
+            "namespace": batch.namespace,
+            "channel": batch.channel,
+            "address": h.address,
+            "reason": h.reason,
+            "occurred_at": h.occurred_at,
+            "why": h.why,
+            "address_received": None if h.received == h.address else h.received,
+            "batch_id": batch.id,
+            "entry_index": h.entry_index,
+            "received_at": batch.received_at,
+        }
+        for h in sorted(held, key=lambda h: (h.address, h.reason, h.occurred_at or 0, h.entry_index))
+    ]
+    added = insert(reviews).values(rows).on_conflict_do_nothing().returning(reviews.c.id)
+    return len((await connection.execute(added)).all())
+
+
+async def by_state(connection: AsyncConnection, namespace: str, state: str, limit: int) -> Sequence[Mapping[str, Any]]:
+    """The reviews in this state, oldest first."""
+    query = select(reviews).where(reviews.c.namespace == namespace, reviews.c.state == state)
+    oldest = query.order_by(reviews.c.received_at, reviews.c.id).limit(limit)
+    return (await connection.execute(oldest)).mappings().all()
+
+
+async def lock(connection: AsyncConnection, review_id: uuid.UUID) -> Mapping[str, Any] | None:
+    """One review, locked for a decision."""
+    query = select(reviews).where(reviews.c.id == review_id).with_for_update()
+    return (await connection.execute(query)).mappings().first()
+
+
+async def decide(
+    connection: AsyncConnection, review_id: uuid.UUID, state: str, actor: str, note: str | None, now: datetime
+) -> None:
+    """Writes the decision down."""
+    decision = {"state": state, "decided_by": actor, "decided_at": now, "note": note}
+    await connection.execute(update(reviews).where(reviews.c.id == review_id).values(decision))
+
+
+async def pending_count(connection: AsyncConnection) -> int:
+    """How many opt-ins wait for a person."""
+    query = select(func.count()).select_from(reviews).where(reviews.c.state == "pending")
+    return (await connection.execute(query)).scalar_one()

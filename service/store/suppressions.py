@@ -1,0 +1,236 @@
+"""Owns the list: stores facts and merges them into causes, in SQL, by the rules of `domain.suppression`.
+
+The merge stands twice, here for many rows at once and in the domain for one address; a property test holds the two
+against each other. Locks are taken in the order of the keys, facts before causes.
+"""
+
+import uuid
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Final, NamedTuple
+
+from sqlalchemy import DateTime, Uuid, bindparam, func, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.domain.addresses import Channel
+from service.domain.facts import Action, Fact, Origin, Source
+from service.domain.suppression import Cause, Policy
+from service.store.tables import facts, suppressions
+
+
+class Entry(NamedTuple):
+    """One fact to store, without what all facts of its group share. `entry_index` is its place in the batch.
+
+    `awaits` marks an opt-in that waits for review: what it says of the vendor's side is noted, the fact is not made.
+    """
+
+    address: str
+    received: str
+    reason: str
+    action: Action
+    occurred_at: int
+    entry_index: int | None = None
+    awaits: bool = False
+
+
+class Provenance(NamedTuple):
+    """What the facts of one group share: who says so, by which evidence (exactly one of the two ids), applied when."""
+
+    namespace: str
+    channel: Channel
+    source: Source
+    origin: Origin
+    recorded_at: datetime
+    batch_id: uuid.UUID | None = None
+    audit_id: uuid.UUID | None = None
+
+
+class CauseRow(NamedTuple):
+    """A cause and where its deciding fact came from."""
+
+    cause: Cause
+    recorded_at: datetime | None
+    origin: str | None
+    batch_id: uuid.UUID | None
+
+
+class FactRow(NamedTuple):
+    """A stored fact and where it came from."""
+
+    fact: Fact
+    recorded_at: datetime
+    origin: str
+    batch_id: uuid.UUID | None
+
+
+SEPARATOR: Final = "\x1f"
+"""Between the values of a bulk column. No normal form holds a control character, and no form as received does."""
+
+HOME: Final = """case when :channel = 'sms' then 'do_not_call'
+              when reason = 'manual' then 'unsubscribe' else reason end"""
+"""`domain.facts.home_of` in SQL."""
+
+_MERGED_HOME: Final = HOME.replace("reason", "merged.reason")
+
+# Bulk columns travel as joined text: binding 100,000 values apart stalls the event loop.
+_ENTRIES: Final = """
+    select address, received, reason, action, occurred_at, index, awaits
+    from unnest(string_to_array(:address, :separator), string_to_array(:received, :separator),
+                string_to_array(:reason, ','), string_to_array(:action, ','),
+                string_to_array(:occurred_at, ',')::bigint[], string_to_array(:index, ',', '')::int[],
+                string_to_array(:awaits, ',')::bool[])
+         as entry(address, received, reason, action, occurred_at, index, awaits)
+"""
+
+
+def _kept(times: str, clear_at: str) -> str:
+    """The newest distinct bounce times since the latest clear, ascending: `domain.suppression.merge` in SQL."""
+    return f"""(select array_agg(at order by at) from (
+        select distinct at from unnest({times}) as bounce(at)
+        where at >= coalesce({clear_at}, at) order by at desc limit :kept) as newest)"""  # noqa: S608 (our own words)
+
+
+_APPLY: Final = text(
+    f"""
+    with entry as materialized ({_ENTRIES}),
+    fresh as (
+        insert into facts (address, channel, namespace, reason, action, occurred_at, source, origin,
+                           address_received, batch_id, entry_index, audit_id, recorded_at)
+        select address, :channel, :namespace, reason, action, occurred_at, :source, :origin,
+               nullif(received, address), :batch_id, index, :audit_id, :recorded_at
+        from entry where not awaits order by address, reason, action, occurred_at, index
+        on conflict do nothing
+        returning address, reason, action, occurred_at, address_received
+    ),
+    stated as (
+        select address, reason, action, occurred_at, address_received, false as awaits from fresh
+        union all
+        select address, reason, action, occurred_at, nullif(received, address), true from entry where awaits
+    ),
+    merged as (
+        select address, reason,
+               max(occurred_at) filter (where action = 'suppress' and not awaits) as stop_at,
+               max(occurred_at) filter (where action = 'clear' and not awaits) as clear_at,
+               array_agg(occurred_at) filter (where action = 'suppress' and reason = 'soft_bounce') as bounces,
+               max(occurred_at) filter (where action = 'suppress' and :source = 'local') as local_stop_at,
+               max(occurred_at) filter (where action = 'suppress' and :source = 'kahuna') as held_stop_at,
+               max(occurred_at) filter (where action = 'clear' and :source = 'kahuna') as held_clear_at,
+               min(address_received) as address_received
+        from stated group by address, reason
+    ),
+    touched as (
+        select address, reason, stop_at, clear_at, {_kept("bounces", "clear_at")} as bounces, local_stop_at,
+               held_stop_at, held_clear_at, address_received
+        from merged
+        union all
+        -- The row of the slot's home, without news: whoever changes a slot locks it, so that none misses another.
+        select distinct address, {HOME}, null::bigint, null::bigint, null::bigint[], null::bigint,
+               null::bigint, null::bigint, null
+        from merged where reason <> {HOME}
+          and not exists (select from merged as m where m.address = merged.address and m.reason = {_MERGED_HOME})
+    ),
+    changed as (
+        insert into suppressions as s (address, channel, namespace, reason, stop_at, clear_at, bounces, local_stop_at,
+                                       held_stop_at, held_clear_at, address_received, origin, batch_id, recorded_at)
+        select address, :channel, :namespace, reason, stop_at, clear_at, bounces, local_stop_at,
+               held_stop_at, held_clear_at, address_received,
+               case when coalesce(stop_at, clear_at) is not null then :origin end,
+               case when coalesce(stop_at, clear_at) is not null then :batch_id end,
+               case when coalesce(stop_at, clear_at) is not null then :recorded_at end
+        from touched order by address, reason
+        on conflict (address, channel, namespace, reason) do update set
+            stop_at = greatest(s.stop_at, excluded.stop_at),
+            clear_at = greatest(s.clear_at, excluded.clear_at),
+            bounces = {_kept("s.bounces || excluded.bounces", "greatest(s.clear_at, excluded.clear_at)")},
+            local_stop_at = greatest(s.local_stop_at, excluded.local_stop_at),
+            held_stop_at = greatest(s.held_stop_at, excluded.held_stop_at),
+            held_clear_at = greatest(s.held_clear_at, excluded.held_clear_at),
+            (address_received, origin, batch_id, recorded_at) = (
+                select case when wins then excluded.address_received else s.address_received end,
+                       case when wins then excluded.origin else s.origin end,
+                       case when wins then excluded.batch_id else s.batch_id end,
+                       case when wins then excluded.recorded_at else s.recorded_at end
+                from (select coalesce(greatest(excluded.stop_at, excluded.clear_at), -1)
+                             > coalesce(greatest(s.stop_at, s.clear_at), -1)
+                          or (excluded.stop_at = s.clear_at and excluded.stop_at >= coalesce(excluded.clear_at, 0)
+                              and s.clear_at > coalesce(s.stop_at, -1)) as wins) as duel)
+        where greatest(s.stop_at, excluded.stop_at) is distinct from s.stop_at
+           or greatest(s.clear_at, excluded.clear_at) is distinct from s.clear_at
+           or greatest(s.local_stop_at, excluded.local_stop_at) is distinct from s.local_stop_at
+           or greatest(s.held_stop_at, excluded.held_stop_at) is distinct from s.held_stop_at
+           or greatest(s.held_clear_at, excluded.held_clear_at) is distinct from s.held_clear_at
+           or excluded.bounces is not null
+        returning address
+    ),
+    fed as (
+        insert into changes (namespace, channel, address, recorded_at)
+        select distinct :namespace, :channel, address, cast(:recorded_at as timestamptz) from changed
+    )
+    select count(*) from fresh
+    """  # noqa: S608 (built from our own words alone)
+).bindparams(
+    bindparam("batch_id", type_=Uuid), bindparam("audit_id", type_=Uuid), bindparam("recorded_at", type_=DateTime(True))
+)
+
+
+async def apply(connection: AsyncConnection, entries: Sequence[Entry], provenance: Provenance, policy: Policy) -> int:
+    """Stores the facts that are new, merges them, feeds the changes; returns how many were new. One statement."""
+    if not entries:
+        return 0
+    columns = {
+        "address": SEPARATOR.join(e.address for e in entries),
+        "received": SEPARATOR.join(e.received for e in entries),
+        "reason": ",".join(e.reason for e in entries),
+        "action": ",".join(e.action for e in entries),
+        "occurred_at": ",".join(str(e.occurred_at) for e in entries),
+        "index": ",".join("" if e.entry_index is None else str(e.entry_index) for e in entries),
+        "awaits": ",".join("t" if e.awaits else "f" for e in entries),
+        "separator": SEPARATOR,
+        "kept": policy.soft_bounces_kept,
+    }
+    new: int = (await connection.execute(_APPLY, columns | provenance._asdict())).scalar_one()
+    return new
+
+
+async def causes_of(connection: AsyncConnection, namespace: str, channel: Channel, address: str) -> list[CauseRow]:
+    """Every cause of one address, whether in force or not. The hot query: one index range."""
+    query = select(suppressions).where(suppressions.c.address == address, suppressions.c.channel == channel)
+    rows = await connection.execute(query.where(suppressions.c.namespace == namespace))
+    causes = (
+        CauseRow(Cause(r.reason, r.stop_at, r.clear_at, tuple(r.bounces or ())), r.recorded_at, r.origin, r.batch_id)
+        for r in rows
+    )
+    return [row for row in causes if row.cause.decided is not None]
+
+
+async def facts_of(connection: AsyncConnection, namespace: str, channel: Channel, address: str) -> list[FactRow]:
+    """Every fact about one address, oldest first."""
+    query = select(facts).where(facts.c.address == address, facts.c.channel == channel)
+    rows = await connection.execute(query.where(facts.c.namespace == namespace).order_by(facts.c.occurred_at))
+    return [
+        FactRow(
+            Fact(r.namespace, r.channel, r.address, r.reason, r.action, r.occurred_at, r.source),
+            r.recorded_at,
+            r.origin,
+            r.batch_id,
+        )
+        for r in rows
+    ]
+
+
+async def local_stops(
+    connection: AsyncConnection, namespace: str, channel: Channel, addresses: Iterable[str]
+) -> dict[str, int]:
+    """The addresses under a stop that did not come from Kahuna, each with the time past which an opt-in clears it."""
+    given = list(addresses)
+    if not given:
+        return {}
+    table = suppressions.c
+    query = select(table.address, table.stop_at).where(
+        table.address.in_(given),
+        table.channel == channel,
+        table.namespace == namespace,
+        table.reason == "do_not_call",
+        table.local_stop_at >= func.coalesce(table.clear_at, table.local_stop_at),
+    )
+    return {row.address: row.stop_at for row in await connection.execute(query)}

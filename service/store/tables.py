@@ -1,0 +1,324 @@
+"""Owns the shape of the database. `alembic check` holds it against the migrations.
+
+All text is COLLATE "C": equality and order are those of the bytes, on every server. What happened is timed in whole
+Unix seconds (`bigint`), as facts are; what we did, by our clock, is `timestamptz`. The primary key of every hot table
+begins with the address, so that the list can be spread by it. There are no foreign keys: tables of receipt lose old
+partitions without touching the list.
+"""
+
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    Uuid,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.types import UserDefinedType
+
+
+class Xid8(UserDefinedType[str]):
+    """A 64-bit transaction id: what orders the feed by commit, together with the snapshot's xmin."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        """Its name in DDL."""
+        return "xid8"
+
+
+def word(name: str, *, nullable: bool = False, primary_key: bool = False, default: str | None = None) -> Column[str]:
+    """A text column in byte order."""
+    server_default = None if default is None else text(f"'{default}'")
+    return Column(name, Text(collation="C"), nullable=nullable, primary_key=primary_key, server_default=server_default)
+
+
+def seconds(name: str, *, nullable: bool = True, primary_key: bool = False) -> Column[int]:
+    """A time of the world, in whole Unix seconds."""
+    return Column(name, BigInteger, nullable=nullable, primary_key=primary_key, autoincrement=False)
+
+
+def moment(name: str, *, nullable: bool = False) -> Column[Any]:
+    """A time of our clock."""
+    return Column(name, DateTime(timezone=True), nullable=nullable)
+
+
+def slot_key() -> list[Column[str]]:
+    """The columns that name one slot of the vendor's."""
+    return [word("address"), word("channel"), word("namespace"), word("slot")]
+
+
+metadata = MetaData()
+
+digests = Table(
+    "digests",
+    metadata,
+    Column("digest", LargeBinary, primary_key=True),
+    word("namespace", primary_key=True),
+    word("channel", primary_key=True),
+    Column("batch_id", Uuid, nullable=False),
+    comment="One row per distinct body: what makes a redelivery known",
+)
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    word("namespace"),
+    word("channel"),
+    word("origin"),
+    moment("received_at"),
+    Column("headers", JSONB, nullable=False),
+    Column("body", LargeBinary, nullable=False, comment="As received, once decompressed; zstandard frame"),
+    Column("body_bytes", Integer, nullable=False),
+    word("state"),
+    moment("applied_at", nullable=True),
+    Column("accepted", Integer),
+    Column("duplicates", Integer),
+    Column("rejected", Integer),
+    Column("errors", JSONB),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    moment("next_attempt_at", nullable=True),
+    word("last_error", nullable=True),
+    CheckConstraint("state in ('recorded', 'applied')", name="batches_state"),
+    Index("batches_unapplied", "next_attempt_at", postgresql_where=text("state = 'recorded'")),
+    comment="The archive: every signed body, and what came of it",
+)
+
+facts = Table(
+    "facts",
+    metadata,
+    word("address", primary_key=True),
+    word("channel", primary_key=True),
+    word("namespace", primary_key=True),
+    word("reason", primary_key=True),
+    word("action", primary_key=True),
+    seconds("occurred_at", nullable=False, primary_key=True),
+    word("source", primary_key=True),
+    word("origin"),
+    word("address_received", nullable=True),
+    Column("batch_id", Uuid),
+    Column("entry_index", Integer),
+    Column("audit_id", Uuid),
+    moment("recorded_at"),
+    CheckConstraint("(batch_id is null) <> (audit_id is null)", name="facts_have_one_evidence"),
+    CheckConstraint("action in ('suppress', 'clear')", name="facts_action"),
+    CheckConstraint("source in ('kahuna', 'local')", name="facts_source"),
+    comment="Everything that anybody said, once",
+)
+
+suppressions = Table(
+    "suppressions",
+    metadata,
+    word("address", primary_key=True),
+    word("channel", primary_key=True),
+    word("namespace", primary_key=True),
+    word("reason", primary_key=True),
+    seconds("stop_at"),
+    seconds("clear_at"),
+    Column("bounces", ARRAY(BigInteger)),
+    seconds("local_stop_at"),
+    seconds("held_stop_at"),
+    seconds("held_clear_at"),
+    word("address_received", nullable=True),
+    word("origin", nullable=True),
+    Column("batch_id", Uuid),
+    moment("recorded_at", nullable=True),
+    postgresql_with={"fillfactor": 85},
+    comment="The list: the merge of the facts per reason, and in held_* what Kahuna told us or accepted",
+)
+
+changes = Table(
+    "changes",
+    metadata,
+    Column("seq", BigInteger, Identity(always=True), primary_key=True),
+    Column("xid", Xid8, nullable=False, server_default=text("pg_current_xact_id()")),
+    word("namespace"),
+    word("channel"),
+    word("address"),
+    moment("recorded_at"),
+    comment="The feed: an address whose causes changed, in the transaction that changed them",
+)
+
+quarantine = Table(
+    "quarantine",
+    metadata,
+    Column("batch_id", Uuid, primary_key=True),
+    Column("entry_index", Integer, primary_key=True),
+    word("namespace"),
+    word("channel"),
+    word("error"),
+    Column("entry", LargeBinary, nullable=False, comment="The entry's bytes, as received"),
+    moment("received_at"),
+    word("state", default="open"),
+    CheckConstraint("state in ('open', 'requeued', 'discarded')", name="quarantine_state"),
+    comment="Entries that could not be understood, each with its reason",
+)
+
+reviews = Table(
+    "reviews",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    word("namespace"),
+    word("channel"),
+    word("address"),
+    word("reason"),
+    seconds("occurred_at"),
+    word("why"),
+    word("address_received", nullable=True),
+    Column("batch_id", Uuid, nullable=False),
+    Column("entry_index", Integer, nullable=False),
+    moment("received_at"),
+    word("state", default="pending"),
+    word("decided_by", nullable=True),
+    moment("decided_at", nullable=True),
+    word("note", nullable=True),
+    CheckConstraint("state in ('pending', 'approved', 'refused')", name="reviews_state"),
+    Index(
+        "reviews_timed",
+        "address",
+        "channel",
+        "namespace",
+        "reason",
+        "occurred_at",
+        unique=True,
+        postgresql_where=text("occurred_at is not null"),
+    ),
+    Index(
+        "reviews_untimed",
+        "address",
+        "channel",
+        "namespace",
+        "reason",
+        unique=True,
+        postgresql_where=text("occurred_at is null and state = 'pending'"),
+    ),
+    comment="Opt-ins that wait for a person, or were decided by one",
+)
+
+corrections = Table(
+    "corrections",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    *slot_key(),
+    word("address_received"),
+    word("action"),
+    seconds("occurred_at", nullable=False),
+    word("state"),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    moment("next_attempt_at"),
+    Column("lease_id", Uuid),
+    moment("lease_until", nullable=True),
+    moment("created_at"),
+    moment("settled_at", nullable=True),
+    word("reason", nullable=True),
+    Column("evidence", JSONB),
+    CheckConstraint(
+        "state in ('pending', 'sending', 'sent', 'rejected', 'dead', 'superseded', 'unsupported')",
+        name="corrections_state",
+    ),
+    Index(
+        "corrections_pending",
+        "address",
+        "channel",
+        "namespace",
+        "slot",
+        unique=True,
+        postgresql_where=text("state = 'pending'"),
+    ),
+    Index(
+        "corrections_sending",
+        "address",
+        "channel",
+        "namespace",
+        "slot",
+        unique=True,
+        postgresql_where=text("state = 'sending'"),
+    ),
+    Index("corrections_slot", "address", "channel", "namespace", "slot"),
+    Index("corrections_due", "namespace", "channel", "next_attempt_at", postgresql_where=text("state = 'pending'")),
+    Index("corrections_leased", "lease_until", postgresql_where=text("state = 'sending'")),
+    comment="The outbox: what Kahuna is owed, and the proof of what it took",
+)
+
+circuits = Table(
+    "circuits",
+    metadata,
+    word("namespace", primary_key=True),
+    word("reason"),
+    moment("opened_at"),
+    moment("probe_at"),
+    comment="Namespaces whose credentials Kahuna refuses: nothing is sent before probe_at",
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    word("name"),
+    Column("hash", LargeBinary, nullable=False, unique=True),
+    Column("scopes", ARRAY(Text), nullable=False),
+    word("namespace", nullable=True),
+    moment("created_at"),
+    moment("revoked_at", nullable=True),
+    comment="API tokens: only a hash is kept",
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    moment("at"),
+    word("actor"),
+    word("action"),
+    word("namespace", nullable=True),
+    word("channel", nullable=True),
+    word("address", nullable=True),
+    Column("detail", JSONB, nullable=False),
+    Index("audit_address", "address", "channel", "namespace", postgresql_where=text("address is not null")),
+    comment="Who did what: evidence of every fact that came in no batch",
+)
+
+reconciliations = Table(
+    "reconciliations",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    word("namespace"),
+    word("channel"),
+    word("source"),
+    Column("auto_approve", Boolean, nullable=False),
+    word("state"),
+    word("actor"),
+    moment("created_at"),
+    moment("lease_until", nullable=True),
+    moment("finished_at", nullable=True),
+    word("error", nullable=True),
+    Column("counts", JSONB, nullable=False),
+    CheckConstraint("state in ('queued', 'running', 'planned', 'applied', 'failed')", name="reconciliations_state"),
+    comment="Runs that compare the list with what Kahuna holds",
+)
+
+differences = Table(
+    "differences",
+    metadata,
+    Column("run_id", Uuid, primary_key=True),
+    word("address", primary_key=True),
+    word("slot", primary_key=True),
+    word("kind"),
+    word("action", nullable=True),
+    seconds("occurred_at"),
+    Column("evidence", JSONB, nullable=False),
+    Column("correction_id", BigInteger),
+    comment="What a run found: both sides, and the correction that settles it",
+)
