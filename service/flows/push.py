@@ -1,0 +1,248 @@
+"""Owns the way of corrections to Kahuna: claimed under a lease, sent in batches, each answer written down at once.
+
+The vendor is called between transactions, never inside one. Killed at any point, nothing is lost: what was claimed is
+free again when its lease ends, and is then, at worst, sent twice.
+"""
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from service.domain.addresses import Channel
+from service.domain.corrections import Dead, Failure, Halt, Retry, RetryPolicy, Split, after_failure, halves
+from service.domain.suppression import Policy
+from service.kahuna import errors, wire
+from service.kahuna.client import KahunaClient
+from service.settings import Settings
+from service.store import outbox
+from service.store.database import Database, until_settled
+from service.store.outbox import Claimed, Scope, Settlement
+from service.telemetry import logger
+
+_FAILURES: Final[Mapping[type[errors.KahunaError], Failure]] = {
+    errors.CredentialsRefused: "credentials",
+    errors.NotPermitted: "credentials",
+    errors.BadRequest: "body",
+    errors.TooLarge: "size",
+    errors.RateLimited: "busy",
+    errors.Unavailable: "busy",
+    errors.Unreachable: "busy",
+    errors.Ambiguous: "unproved",
+    errors.UnreadableAnswer: "unreadable",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much is claimed and spent: entries a claim, seconds a lease, calls a bisection."""
+
+    entries: int
+    lease: timedelta
+    requests: int
+    retry: RetryPolicy
+
+
+def limits_of(settings: Settings) -> Limits:
+    """The limits that these settings make."""
+    retry = RetryPolicy(
+        settings.push_first_delay_seconds, settings.push_longest_delay_seconds, settings.circuit_probe_seconds
+    )
+    lease = timedelta(seconds=settings.push_lease_seconds)
+    return Limits(settings.push_batch_entries, lease, settings.push_request_budget, retry)
+
+
+@dataclass(frozen=True, slots=True)
+class Pusher:
+    """What pushing needs for one namespace. `jitter` gives a number in [0, 1)."""
+
+    database: Database
+    client: KahunaClient
+    namespace: str
+    policy: Policy
+    limits: Limits
+    clock: Callable[[], datetime]
+    jitter: Callable[[], float]
+
+
+class _Claim:
+    """The corrections of one lease on their way: the calls that are left for them, and what was learnt so far.
+
+    `postponed` is set once nothing more may be sent: the vendor is away, or refuses the credentials. `refused` holds
+    the entries whose body was refused when sent alone: whose fault that is shows only when all others were sent.
+    """
+
+    def __init__(self, pusher: Pusher, channel: Channel, lease: uuid.UUID, *, probing: bool) -> None:
+        self.pusher = pusher
+        self.channel = channel
+        self.lease = lease
+        self.probing = probing
+        self.calls = pusher.limits.requests
+        self.postponed: Settlement | None = None
+        self.any_accepted = False
+        self.refused: list[Claimed] = []
+
+    async def settle(self, claimed: Sequence[Claimed], settlement: Settlement) -> None:
+        """Writes down what came of these."""
+        if not claimed:
+            return
+        self.any_accepted = self.any_accepted or settlement.state == "sent"
+        scope = Scope(self.pusher.namespace, self.channel, self.pusher.clock(), self.pusher.policy)
+        settled = await until_settled(
+            self.pusher.database,
+            lambda connection: outbox.settle(connection, scope, self.lease, claimed, settlement),
+        )
+        logger().info(
+            f"corrections.{'postponed' if settlement.state == 'pending' else settlement.state}",
+            namespace=self.pusher.namespace,
+            channel=self.channel,
+            count=settled,
+            reason=settlement.reason,
+        )
+
+    async def hold(self) -> bool:
+        """Renews the lease before another call; False if somebody else has taken the corrections over."""
+        until = self.pusher.clock() + self.pusher.limits.lease
+        async with self.pusher.database.begin() as connection:
+            return await outbox.renew(connection, self.lease, until) > 0
+
+
+async def push_due(pusher: Pusher, channel: Channel) -> bool:
+    """Sends the corrections of one channel that are due; tells whether there were any."""
+    now = pusher.clock()
+    async with pusher.database.begin() as connection:
+        circuit = (await outbox.open_circuits(connection)).get(pusher.namespace)
+        if circuit is not None and circuit.probe_at > now:
+            return False
+        lease = uuid.uuid4()
+        # While the circuit is open one correction goes ahead, to see whether the credentials are taken again.
+        limit = pusher.limits.entries if circuit is None else 1
+        until = now + pusher.limits.lease
+        claimed = await outbox.claim(connection, pusher.namespace, channel, limit, lease, now, until)
+    if not claimed:
+        return False
+    await _send_all(_Claim(pusher, channel, lease, probing=circuit is not None), claimed)
+    return True
+
+
+async def release_expired(database: Database, clock: Callable[[], datetime]) -> int:
+    """Frees what dead workers had claimed."""
+    async with database.begin() as connection:
+        freed = await outbox.release_expired(connection, clock())
+    if freed:
+        logger().warning("corrections.released", count=freed)
+    return freed
+
+
+async def _send_all(claim: _Claim, claimed: Sequence[Claimed]) -> None:
+    """Cuts the claim into bodies that the vendor takes, and sends each with a budget of calls of its own."""
+    start = 0
+    for chunk in wire.cut([_entry(claim.channel, c) for c in claimed]):
+        claim.calls = claim.pusher.limits.requests
+        await _send(claim, claimed[start : start + len(chunk)])
+        start += len(chunk)
+    # Alone in being refused, while others were taken: the entry is at fault. All refused: the set-up may well be.
+    at_fault: Settlement = Settlement("rejected" if claim.any_accepted else "dead", "bad-request", {"status": 400})
+    await claim.settle(claim.refused, at_fault)
+
+
+async def _send(claim: _Claim, claimed: Sequence[Claimed]) -> None:
+    """Sends these in one call, and in halves where that finds who is refused."""
+    if claim.postponed is not None:
+        return await claim.settle(claimed, claim.postponed)
+    if claim.calls == 0:
+        return await claim.settle(claimed, Settlement("dead", "unattributed"))
+    if claim.calls < claim.pusher.limits.requests and not await claim.hold():
+        return None
+    claim.calls -= 1
+    entries = [_entry(claim.channel, c) for c in claimed]
+    request_id = uuid.uuid4().hex
+    try:
+        answer = await _call(claim, entries, request_id)
+    except errors.KahunaError as error:
+        return await _failed(claim, claimed, error, request_id)
+    await _close_circuit(claim)
+    return await _answered(claim, claimed, answer, wire.culprits(answer, entries), request_id)
+
+
+async def _answered(
+    claim: _Claim, claimed: Sequence[Claimed], answer: wire.SyncAnswer, culprits: frozenset[int] | None, request_id: str
+) -> None:
+    """Settles the entries apart if the answer tells them apart, else finds out by halves."""
+    if culprits is None:
+        return await _split(claim, claimed)
+    evidence = _evidence(request_id, status=200, accepted=answer.accepted, rejected=answer.rejected)
+    sent = [c for i, c in enumerate(claimed) if i not in culprits]
+    await claim.settle(sent, Settlement("sent", None, evidence))
+    rejected = [c for i, c in enumerate(claimed) if i in culprits]
+    return await claim.settle(rejected, Settlement("rejected", "refused-by-kahuna", evidence))
+
+
+async def _split(claim: _Claim, claimed: Sequence[Claimed]) -> None:
+    for half in halves(claimed):
+        await _send(claim, half)
+
+
+async def _failed(claim: _Claim, claimed: Sequence[Claimed], error: errors.KahunaError, request_id: str) -> None:
+    pusher = claim.pusher
+    # A new correction must not wait as long as an old one that happens to travel with it.
+    attempts = min(c.attempts for c in claimed)
+    failure = _FAILURES[type(error)]
+    decision = after_failure(failure, len(claimed), attempts, error.retry_after, pusher.jitter(), pusher.limits.retry)
+    evidence = _evidence(request_id, status=error.status)
+    match decision:
+        case Split():
+            return await _split(claim, claimed)
+        case Dead("bad-request"):
+            claim.refused += claimed
+            return None
+        case Dead(reason):
+            return await claim.settle(claimed, Settlement("dead", reason, evidence))
+        case Halt(delay):
+            await _open_circuit(claim, error, delay)
+            claim.postponed = Settlement("pending", error.slug, evidence, delay)
+        case Retry(delay):
+            claim.postponed = Settlement("pending", error.slug, evidence, delay)
+    return await claim.settle(claimed, claim.postponed)
+
+
+async def _call(claim: _Claim, entries: list[Any], request_id: str) -> wire.SyncAnswer:
+    client = claim.pusher.client
+    if claim.channel == "email":
+        return await client.email_sync(entries, request_id=request_id)
+    return await client.sms_sync(entries, request_id=request_id)
+
+
+async def _open_circuit(claim: _Claim, error: errors.KahunaError, delay: float) -> None:
+    now = claim.pusher.clock()
+    async with claim.pusher.database.begin() as connection:
+        probe_at = now + timedelta(seconds=delay)
+        await outbox.open_circuit(connection, claim.pusher.namespace, error.slug, now, probe_at)
+    logger().error(
+        "circuit.opened",
+        namespace=claim.pusher.namespace,
+        reason=error.slug,
+        fix="Check KAHUNA_SECRET_KEY, KAHUNA_API_KEY and the namespace's permissions; nothing is lost meanwhile.",
+    )
+
+
+async def _close_circuit(claim: _Claim) -> None:
+    if not claim.probing:
+        return
+    async with claim.pusher.database.begin() as connection:
+        closed = await outbox.close_circuit(connection, claim.pusher.namespace)
+    if closed:
+        logger().info("circuit.closed", namespace=claim.pusher.namespace)
+
+
+def _entry(channel: Channel, claimed: Claimed) -> Any:
+    """The correction in the vendor's words, with the address as it was received."""
+    at = claimed.correction.occurred_at
+    if channel == "email":
+        return wire.EmailSyncEntry(reason=wire.word_of(claimed.slot), email=claimed.received, timestamp=at)
+    return wire.SmsSyncEntry(number=claimed.received, timestamp=at, opt_in=claimed.correction.action == "clear")
+
+
+def _evidence(request_id: str, **facts: int | None) -> dict[str, Any]:
+    return {"request_id": request_id} | {name: value for name, value in facts.items() if value is not None}

@@ -1,0 +1,98 @@
+"""Owns running everything on one machine: the embedded database, the migrations, and web and worker as processes.
+
+A child that dies is started again; one that cannot start ends it all. Children end with their parent, even if that is
+killed, since they watch for it.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Final
+
+from service.telemetry import logger
+
+GRACE: Final = 15.0
+"""Seconds that a child may take to end before it is killed."""
+
+QUICK_DEATHS: Final = 5
+"""How often in a row a child may die young before it is given up."""
+
+YOUNG: Final = 3.0
+"""Seconds of life below which a death counts as young."""
+
+
+@dataclass(slots=True)
+class Child:
+    """One process of ours: its command of the service, and the process that runs it now."""
+
+    command: Sequence[str]
+    process: asyncio.subprocess.Process | None = field(default=None)
+
+
+async def run(commands: Sequence[Sequence[str]], environ: Mapping[str, str], stop: asyncio.Event) -> int:
+    """Runs these commands of the service until `stop` is set; returns the exit code."""
+    children = [Child(command) for command in commands]
+    keepers = [asyncio.create_task(_keep(child, environ, stop)) for child in children]
+    stopped = asyncio.create_task(stop.wait())
+    await asyncio.wait([stopped, *keepers], return_when=asyncio.FIRST_COMPLETED)
+    gave_up = not stop.is_set()
+    stop.set()
+    await asyncio.gather(*(_end(child) for child in children))
+    await asyncio.gather(stopped, *keepers)
+    return 1 if gave_up else 0
+
+
+def stop_on_signals(stop: asyncio.Event) -> None:
+    """Sets the event when the process is told to end."""
+    loop = asyncio.get_running_loop()
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signal_number, stop.set)
+
+
+async def watch_parent(parent: int | None, stop: Callable[[], object]) -> None:
+    """Stops this process once its parent is gone: a killed parent cannot end its children."""
+    while parent is not None and os.getppid() == parent:
+        await asyncio.sleep(0.5)
+    if parent is not None:
+        stop()
+
+
+async def _keep(child: Child, environ: Mapping[str, str], stop: asyncio.Event) -> None:
+    deaths = 0
+    while not stop.is_set():
+        born = monotonic()
+        child.process = await _start(child.command, environ)
+        code = await child.process.wait()
+        if stop.is_set():
+            return
+        deaths = deaths + 1 if monotonic() - born < YOUNG else 1
+        if deaths >= QUICK_DEATHS:
+            logger().error("process.given_up", command=child.command[0], code=code)
+            return
+        logger().warning("process.restarted", command=child.command[0], code=code)
+        await asyncio.sleep(0.1 * deaths)
+
+
+async def _start(command: Sequence[str], environ: Mapping[str, str]) -> asyncio.subprocess.Process:
+    """In a session of its own, so that Ctrl-C at a terminal reaches the parent alone, which then ends the children."""
+    argv = [sys.executable, "-m", "service", *command, "--parent", str(os.getpid())]
+    return await asyncio.create_subprocess_exec(
+        *argv, env=dict(environ), stdin=asyncio.subprocess.DEVNULL, start_new_session=True
+    )
+
+
+async def _end(child: Child) -> None:
+    process = child.process
+    if process is None or process.returncode is not None:
+        return
+    process.terminate()
+    try:
+        async with asyncio.timeout(GRACE):
+            await process.wait()
+    except TimeoutError:
+        process.kill()
+        await process.wait()

@@ -1,0 +1,253 @@
+"""Owns what all routes share: who is calling, which namespace, what the body says, how answers and problems look."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from time import perf_counter
+from typing import Any, Final, TypeVar
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import (
+    BadRequest,
+    Forbidden,
+    KahunaSyncError,
+    NotFound,
+    RequestError,
+    StorageUnavailable,
+    TooLarge,
+    TooSlow,
+    Unauthenticated,
+    Unprocessable,
+)
+from service.flows.ingest import Rules
+from service.settings import Settings
+from service.store import access
+from service.store.access import Caller
+from service.store.database import Database
+from service.telemetry import REQUEST_ID, Metrics, logger, request_id_of
+
+_T = TypeVar("_T")
+
+API_BODY_LIMIT: Final = 1024 * 1024
+"""Bytes of a JSON body under /v1."""
+
+
+class Budget:
+    """Bytes of bodies that one process holds at once. Past the limit a sender is asked to come again."""
+
+    def __init__(self, limit: int) -> None:
+        self._left = limit
+
+    def take(self, count: int) -> None:
+        """Counts bytes in."""
+        if count > self._left:
+            raise StorageUnavailable("Too many callbacks are being received at once; deliver it again.", 1)
+        self._left -= count
+
+    def give_back(self, count: int) -> None:
+        """Counts bytes out."""
+        self._left += count
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What handlers work with: made by the composition root, found on every request."""
+
+    settings: Settings
+    database: Database
+    rules: Rules
+    metrics: Metrics
+    clock: Callable[[], datetime]
+    budget: Budget
+    revisions: frozenset[str] = field(default=frozenset())
+    head: str = ""
+
+    @property
+    def now(self) -> datetime:
+        """The time by our clock."""
+        return self.clock()
+
+
+def service_of(request: Request) -> Service:
+    """The service that this request came to."""
+    service: Service = request.state.service
+    return service
+
+
+def answer(document: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """A JSON answer."""
+    return Response(msgspec.json.encode(document), status, headers, "application/json")
+
+
+def problem(status: int, slug: str, detail: str, headers: Mapping[str, str] | None = None) -> Response:
+    """An RFC 9457 answer; `type` is a stable slug."""
+    document = {"type": slug, "title": slug.replace("-", " ").capitalize(), "status": status, "detail": detail}
+    return Response(msgspec.json.encode(document), status, headers, "application/problem+json")
+
+
+async def on_error(_request: Request, error: Exception) -> Response:
+    """The problem that an error of ours is."""
+    if isinstance(error, RequestError):
+        headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, Unauthenticated) else None
+        return problem(error.status, error.reason, str(error), headers)
+    if isinstance(error, StorageUnavailable):
+        return problem(503, error.slug, str(error), {"Retry-After": str(error.retry_after)})
+    if isinstance(error, KahunaSyncError):
+        return problem(error.status, error.slug, str(error))
+    raise error
+
+
+async def on_http_exception(_request: Request, error: Exception) -> Response:
+    """The problem that a refusal of the router is."""
+    if not isinstance(error, HTTPException):
+        raise error
+    known = {404: ("not-found", "There is nothing at this path."), 405: ("method-not-allowed", "See the Allow header.")}
+    slug, detail = known.get(error.status_code, ("refused", error.detail))
+    return problem(error.status_code, slug, detail, error.headers)
+
+
+class Telling:
+    """Outermost: gives every request its id, every answer the header, and notes how long it took by route.
+
+    Answers for anything that nobody foresaw, too, so that even that carries the id and no traceback.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        received = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        request_id = request_id_of(received)
+        token = REQUEST_ID.set(request_id)
+        started = perf_counter()
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            logger().info("request.abandoned")
+        except Exception:
+            logger().exception("request.failed", route=_route_of(scope))
+            if status == 0:
+                await problem(500, "internal-error", "This is a fault of ours; it is logged.")(
+                    scope, receive, send_with_id
+                )
+        finally:
+            REQUEST_ID.reset(token)
+            self._metrics.requests.labels(_route_of(scope), str(status)).observe(perf_counter() - started)
+
+
+def _route_of(scope: Scope) -> str:
+    """The route's pattern: the path itself may hold an address."""
+    return getattr(scope.get("route"), "path", None) or "none"
+
+
+async def caller_with(request: Request, scope: str) -> Caller:
+    """Who is calling, if the token carries this scope."""
+    kind, _, token = request.headers.get("Authorization", "").partition(" ")
+    if kind.lower() != "bearer" or not token.strip():
+        raise Unauthenticated("Send an API token as `Authorization: Bearer <token>`.")
+    async with service_of(request).database.read() as connection:
+        caller = await access.caller_of(connection, token.strip())
+    if caller is None:
+        raise Unauthenticated("This API token is unknown or revoked; ask for another.")
+    if scope not in caller.scopes:
+        raise Forbidden(f"This API token lacks the scope {scope}.", "missing-scope")
+    return caller
+
+
+def parameters(request: Request, *allowed: str) -> dict[str, str]:
+    """The query parameters. An unknown or repeated one is an error, since silence would hide a misspelling."""
+    given: dict[str, str] = {}
+    for name, value in request.query_params.multi_items():
+        if name not in allowed:
+            raise BadRequest(f"Unknown query parameter; allowed: {', '.join(allowed) or 'none'}.", "unknown-parameter")
+        if name in given:
+            raise BadRequest(f"The query parameter {name} is given twice.", "repeated-parameter")
+        given[name] = value
+    return given
+
+
+def namespace_for(request: Request, caller: Caller, given: str | None) -> str:
+    """The namespace that the call speaks of: the one given, else the token's, else the only one."""
+    settings = service_of(request).settings
+    only = settings.namespaces[0].name if len(settings.namespaces) == 1 else None
+    name = given or caller.namespace or only
+    if name is None:
+        raise BadRequest("Say which namespace with ?namespace=; there are several.", "namespace-required")
+    if caller.namespace not in (None, name):
+        raise Forbidden("This API token speaks of another namespace only.", "other-namespace")
+    if settings.namespace(name) is None:
+        raise NotFound("There is no such namespace.", "unknown-namespace")
+    return name
+
+
+async def body_of(request: Request, kind: type[_T]) -> _T:
+    """The JSON body, as the shape that the route takes."""
+    body = await read_body(request, API_BODY_LIMIT, service_of(request).settings.body_timeout_seconds)
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        raise Unprocessable(f"The body is not what this call takes: {error}.", "invalid-body") from None
+    except (ValueError, RecursionError):
+        raise BadRequest("The body is not JSON.", "not-json") from None
+
+
+async def read_body(request: Request, limit: int, seconds: float, take: Callable[[int], None] | None = None) -> bytes:
+    """The body as sent, refused while it is read if it grows over `limit` bytes or takes over `seconds`.
+
+    `take` hears of every part before it is kept.
+    """
+    declared = request.headers.get("Content-Length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        raise TooLarge(f"The body is over {limit} bytes.")
+    parts = bytearray()
+    try:
+        async with asyncio.timeout(seconds):
+            async for part in request.stream():
+                if len(parts) + len(part) > limit:
+                    raise TooLarge(f"The body is over {limit} bytes.")
+                if take is not None:
+                    take(len(part))
+                parts += part
+    except TimeoutError:
+        raise TooSlow("The body did not arrive in time.") from None
+    return bytes(parts)
+
+
+def shown(seconds: int | None) -> str | None:
+    """Unix seconds as RFC 3339 in UTC."""
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def moment_from(text: str, name: str) -> datetime:
+    """An RFC 3339 time with an offset."""
+    try:
+        moment = datetime.fromisoformat(text.replace(" ", "+") if "T" in text else text)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise Unprocessable(f"{name} must be an RFC 3339 time such as 2026-01-31T12:00:00Z.", "invalid-time")
+    return moment
+
+
+def seconds_from(text: str | None, name: str) -> int | None:
+    """An RFC 3339 time in Unix seconds."""
+    return None if text is None else int(moment_from(text, name).timestamp())

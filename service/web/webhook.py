@@ -1,0 +1,161 @@
+"""Owns the two webhooks: the checks in the contract's order, and the answers in its words."""
+
+import hashlib
+import hmac
+import uuid
+import zlib
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from service.domain.addresses import Channel
+from service.errors import (
+    BadRequest,
+    NotFound,
+    RequestError,
+    StorageUnavailable,
+    TooLarge,
+    Unauthenticated,
+    UnsupportedEncoding,
+)
+from service.flows.ingest import Ingested, ingest
+from service.kahuna import webhook
+from service.kahuna.webhook import Callback
+from service.settings import Namespace
+from service.store.batches import Received
+from service.web.http import Service, answer, read_body, service_of
+
+ERRORS_SHOWN: Final = 100
+
+_KEPT_HEADERS: Final = ("content-type", "content-encoding", "user-agent", "x-kahuna-signature", "x-request-id")
+
+
+async def email(request: Request) -> Response:
+    """An Email Sync Webhook callback."""
+    return await _counted(request, "email")
+
+
+async def sms(request: Request) -> Response:
+    """An SMS Sync Webhook callback."""
+    return await _counted(request, "sms")
+
+
+ROUTES: Final = [
+    Route(path + token, endpoint, methods=["POST"])
+    for endpoint, paths in (
+        (email, ("/webhooks/{namespace}/email", "/api/email_callback")),
+        (sms, ("/webhooks/{namespace}/sms", "/api/sms_callback")),
+    )
+    for path in paths
+    for token in ("", "/{token}")
+]
+
+
+async def _counted(request: Request, channel: Channel) -> Response:
+    metrics = service_of(request).metrics
+    try:
+        response = await _receive(request, channel)
+    except (RequestError, StorageUnavailable) as error:
+        metrics.callbacks.labels(channel, str(error.status)).inc()
+        raise
+    metrics.callbacks.labels(channel, "200").inc()
+    return response
+
+
+async def _receive(request: Request, channel: Channel) -> Response:
+    service = service_of(request)
+    namespace = _namespace(request, service)
+    _check_token(request, namespace)
+    signature = request.headers.get("X-Kahuna-Signature")
+    if not signature:
+        raise Unauthenticated("The header X-Kahuna-Signature is missing.", "signature-missing")
+    encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in ("identity", "gzip", ""):
+        raise UnsupportedEncoding("Send the body as it is, or with Content-Encoding: gzip.")
+    taken = 0
+
+    def take(count: int) -> None:
+        nonlocal taken
+        service.budget.take(count)
+        taken += count
+
+    try:
+        settings = service.settings
+        body = await read_body(request, settings.body_limit_bytes, settings.body_timeout_seconds, take)
+        if encoding == "gzip":
+            body = _decompressed(body, settings.body_limit_bytes)
+            take(len(body))
+        callback = _verified(body, channel, signature, namespace)
+        ingested = await ingest(
+            service.database, _batch(request, service, namespace, channel, body), callback, service.rules, service.clock
+        )
+    finally:
+        service.budget.give_back(taken)
+    return _answer(service, channel, ingested, len(callback.entries))
+
+
+def _namespace(request: Request, service: Service) -> Namespace:
+    name = request.path_params.get("namespace")
+    namespace = service.settings.main_namespace if name is None else service.settings.namespace(name)
+    if namespace is None or ("token" in request.path_params and namespace.callback_token is None):
+        raise NotFound("There is no webhook at this path; check the namespace in it.", "unknown-namespace")
+    return namespace
+
+
+def _check_token(request: Request, namespace: Namespace) -> None:
+    if namespace.callback_token is None:
+        return
+    given = str(request.path_params.get("token", "")).encode("utf-8", "surrogatepass")
+    if not hmac.compare_digest(given, namespace.callback_token.reveal().encode()):
+        raise Unauthenticated("The callback token at the end of the path is missing or wrong.", "callback-token")
+
+
+def _decompressed(body: bytes, limit: int) -> bytes:
+    """The body behind gzip, of which never more than the limit is made."""
+    parts = bytearray()
+    rest = body
+    try:
+        while rest:
+            unzip = zlib.decompressobj(wbits=31)
+            parts += unzip.decompress(rest, limit + 1 - len(parts))
+            if len(parts) > limit or unzip.unconsumed_tail:
+                raise TooLarge(f"The decompressed body is over {limit} bytes.")
+            if not unzip.eof:
+                raise BadRequest("The gzip body is cut off.", "not-gzip")
+            rest = unzip.unused_data
+    except zlib.error:
+        raise BadRequest("The body is not gzip, as Content-Encoding says.", "not-gzip") from None
+    return bytes(parts)
+
+
+def _verified(body: bytes, channel: Channel, signature: str, namespace: Namespace) -> Callback:
+    try:
+        callback = webhook.read(body, channel)
+    except webhook.NotAnArray:
+        raise BadRequest("The body is JSON, but not an array of entries.", "not-an-array") from None
+    except webhook.NotJson:
+        raise BadRequest("The body is not JSON.", "not-json") from None
+    if not webhook.verify(callback.signed_values, signature, namespace.api_key):
+        raise Unauthenticated(
+            "The signature is not that of these addresses with this namespace's key.", "signature-wrong"
+        )
+    return callback
+
+
+def _batch(request: Request, service: Service, namespace: Namespace, channel: Channel, body: bytes) -> Received:
+    headers = {name: request.headers[name] for name in _KEPT_HEADERS if name in request.headers}
+    digest = hashlib.sha256(body).digest()
+    return Received(uuid.uuid4(), namespace.name, channel, "kahuna_webhook", service.now, headers, body, digest)
+
+
+def _answer(service: Service, channel: Channel, ingested: Ingested, received: int) -> Response:
+    outcome = ingested.outcome
+    if outcome is None:
+        return answer({"batch_id": ingested.batch_id, "state": "recorded", "received": received})
+    counts = {"accepted": outcome.accepted, "duplicates": outcome.duplicates, "rejected": outcome.rejected}
+    for name, count in counts.items():
+        service.metrics.entries.labels(channel, name).inc(count)
+    errors = outcome.errors[:ERRORS_SHOWN]
+    return answer({"batch_id": ingested.batch_id, "state": "applied"} | counts | {"errors": errors})

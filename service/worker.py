@@ -1,0 +1,126 @@
+"""The composition root of the worker: one loop for each thing that is to be done, until it is told to stop.
+
+Each loop survives a database that is away: it says so once, comes back by itself, and says that too. On a stop nothing
+new is begun, what is under way may finish, and what cannot is left to its lease.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
+from typing import Final
+
+from service.domain.addresses import CHANNELS
+from service.errors import SettingsError, StorageUnavailable
+from service.flows import ingest, push, reconcile
+from service.flows.push import Pusher
+from service.kahuna.client import Credentials, KahunaClient, Timeouts
+from service.settings import Namespace, Settings
+from service.store import access
+from service.store.database import Database
+from service.telemetry import logger
+
+Step = Callable[[], Awaitable[object]]
+
+LONGEST_PAUSE: Final = 5.0
+"""Seconds between two looks whether the database is back."""
+
+GRACE: Final = 8.0
+"""Seconds that a step under way may take once the worker was told to stop."""
+
+
+def client_for(namespace: Namespace, settings: Settings) -> KahunaClient:
+    """The client that speaks to Kahuna for a namespace."""
+    if namespace.env is None or namespace.secret_key is None:
+        raise SettingsError(f"Namespace {namespace.name} lacks KAHUNA_ENV or KAHUNA_SECRET_KEY.")
+    credentials = Credentials(namespace.base_url, namespace.env, namespace.secret_key, namespace.api_key[0])
+    return KahunaClient(credentials, timeouts=Timeouts(deadline=settings.push_timeout_seconds))
+
+
+async def run(
+    settings: Settings,
+    stop: asyncio.Event,
+    make_client: Callable[[Namespace, Settings], KahunaClient] = client_for,
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    jitter: Callable[[], float] = random.random,
+) -> None:
+    """Works until `stop` is set."""
+    async with _steps(settings, make_client, clock, jitter) as steps:
+        logger().info("worker.started", namespaces=len(settings.namespaces))
+        loops = [asyncio.create_task(_repeat(step, settings.worker_poll_seconds, stop)) for step in steps]
+        await stop.wait()
+        _, unfinished = await asyncio.wait(loops, timeout=GRACE)
+        for loop in unfinished:
+            loop.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
+    logger().info("worker.stopped", cut_short=len(unfinished))
+
+
+@asynccontextmanager
+async def _steps(
+    settings: Settings,
+    make_client: Callable[[Namespace, Settings], KahunaClient],
+    clock: Callable[[], datetime],
+    jitter: Callable[[], float],
+) -> AsyncIterator[list[Step]]:
+    rules = ingest.rules_of(settings)
+    limits = push.limits_of(settings)
+    async with AsyncExitStack() as stack:
+        database = await stack.enter_async_context(Database.of(settings))
+        pushers = []
+        for namespace in settings.namespaces:
+            client = await stack.enter_async_context(make_client(namespace, settings))
+            pushers.append(Pusher(database, client, namespace.name, rules.policy, limits, clock, jitter))
+
+        async def note_policy() -> None:
+            async with database.begin() as connection:
+                await access.note_policy(connection, rules.policy._asdict(), clock())
+
+        async def release() -> None:
+            await push.release_expired(database, clock)
+
+        def pushing(pusher: Pusher) -> list[Step]:
+            return [lambda channel=channel: push.push_due(pusher, channel) for channel in CHANNELS]  # type: ignore[misc]
+
+        yield [
+            *(step for pusher in pushers for step in pushing(pusher)),
+            lambda: ingest.apply_recorded(database, rules, clock),
+            lambda: reconcile.run_next(database, rules.policy, clock),
+            release,
+            note_policy,
+        ]
+
+
+async def _repeat(step: Step, pause: float, stop: asyncio.Event) -> None:
+    """Does a step again and again: at once while there is work, else after a pause."""
+    failures = 0
+    while not stop.is_set():
+        try:
+            worked = await step()
+        except Exception as error:
+            failures += 1
+            _complain(error, failures)
+            await _wait(min(pause * 2.0**failures, LONGEST_PAUSE), stop)
+            continue
+        if failures:
+            logger().info("worker.recovered", failures=failures)
+            failures = 0
+        if not worked:
+            await _wait(pause, stop)
+
+
+def _complain(error: Exception, failures: int) -> None:
+    """A database that is away is told once; a fault of ours each time, with its traceback."""
+    if not isinstance(error, StorageUnavailable):
+        logger().error("worker.step_failed", exc_info=error)
+    elif failures == 1:
+        logger().warning("database.lost")
+
+
+async def _wait(seconds: float, stop: asyncio.Event) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await stop.wait()
+    except TimeoutError:
+        return
