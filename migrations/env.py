@@ -6,10 +6,11 @@ import os
 
 from alembic import context
 from sqlalchemy import Connection, text
+from sqlalchemy.dialects.postgresql.base import PGDialect
 
 from service.settings import load
 from service.store.database import single_connection
-from service.store.tables import metadata
+from service.store.tables import Xid8, metadata
 
 # One number for every process that migrates: the lock lives as long as the transaction, also behind a pooler.
 LOCK = 7_015_241_811
@@ -17,6 +18,8 @@ LOCK = 7_015_241_811
 
 def migrate(connection: Connection) -> None:
     """All missing migrations in one transaction, while other processes wait for their turn."""
+    # The library does not know this type of PostgreSQL's, and would warn of the column whenever it compares.
+    vars(connection.dialect)["ischema_names"] = {**PGDialect.ischema_names, "xid8": Xid8}
     context.configure(connection=connection, target_metadata=metadata, compare_server_default=True)
     with context.begin_transaction():
         # Waiting for another migrator may take long; waiting for a table that traffic holds must not.

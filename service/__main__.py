@@ -19,7 +19,6 @@ import uvicorn
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
-from starlette.types import ASGIApp
 
 from service import app, demo, embedded, settings, up, worker
 from service.errors import KahunaSyncError, SettingsError
@@ -278,7 +277,7 @@ async def _up(commands: list[list[str]], environ: dict[str, str], walk: Coroutin
     return code
 
 
-async def _serve(application: ASGIApp, host: str, port: int, parent: int | None) -> None:
+async def _serve(application: app.Application, host: str, port: int, parent: int | None) -> None:
     """Serves until a signal, or until the parent is gone. What is under way may finish first."""
     config = uvicorn.Config(
         application,

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
+from typing import TypeAlias
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -17,13 +18,16 @@ from service.telemetry import Metrics, logger
 from service.web import admin, health, suppressions, webhook
 from service.web.http import Budget, Service, Telling, on_error, on_http_exception
 
+Application: TypeAlias = Starlette
+"""What a server runs; the command line knows it by this name only."""
+
 
 def utc_now() -> datetime:
     """The one clock of the process."""
     return datetime.now(UTC)
 
 
-def build(settings: Settings, clock: Callable[[], datetime] = utc_now) -> Starlette:
+def build(settings: Settings, clock: Callable[[], datetime] = utc_now) -> Application:
     """The web application of these settings."""
     metrics = Metrics()
     return Starlette(

@@ -156,13 +156,13 @@ async def _drift(guide: Guide, database: Database) -> None:
 
 def _try_yourself(guide: Guide, token: str) -> None:
     ann = guide.mailbox("ann")
+    curl = 'curl -s -H "Authorization: Bearer $TOKEN"'
     guide.console.rule("[bold green]The whole loop works. It stays up: try it[/]")
     lines = [
         f"export TOKEN={token}",
-        f'curl -s -H "Authorization: Bearer $TOKEN" {guide.url}/v1/suppressions/email/{ann}',
-        f'curl -s -X PUT -H "Authorization: Bearer $TOKEN" -d \'{{"reason":"manual"}}\' '
-        f"{guide.url}/v1/suppressions/email/you@example.com",
-        f"curl -s -H \"Authorization: Bearer $TOKEN\" '{guide.url}/v1/admin/corrections?state=sent'",
+        f"{curl} {guide.url}/v1/suppressions/email/{ann}",
+        f'{curl} -X PUT -d \'{{"reason":"manual"}}\' {guide.url}/v1/suppressions/email/you@example.com',
+        f"{curl} '{guide.url}/v1/admin/corrections?state=sent'",
         f"curl -s {guide.url}/readyz",
         f"curl -s {str(guide.kahuna.base_url).rstrip('/')}/simulator/state",
     ]

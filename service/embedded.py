@@ -64,9 +64,10 @@ def _started(folder: Path) -> "postgres_server.PostgresServer":
         return postgres_server.PostgresServer(folder.resolve(), cleanup_mode=None)
     except (OSError, AssertionError, subprocess.SubprocessError) as error:
         raise SettingsError(
-            f"The embedded PostgreSQL did not start ({type(error).__name__}): see postgres/log in DATA_DIR, and try again."
+            f"The embedded PostgreSQL did not start ({type(error).__name__}): see postgres/log in DATA_DIR; try again."
         ) from error
 
 
 def _stop(postgres: "postgres_server.PostgresServer") -> None:
-    postgres_server.pg_ctl(["-w", "-m", "fast", "stop"], pgdata=postgres.pgdata, user=postgres.system_user)
+    stop = postgres_server.pg_ctl  # type: ignore[attr-defined]  # it makes its commands as it is imported
+    stop(["-w", "-m", "fast", "stop"], pgdata=postgres.pgdata, user=postgres.system_user)

@@ -55,7 +55,7 @@ def stop_on_signals(stop: asyncio.Event) -> None:
 
 async def watch_parent(parent: int | None, stop: Callable[[], object]) -> None:
     """Stops this process once its parent is gone: a killed parent cannot end its children."""
-    while parent is not None and os.getppid() == parent:
+    while parent is not None and os.getppid() == parent:  # noqa: ASYNC110 (nobody tells a child that its parent died)
         await asyncio.sleep(0.5)
     if parent is not None:
         stop()

@@ -98,7 +98,7 @@ async def _repeat(step: Step, pause: float, stop: asyncio.Event) -> None:
     while not stop.is_set():
         try:
             worked = await step()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (a loop that ended would be work that is never done)
             failures += 1
             _complain(error, failures)
             await _wait(min(pause * 2.0**failures, LONGEST_PAUSE), stop)

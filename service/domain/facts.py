@@ -29,7 +29,7 @@ _MILLISECONDS: Final = range(10**12, 10**13)
 class Fact(NamedTuple):
     """One thing that somebody said about an address. All seven fields together are its identity and its key.
 
-    `occurred_at` is in whole Unix seconds. What is not identity (origin, evidence, time of recording) is kept beside it.
+    `occurred_at` is in whole Unix seconds. What is not identity (origin, evidence, when it was recorded) stands beside.
     """
 
     namespace: str

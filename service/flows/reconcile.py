@@ -41,7 +41,7 @@ async def run_next(
     database: Database,
     policy: Policy,
     clock: Callable[[], datetime],
-    progress: Progress = lambda counts: None,
+    progress: Progress | None = None,
     run_id: uuid.UUID | None = None,
 ) -> Run | None:
     """Carries out the next run that waits, or the one given; returns it, or None if there is none."""
@@ -60,7 +60,12 @@ async def run_next(
 
 
 async def _compare(
-    database: Database, run: Run, policy: Policy, clock: Callable[[], datetime], counts: Counts, progress: Progress
+    database: Database,
+    run: Run,
+    policy: Policy,
+    clock: Callable[[], datetime],
+    counts: Counts,
+    progress: Progress | None,
 ) -> None:
     after = ""
     while True:
@@ -71,7 +76,8 @@ async def _compare(
 
         after, found = await until_settled(database, page)
         counts.update(found)
-        progress(counts)
+        if progress is not None:
+            progress(counts)
         if not after:
             return
 

@@ -1,7 +1,7 @@
 """Owns the decision on an opt-in that waits: a person approves it, and it becomes a fact, or refuses it."""
 
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -47,9 +47,7 @@ async def decide(
     return decided
 
 
-async def _make_fact(
-    connection: Connection, review: Mapping[str, Any], audit_id: uuid.UUID, policy: Policy, now: datetime
-) -> None:
+async def _make_fact(connection: Connection, review: Any, audit_id: uuid.UUID, policy: Policy, now: datetime) -> None:
     at = int(review["received_at"].timestamp()) if review["occurred_at"] is None else review["occurred_at"]
     received = review["address_received"] or review["address"]
     entry = Entry(review["address"], received, review["reason"], "clear", at, review["entry_index"])

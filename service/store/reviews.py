@@ -1,11 +1,11 @@
 """Owns the opt-ins that wait for a person, and what was decided of each."""
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from sqlalchemy import func, select, update
+from sqlalchemy import RowMapping, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -48,14 +48,14 @@ async def hold(connection: AsyncConnection, batch: Received, held: Sequence[Held
     return len((await connection.execute(added)).all())
 
 
-async def by_state(connection: AsyncConnection, namespace: str, state: str, limit: int) -> Sequence[Mapping[str, Any]]:
+async def by_state(connection: AsyncConnection, namespace: str, state: str, limit: int) -> Sequence[RowMapping]:
     """The reviews in this state, oldest first."""
     query = select(reviews).where(reviews.c.namespace == namespace, reviews.c.state == state)
     oldest = query.order_by(reviews.c.received_at, reviews.c.id).limit(limit)
     return (await connection.execute(oldest)).mappings().all()
 
 
-async def lock(connection: AsyncConnection, review_id: uuid.UUID) -> Mapping[str, Any] | None:
+async def lock(connection: AsyncConnection, review_id: uuid.UUID) -> RowMapping | None:
     """One review, locked for a decision."""
     query = select(reviews).where(reviews.c.id == review_id).with_for_update()
     return (await connection.execute(query)).mappings().first()

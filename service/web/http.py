@@ -143,7 +143,7 @@ class Telling:
             await self._app(scope, receive, send_with_id)
         except ClientDisconnect:
             logger().info("request.abandoned")
-        except Exception:
+        except Exception:  # noqa: BLE001 (the last one to see it: it is logged, and answered without a traceback)
             logger().exception("request.failed", route=_route_of(scope))
             if status == 0:
                 await problem(500, "internal-error", "This is a fault of ours; it is logged.")(

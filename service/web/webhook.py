@@ -1,5 +1,6 @@
 """Owns the two webhooks: the checks in the contract's order, and the answers in its words."""
 
+import asyncio
 import hashlib
 import hmac
 import uuid
@@ -28,6 +29,9 @@ from service.store.batches import Received
 from service.web.http import Service, answer, read_body, service_of
 
 ERRORS_SHOWN: Final = 100
+
+SMALL_BODY: Final = 64 * 1024
+"""Bytes up to which a body is read on the spot."""
 
 _KEPT_HEADERS: Final = ("content-type", "content-encoding", "user-agent", "x-kahuna-signature", "x-request-id")
 
@@ -87,7 +91,7 @@ async def _receive(request: Request, channel: Channel) -> Response:
         if encoding == "gzip":
             body = _decompressed(body, settings.body_limit_bytes)
             take(len(body))
-        callback = _verified(body, channel, signature, namespace)
+        callback = await _verified_apart(body, channel, signature, namespace)
         ingested = await ingest(
             service.database, _batch(request, service, namespace, channel, body), callback, service.rules, service.clock
         )
@@ -128,6 +132,13 @@ def _decompressed(body: bytes, limit: int) -> bytes:
     except zlib.error:
         raise BadRequest("The body is not gzip, as Content-Encoding says.", "not-gzip") from None
     return bytes(parts)
+
+
+async def _verified_apart(body: bytes, channel: Channel, signature: str, namespace: Namespace) -> Callback:
+    """Reading a large body, above all one that only the slow decoder takes, must not hold up the others."""
+    if len(body) <= SMALL_BODY:
+        return _verified(body, channel, signature, namespace)
+    return await asyncio.to_thread(_verified, body, channel, signature, namespace)
 
 
 def _verified(body: bytes, channel: Channel, signature: str, namespace: Namespace) -> Callback:

@@ -1,0 +1,38 @@
+# The image of `web`, `worker` and `migrate`. It has no database server of its own: DATABASE_URL must be set.
+
+# Pin the base image with --build-arg PYTHON_DIGEST=sha256:... for a build that can be repeated.
+ARG PYTHON_DIGEST=
+FROM python:3.13-slim${PYTHON_DIGEST:+@${PYTHON_DIGEST}} AS python
+ENV PYTHONUNBUFFERED=1
+
+
+FROM python AS build
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
+WORKDIR /app
+RUN python -m venv /venv
+
+# Packages before code, so that a change of the code builds in seconds. Wheels only: a source archive would run its own
+# build with packages that no lock names. The build backend gets a folder of its own, which stays behind in this stage.
+COPY requirements-production.lock requirements-build.lock ./
+RUN /venv/bin/python -m pip install --require-hashes --only-binary :all: --requirement requirements-production.lock \
+    && /venv/bin/python -m pip install --require-hashes --only-binary :all: --requirement requirements-build.lock \
+        --target /backend
+
+# The install is editable, which keeps the service beside its migrations.
+COPY pyproject.toml alembic.ini ./
+COPY migrations migrations
+COPY service service
+RUN PYTHONPATH=/backend /venv/bin/python -m pip install --no-deps --no-build-isolation --editable . \
+    && /venv/bin/python -m compileall -q service
+
+
+FROM python
+RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin kahuna
+COPY --from=build /venv /venv
+COPY --from=build /app /app
+ENV PATH=/venv/bin:$PATH
+WORKDIR /app
+USER 10001:10001
+EXPOSE 8700
+ENTRYPOINT ["kahuna-sync"]
+CMD ["web"]

@@ -1,0 +1,81 @@
+"""The worker as a whole: it does what is due, survives a database that goes away, and stops when told."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+from structlog.testing import capture_logs
+
+from service import worker
+from service.kahuna.client import Credentials, KahunaClient
+from service.settings import Namespace, Settings
+from tests.flows.speaking import KEYS, World
+
+
+@asynccontextmanager
+async def working(world: World) -> AsyncIterator[None]:
+    """A worker beside the test, which is told to stop at the end."""
+
+    def client(namespace: Namespace, _: Settings) -> KahunaClient:
+        credentials = Credentials(namespace.base_url, "s", KEYS.secret_key, KEYS.api_key)
+        return KahunaClient(credentials, transport=httpx.ASGITransport(app=world.simulator.app))
+
+    stop = asyncio.Event()
+    running = asyncio.create_task(worker.run(world.settings, stop, client))
+    try:
+        yield
+    finally:
+        stop.set()
+        await running
+
+
+async def settled(world: World, count: int) -> None:
+    """Waits until so many corrections are sent."""
+    for _ in range(1500):
+        if len(await world.corrections("sent")) == count:
+            return
+        await asyncio.sleep(0.02)
+    pytest.fail("the worker did not send in time")
+
+
+async def test_it_sends_what_is_written_while_it_runs(world: World) -> None:
+    async with working(world):
+        await world.stop("email", "a@example.com", "manual")
+        await world.stop("sms", "15550100001", "manual")
+        await settled(world, 2)
+    assert (await world.held("sms", "15550100001"))[None][0] == "stop"
+
+
+async def test_it_applies_what_was_only_recorded(world: World) -> None:
+    await world.execute("alter table facts rename to facts_away")
+    await world.callback("email", [{"reason": "unsub", "email": "a@example.com"}])
+    await world.execute("alter table facts_away rename to facts")
+    async with working(world):
+        for _ in range(1500):
+            if await world.query("select 1 from facts"):
+                break
+            await asyncio.sleep(0.02)
+    assert len(await world.query("select 1 from batches where state = 'applied'")) == 1
+
+
+async def test_it_comes_back_by_itself_when_its_connections_are_ended(world: World) -> None:
+    others = "datname = current_database() and pid <> pg_backend_pid()"
+    end_all = f"select pg_terminate_backend(pid) from pg_stat_activity where {others}"
+    with capture_logs() as logs:
+        async with working(world):
+            await world.stop("email", "a@example.com", "manual")
+            await settled(world, 1)
+            await world.query(end_all)
+            await world.stop("email", "b@example.com", "manual")
+            await settled(world, 2)
+    assert not [line for line in logs if line["event"] == "worker.step_failed"]
+
+
+async def test_the_policy_in_force_is_written_down_once(world: World) -> None:
+    for _ in range(2):
+        async with working(world):
+            await world.stop("email", "a@example.com", "manual")
+            await settled(world, 1)
+    assert len(await world.query("select 1 from audit where action = 'policy.set'")) == 1
