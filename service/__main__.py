@@ -287,6 +287,8 @@ async def _serve(application: app.Application, host: str, port: int, parent: int
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=10,
+        # Longer than load balancers keep an idle connection: whoever closes first must not be us.
+        timeout_keep_alive=75,
     )
     server = uvicorn.Server(config)
 

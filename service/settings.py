@@ -272,6 +272,8 @@ def _check_numbers(settings: Settings) -> None:
         value = getattr(settings, field.name)
         if isinstance(value, int | float) and value == 0:
             raise SettingsError(f"{name} must be more than 0.")
+    if settings.port > 65_535:
+        raise SettingsError("PORT must be at most 65535.")
     if settings.push_batch_entries > MOST_ENTRIES:
         raise SettingsError(f"PUSH_BATCH_ENTRIES must be at most {MOST_ENTRIES}, the vendor's own limit.")
     if settings.push_lease_seconds < 2 * settings.push_timeout_seconds:

@@ -6,7 +6,9 @@ One log line per outcome, named in the past tense, with counts and ids. No addre
 import logging
 import re
 import sys
+import traceback
 import uuid
+from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Final
 
@@ -30,7 +32,7 @@ def set_up_logging(level: str, form: str) -> None:
         structlog.processors.add_log_level,
         _add_request_id,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
+        _tell_exception,
     ]
     last: structlog.typing.Processor = (
         structlog.processors.JSONRenderer() if form == "json" else structlog.dev.ConsoleRenderer(colors=False)
@@ -61,6 +63,27 @@ def _add_request_id(
     if request_id is not None:
         event.setdefault("request_id", request_id)
     return event
+
+
+def _tell_exception(
+    _logger: structlog.typing.WrappedLogger, _name: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Where and what kind, never the message: that of a database error can hold an address."""
+    given = event.pop("exc_info", None)
+    error = sys.exc_info()[1] if given is True else given[1] if isinstance(given, tuple) else given
+    if isinstance(error, BaseException):
+        event["exception"] = "\n".join(_told(error))
+    return event
+
+
+def _told(error: BaseException) -> Iterator[str]:
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if cause is not None:
+        yield from _told(cause)
+    for frame in traceback.extract_tb(error.__traceback__):
+        yield f"  {frame.filename}:{frame.lineno} in {frame.name}"
+    state = getattr(error, "sqlstate", None)
+    yield type(error).__name__ + (f" ({state})" if isinstance(state, str) else "")
 
 
 def _drop_meta(

@@ -26,6 +26,9 @@ Step = Callable[[], Awaitable[object]]
 LONGEST_PAUSE: Final = 5.0
 """Seconds between two looks whether the database is back."""
 
+HOUSEKEEPING: Final = 5.0
+"""Seconds between two looks at what hardly ever needs doing."""
+
 GRACE: Final = 8.0
 """Seconds that a step under way may take once the worker was told to stop."""
 
@@ -48,7 +51,7 @@ async def run(
     """Works until `stop` is set."""
     async with _steps(settings, make_client, clock, jitter) as steps:
         logger().info("worker.started", namespaces=len(settings.namespaces))
-        loops = [asyncio.create_task(_repeat(step, settings.worker_poll_seconds, stop)) for step in steps]
+        loops = [asyncio.create_task(_repeat(step, pause, stop)) for step, pause in steps]
         await stop.wait()
         _, unfinished = await asyncio.wait(loops, timeout=GRACE)
         for loop in unfinished:
@@ -63,7 +66,8 @@ async def _steps(
     make_client: Callable[[Namespace, Settings], KahunaClient],
     clock: Callable[[], datetime],
     jitter: Callable[[], float],
-) -> AsyncIterator[list[Step]]:
+) -> AsyncIterator[list[tuple[Step, float]]]:
+    """What is to be done again and again, each with the seconds between two looks when there is nothing to do."""
     rules = ingest.rules_of(settings)
     limits = push.limits_of(settings)
     async with AsyncExitStack() as stack:
@@ -83,12 +87,13 @@ async def _steps(
         def pushing(pusher: Pusher) -> list[Step]:
             return [lambda channel=channel: push.push_due(pusher, channel) for channel in CHANNELS]  # type: ignore[misc]
 
+        poll = settings.worker_poll_seconds
         yield [
-            *(step for pusher in pushers for step in pushing(pusher)),
-            lambda: ingest.apply_recorded(database, rules, clock),
-            lambda: reconcile.run_next(database, rules.policy, clock),
-            release,
-            note_policy,
+            *((step, poll) for pusher in pushers for step in pushing(pusher)),
+            (lambda: ingest.apply_recorded(database, rules, clock), poll),
+            (lambda: reconcile.run_next(database, rules.policy, clock), poll),
+            (release, HOUSEKEEPING),
+            (note_policy, HOUSEKEEPING),
         ]
 
 

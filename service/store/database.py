@@ -1,6 +1,6 @@
 """Owns the engine and the only begin and commit. Tells apart what can be retried, what is away, and what is a bug."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeAlias, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -8,7 +8,8 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 import asyncpg
 import msgspec
 import sqlalchemy.exc
-from sqlalchemy import text
+from sqlalchemy import ColumnElement, any_, literal, text
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
@@ -157,6 +158,11 @@ def _state_of(error: BaseException) -> str | None:
     original = error.orig if isinstance(error, sqlalchemy.exc.DBAPIError) else error
     state = getattr(original, "sqlstate", None)
     return state if isinstance(state, str) else None
+
+
+def among(column: ColumnElement[Any], values: Iterable[Any]) -> ColumnElement[bool]:
+    """Whether a column is one of many values: one parameter however many there are, since a statement takes few."""
+    return column == any_(literal(list(values), ARRAY(column.type)))
 
 
 async def until_settled(database: Database, transaction: Callable[[Connection], Awaitable[T]], attempts: int = 4) -> T:

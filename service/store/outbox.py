@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.domain.addresses import Channel
 from service.domain.corrections import Correction, Marks, Slot, owed, sayable, slots_of
 from service.domain.suppression import Cause, Policy
+from service.store.database import among
 from service.store.suppressions import HOME, SEPARATOR
 from service.store.tables import circuits, corrections, suppressions
 
@@ -140,7 +141,7 @@ async def write(connection: AsyncConnection, scope: Scope, states: Sequence[Slot
     """Withdraws the pending corrections that are no longer what is needed, and writes the ones that are."""
     stale = [s.pending.id for s in states if s.pending is not None and s.pending.correction != s.needed]
     if stale:
-        withdrawn = update(corrections).where(corrections.c.id.in_(stale), corrections.c.state == "pending")
+        withdrawn = update(corrections).where(among(corrections.c.id, stale), corrections.c.state == "pending")
         await connection.execute(withdrawn.values(state="superseded", settled_at=scope.now))
     new = [_row(scope, s, s.needed) for s in states if s.needed is not None and not s.refused and not _is_pending(s)]
     if new:
@@ -217,7 +218,9 @@ async def settle(
     """
     await lock_homes(connection, scope, {c.address for c in claimed})
     mine = update(corrections).where(
-        corrections.c.id.in_([c.id for c in claimed]), corrections.c.lease_id == lease, corrections.c.state == "sending"
+        among(corrections.c.id, (c.id for c in claimed)),
+        corrections.c.lease_id == lease,
+        corrections.c.state == "sending",
     )
     values = _settled(settlement, scope.now)
     ids = set((await connection.execute(mine.values(values).returning(corrections.c.id))).scalars())
@@ -411,7 +414,7 @@ def _mine(table: Any, scope: Scope, addresses: Iterable[str]) -> tuple[Any, ...]
     return (
         table.c.namespace == scope.namespace,
         table.c.channel == scope.channel,
-        table.c.address == func.any(func.string_to_array(SEPARATOR.join(addresses), SEPARATOR)),
+        among(table.c.address, addresses),
     )
 
 

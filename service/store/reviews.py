@@ -44,8 +44,8 @@ async def hold(connection: AsyncConnection, batch: Received, held: Sequence[Held
         }
         for h in sorted(held, key=lambda h: (h.address, h.reason, h.occurred_at or 0, h.entry_index))
     ]
-    added = insert(reviews).values(rows).on_conflict_do_nothing().returning(reviews.c.id)
-    return len((await connection.execute(added)).all())
+    added = insert(reviews).on_conflict_do_nothing().returning(reviews.c.id)
+    return len((await connection.execute(added, rows)).all())
 
 
 async def by_state(connection: AsyncConnection, namespace: str, state: str, limit: int) -> Sequence[RowMapping]:

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.domain.addresses import Channel
 from service.domain.facts import Action, Fact, Origin, Source
 from service.domain.suppression import Cause, Policy
+from service.store.database import among
 from service.store.tables import facts, suppressions
 
 
@@ -227,7 +228,7 @@ async def local_stops(
         return {}
     table = suppressions.c
     query = select(table.address, table.stop_at).where(
-        table.address.in_(given),
+        among(table.address, given),
         table.channel == channel,
         table.namespace == namespace,
         table.reason == "do_not_call",
