@@ -11,7 +11,7 @@ from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 import httpx
@@ -31,7 +31,10 @@ from service.store.database import Database
 from service.store.reconciliations import Run
 from service.telemetry import set_up_logging
 
-_T = TypeVar("_T")
+try:
+    from uvloop import new_event_loop
+except ImportError:  # not made for every system
+    from asyncio import new_event_loop
 
 _PARENT = click.option("--parent", type=int, hidden=True, help="End when this process does.")
 _NAMESPACE = click.option("--namespace", help="Which namespace; needed only if there are several.")
@@ -79,7 +82,7 @@ def up_command(port: int | None, demonstrate: bool, simulator_port: int) -> None
 def web_command(parent: int | None) -> None:
     """The web process: callbacks and queries."""
     with _started(os.environ, namespaces=True) as loaded:
-        asyncio.run(_serve(app.build(loaded), loaded.host, loaded.port, parent))
+        _run(_serve(app.build(loaded), loaded.host, loaded.port, parent))
 
 
 @cli.command("worker")
@@ -95,7 +98,7 @@ def worker_command(parent: int | None) -> None:
         watch.cancel()
 
     with _started(os.environ, namespaces=True) as loaded:
-        asyncio.run(work(loaded))
+        _run(work(loaded))
 
 
 @cli.command("migrate")
@@ -118,7 +121,7 @@ def simulator_command(port: int, parent: int | None) -> None:
     api_key = namespace.api_key[0] if namespace.api_key else Secret(demo.API_KEY)
     simulator = build_simulator(SimulatorConfig(secret_key, api_key), time.time)
     click.echo(f"A stand-in Kahuna listens on http://127.0.0.1:{port}", err=True)
-    asyncio.run(_serve(simulator, "127.0.0.1", port, parent))
+    _run(_serve(simulator, "127.0.0.1", port, parent))
 
 
 @cli.group("token")
@@ -298,6 +301,12 @@ async def _serve(application: app.Application, host: str, port: int, parent: int
     watch = asyncio.create_task(up.watch_parent(parent, end))
     await server.serve()
     watch.cancel()
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """Runs a long-lived process on the quicker event loop, where there is one."""
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(work)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import uuid
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import zstandard
 from sqlalchemy import func, literal, select, update
@@ -52,13 +52,15 @@ class Rejected(NamedTuple):
     entry: bytes
 
 
+# Built once: they are part of every callback.
+_CLAIM: Final = insert(digests).on_conflict_do_nothing().returning(digests.c.batch_id)
+_ARCHIVE: Final = insert(batches)
+
+
 async def claim_digest(connection: AsyncConnection, batch: Received) -> Known | None:
     """Takes the digest for this batch, or tells which batch has it. Waits for one that is being recorded right now."""
     row = {"digest": batch.digest, "namespace": batch.namespace, "channel": batch.channel}
-    claimed = (
-        insert(digests).values(row | {"batch_id": batch.id}).on_conflict_do_nothing().returning(digests.c.batch_id)
-    )
-    if (await connection.execute(claimed)).first() is not None:
+    if (await connection.execute(_CLAIM, row | {"batch_id": batch.id})).first() is not None:
         return None
     # The other transaction has committed, or the insert would still wait: this sees its rows.
     query = (
@@ -86,7 +88,7 @@ async def archive(connection: AsyncConnection, batch: Received, outcome: Outcome
         "state": "recorded",
         "next_attempt_at": now,
     }
-    await connection.execute(insert(batches).values(row | (_applied(outcome, now) if outcome else {})))
+    await connection.execute(_ARCHIVE, row | (_applied(outcome, now) if outcome else {}))
 
 
 async def finish(connection: AsyncConnection, batch_id: uuid.UUID, outcome: Outcome, now: datetime) -> None:

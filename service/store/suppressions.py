@@ -174,6 +174,22 @@ _APPLY: Final = text(
 )
 
 
+# Built once: the hot question.
+_CAUSES: Final = select(
+    suppressions.c.reason,
+    suppressions.c.stop_at,
+    suppressions.c.clear_at,
+    suppressions.c.bounces,
+    suppressions.c.recorded_at,
+    suppressions.c.origin,
+    suppressions.c.batch_id,
+).where(
+    suppressions.c.address == bindparam("address"),
+    suppressions.c.channel == bindparam("channel"),
+    suppressions.c.namespace == bindparam("namespace"),
+)
+
+
 async def apply(connection: AsyncConnection, entries: Sequence[Entry], provenance: Provenance, policy: Policy) -> int:
     """Stores the facts that are new, merges them, feeds the changes; returns how many were new. One statement."""
     if not entries:
@@ -195,8 +211,7 @@ async def apply(connection: AsyncConnection, entries: Sequence[Entry], provenanc
 
 async def causes_of(connection: AsyncConnection, namespace: str, channel: Channel, address: str) -> list[CauseRow]:
     """Every cause of one address, whether in force or not. The hot query: one index range."""
-    query = select(suppressions).where(suppressions.c.address == address, suppressions.c.channel == channel)
-    rows = await connection.execute(query.where(suppressions.c.namespace == namespace))
+    rows = await connection.execute(_CAUSES, {"address": address, "channel": channel, "namespace": namespace})
     causes = (
         CauseRow(Cause(r.reason, r.stop_at, r.clear_at, tuple(r.bounces or ())), r.recorded_at, r.origin, r.batch_id)
         for r in rows
