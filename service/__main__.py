@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,9 +32,11 @@ from service.store.reconciliations import Run
 from service.telemetry import set_up_logging
 
 try:
-    from uvloop import new_event_loop
+    import uvloop
+
+    _NEW_LOOP: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
 except ImportError:  # not made for every system
-    from asyncio import new_event_loop
+    _NEW_LOOP = asyncio.new_event_loop
 
 _PARENT = click.option("--parent", type=int, hidden=True, help="End when this process does.")
 _NAMESPACE = click.option("--namespace", help="Which namespace; needed only if there are several.")
@@ -305,7 +307,7 @@ async def _serve(application: app.Application, host: str, port: int, parent: int
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
     """Runs a long-lived process on the quicker event loop, where there is one."""
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=_NEW_LOOP) as runner:
         runner.run(work)
 
 
