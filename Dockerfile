@@ -30,7 +30,7 @@ FROM python
 RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin kahuna
 COPY --from=build /venv /venv
 COPY --from=build /app /app
-ENV PATH=/venv/bin:$PATH
+ENV PATH=/venv/bin:$PATH HOST=0.0.0.0
 WORKDIR /app
 USER 10001:10001
 EXPOSE 8700

@@ -282,6 +282,20 @@ async def _up(commands: list[list[str]], environ: dict[str, str], walk: Coroutin
     return code
 
 
+class _Server(uvicorn.Server):
+    """A server that ends well when it is told to: the library's own would end by the signal that it caught."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leaves the signals to us."""
+        yield
+
+    async def end_on(self, stop: asyncio.Event) -> None:
+        """Drains and ends once the event is set."""
+        await stop.wait()
+        self.should_exit = True
+
+
 async def _serve(application: app.Application, host: str, port: int, parent: int | None) -> None:
     """Serves until a signal, or until the parent is gone. What is under way may finish first."""
     config = uvicorn.Config(
@@ -295,14 +309,13 @@ async def _serve(application: app.Application, host: str, port: int, parent: int
         # Longer than load balancers keep an idle connection: whoever closes first must not be us.
         timeout_keep_alive=75,
     )
-    server = uvicorn.Server(config)
-
-    def end() -> None:
-        server.should_exit = True
-
-    watch = asyncio.create_task(up.watch_parent(parent, end))
+    server = _Server(config)
+    stop = asyncio.Event()
+    up.stop_on_signals(stop)
+    watches = [asyncio.create_task(up.watch_parent(parent, stop.set)), asyncio.create_task(server.end_on(stop))]
     await server.serve()
-    watch.cancel()
+    for watch in watches:
+        watch.cancel()
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:

@@ -1,4 +1,4 @@
-"""The composition root of the web process: routes, middleware, error handlers and the lifespan, in one expression."""
+"""The composition root of the web process: routes, middleware, error handlers and the lifespan, in one place."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -30,12 +30,15 @@ def utc_now() -> datetime:
 def build(settings: Settings, clock: Callable[[], datetime] = utc_now) -> Application:
     """The web application of these settings."""
     metrics = Metrics()
-    return Starlette(
+    application = Starlette(
         routes=[*webhook.ROUTES, *suppressions.ROUTES, *admin.ROUTES, *health.ROUTES],
         middleware=[Middleware(Telling, metrics=metrics)],
         exception_handlers={KahunaSyncError: on_error, HTTPException: on_http_exception},
         lifespan=_lifespan(settings, metrics, clock),
     )
+    # A path with one slash too many is no path of ours: it is told so, not sent elsewhere.
+    application.router.redirect_slashes = False
+    return application
 
 
 def _lifespan(

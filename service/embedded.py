@@ -5,6 +5,7 @@ so that a process which was killed does not count. Not for production: it listen
 """
 
 import fcntl
+import socket
 import subprocess
 import warnings
 from collections.abc import Iterator
@@ -61,11 +62,25 @@ def _started(folder: Path) -> "postgres_server.PostgresServer":
     folder.mkdir(exist_ok=True)
     try:
         # Its own way of counting users keeps those that were killed, so it is not asked to stop the server.
+        postgres = postgres_server.PostgresServer(folder.resolve(), cleanup_mode=None)
+        if _answers(postgres):
+            return postgres
+        # After a power loss the file names a process that is gone, or is somebody else by now.
+        (folder / "postmaster.pid").unlink(missing_ok=True)
         return postgres_server.PostgresServer(folder.resolve(), cleanup_mode=None)
     except (OSError, AssertionError, subprocess.SubprocessError) as error:
         raise SettingsError(
             f"The embedded PostgreSQL did not start ({type(error).__name__}): see postgres/log in DATA_DIR; try again."
         ) from error
+
+
+def _answers(postgres: "postgres_server.PostgresServer") -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(postgres.get_postmaster_info().socket_path))
+        except OSError:
+            return False
+    return True
 
 
 def _stop(postgres: "postgres_server.PostgresServer") -> None:

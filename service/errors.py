@@ -7,6 +7,7 @@
     └── RequestError             the caller must change the request
         ├── BadRequest           400
         ├── Unauthenticated      401
+        │   └── SignatureRefused
         ├── Forbidden            403
         ├── NotFound             404
         ├── TooSlow              408
@@ -55,6 +56,10 @@ class Unauthenticated(RequestError):
 
     status = 401
     slug = "unauthenticated"
+
+
+class SignatureRefused(Unauthenticated):
+    """401: a callback without the proof that Kahuna sent it."""
 
 
 class Forbidden(RequestError):

@@ -1,7 +1,8 @@
 """Owns every setting: its name, default, unit and the sentence that explains it. Read once, frozen, secrets wrapped.
 
 A setting comes from the environment or from the TOML file that `CONFIG_FILE` names (same names in lower case; one
-table `[namespaces.NAME]` for each namespace). The environment wins. A wrong one ends the start with its name.
+table `[namespaces.NAME]` for each namespace, or the environment for the only one). The environment wins. A wrong one
+ends the start with its name.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from service.errors import SettingsError
 
@@ -153,12 +154,14 @@ class Settings:
 def load(environ: Mapping[str, str]) -> Settings:
     """All settings from the environment and, below it, the file that `CONFIG_FILE` names."""
     file = _file(environ.get("CONFIG_FILE"))
-    tables = file.pop("namespaces", {})
+    tables = _tables(file.pop("namespaces", {}))
     given = {name.upper(): value for name, value in file.items()} | _known(environ)
     _refuse_unknown(file)
     namespaces = tuple(_namespace_of(name, table) for name, table in tables.items()) or (
         _completed(_read(Namespace, given)),
     )
+    if tables:
+        _refuse_stray(given)
     settings = dataclasses.replace(_read(Settings, given), namespaces=namespaces)
     _check_numbers(settings)
     return settings
@@ -200,6 +203,22 @@ def _refuse_unknown(file: Mapping[str, Any]) -> None:
             raise SettingsError(f"CONFIG_FILE holds {name}, which is no setting: correct its spelling or take it out.")
 
 
+def _tables(given: Any) -> dict[str, dict[str, Any]]:
+    """The namespaces of the file, by name."""
+    if not isinstance(given, dict) or not all(isinstance(table, dict) for table in given.values()):
+        raise SettingsError(
+            "CONFIG_FILE: namespaces must be tables; write [namespaces.NAME] above the settings of each."
+        )
+    return given
+
+
+def _refuse_stray(given: Mapping[str, Any]) -> None:
+    """A key beside the tables would be ignored, and nobody would know."""
+    for name in names(Namespace):
+        if name in given:
+            raise SettingsError(f"{name} is set, but CONFIG_FILE has [namespaces] tables: put it into one of them.")
+
+
 def _file(path: str | None) -> dict[str, Any]:
     if not path:
         return {}
@@ -229,10 +248,18 @@ def _read(kind: type[_T], given: Mapping[str, Any]) -> _T:
 def _completed(namespace: Namespace) -> Namespace:
     if "/" in namespace.name or not namespace.name.strip():
         raise SettingsError("KAHUNA_NAMESPACE must be a name without a slash: it is a segment of the webhook path.")
-    if not namespace.base_url.startswith(("http://", "https://")):
-        raise SettingsError("KAHUNA_BASE_URL must begin with http:// or https://.")
-    stand_in = urlsplit(namespace.base_url).hostname != urlsplit(VENDOR_BASE_URL).hostname
+    url = _split(namespace.base_url)
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise SettingsError("KAHUNA_BASE_URL must begin with http:// or https:// and name a host.")
+    stand_in = url.hostname != urlsplit(VENDOR_BASE_URL).hostname
     return dataclasses.replace(namespace, env="s") if namespace.env is None and stand_in else namespace
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")
 
 
 def _parse(name: str, hint: Any, value: Any) -> Any:
@@ -244,9 +271,12 @@ def _parse(name: str, hint: Any, value: Any) -> Any:
     if hint is Secret:
         return Secret(str(value))
     if typing.get_origin(hint) is tuple:
-        return tuple(Secret(part.strip()) for part in str(value).split(",") if part.strip())
+        parts = value if isinstance(value, list) else str(value).split(",")
+        return tuple(Secret(str(part).strip()) for part in parts if str(part).strip())
     if hint in (int, float):
         return _number(name, hint, value)
+    if not isinstance(value, str):
+        raise SettingsError(f"{name} must be a text.")
     return hint(value)
 
 
@@ -259,8 +289,9 @@ def _choice(name: str, choices: tuple[str, ...], value: Any) -> Any:
 def _number(name: str, kind: type[int] | type[float], value: Any) -> int | float:
     wanted = "whole number" if kind is int else "number"
     try:
-        number = kind(value)
-    except (TypeError, ValueError):
+        # By way of its text: a file may say 8700.5, and int() would cut that.
+        number = kind(str(value))
+    except ValueError:
         raise SettingsError(f"{name} must be a {wanted}.") from None
     if not 0 <= number < float("inf"):
         raise SettingsError(f"{name} must be a {wanted} that is not negative.")

@@ -72,8 +72,13 @@ def _tell_exception(
     given = event.pop("exc_info", None)
     error = sys.exc_info()[1] if given is True else given[1] if isinstance(given, tuple) else given
     if isinstance(error, BaseException):
-        event["exception"] = "\n".join(_told(error))
+        event["exception"] = told(error)
     return event
+
+
+def told(error: BaseException) -> str:
+    """Where an error arose and of what kind it is, without its message."""
+    return "\n".join(_told(error))
 
 
 def _told(error: BaseException) -> Iterator[str]:

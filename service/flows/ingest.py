@@ -20,7 +20,7 @@ from service.store.batches import Outcome, Received, Rejected
 from service.store.database import Connection, Database, until_settled
 from service.store.reviews import Held
 from service.store.suppressions import Entry, Provenance
-from service.telemetry import logger
+from service.telemetry import logger, told
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ async def ingest(
     except Exception as error:  # whatever a bug of ours may raise, the callback must not be lost to it
         if _is_away(error):
             raise
-        logger().error("batch.apply_failed", batch_id=str(batch.id), error=type(error).__name__)
+        logger().error("batch.apply_failed", batch_id=str(batch.id), exc_info=error)
         ingested = await _record_alone(database, batch, clock)
     _log(batch, ingested)
     return ingested
@@ -96,9 +96,9 @@ async def apply_recorded(database: Database, rules: Rules, clock: Callable[[], d
     except Exception as error:  # one bad batch must not keep the others waiting
         if _is_away(error):
             raise
-        logger().error("batch.apply_failed", batch_id=str(batch.id), error=type(error).__name__)
+        logger().error("batch.apply_failed", batch_id=str(batch.id), exc_info=error)
         async with database.begin() as connection:
-            await batches.postpone(connection, batch.id, type(error).__name__, clock())
+            await batches.postpone(connection, batch.id, told(error), clock())
         return True
     logger().info("batch.applied", batch_id=str(batch.id), accepted=outcome.accepted, rejected=outcome.rejected)
     return True
@@ -134,7 +134,7 @@ async def _record_alone(database: Database, batch: Received, clock: Callable[[],
     except StorageUnavailable:
         raise
     except Exception as error:
-        logger().error("batch.record_failed", batch_id=str(batch.id), error=type(error).__name__)
+        logger().error("batch.record_failed", batch_id=str(batch.id), exc_info=error)
         raise StorageUnavailable("The callback could not be stored; deliver it again.") from error
 
 

@@ -6,6 +6,7 @@ free again when its lease ends, and is then, at worst, sent twice.
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -13,6 +14,7 @@ from typing import Any, Final
 from service.domain.addresses import Channel
 from service.domain.corrections import Dead, Failure, Halt, Retry, RetryPolicy, Split, after_failure, halves
 from service.domain.suppression import Policy
+from service.errors import StorageUnavailable
 from service.kahuna import errors, wire
 from service.kahuna.client import KahunaClient
 from service.settings import Settings
@@ -93,7 +95,8 @@ class _Claim:
             self.pusher.database,
             lambda connection: outbox.settle(connection, scope, self.lease, claimed, settlement),
         )
-        logger().info(
+        tell = logger().warning if settlement.state in ("rejected", "dead") else logger().info
+        tell(
             f"corrections.{'postponed' if settlement.state == 'pending' else settlement.state}",
             namespace=self.pusher.namespace,
             channel=self.channel,
@@ -122,7 +125,14 @@ async def push_due(pusher: Pusher, channel: Channel) -> bool:
         claimed = await outbox.claim(connection, pusher.namespace, channel, limit, lease, now, until)
     if not claimed:
         return False
-    await _send_all(_Claim(pusher, channel, lease, probing=circuit is not None), claimed)
+    try:
+        await _send_all(_Claim(pusher, channel, lease, probing=circuit is not None), claimed)
+    except BaseException:
+        # Told to stop, or the database is away: another worker need not wait for the lease, if this can still be said.
+        with suppress(StorageUnavailable):
+            async with pusher.database.begin() as connection:
+                await outbox.release(connection, lease, pusher.clock())
+        raise
     return True
 
 

@@ -80,6 +80,10 @@ def async_url(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("postgresql", "postgres", "postgresql+asyncpg"):
         raise SettingsError("DATABASE_URL must begin with postgresql://.")
+    try:
+        _ = parts.port
+    except ValueError:
+        raise SettingsError("DATABASE_URL has a port that is no number.") from None
     query = urlencode([("ssl" if name == "sslmode" else name, value) for name, value in parse_qsl(parts.query)])
     return urlunsplit(parts._replace(scheme="postgresql+asyncpg", query=query))
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal, NamedTuple
 
-from sqlalchemy import DateTime, bindparam, case, delete, exists, func, insert, select, text, update
+from sqlalchemy import ColumnElement, DateTime, bindparam, case, delete, exists, func, insert, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -54,6 +54,7 @@ class SlotState(NamedTuple):
     slot: Slot
     needed: Correction | None
     pending: Open | None
+    given_up: tuple[int, ...]
     refused: bool
 
 
@@ -138,14 +139,18 @@ async def examine(
 
 
 async def write(connection: AsyncConnection, scope: Scope, states: Sequence[SlotState]) -> int:
-    """Withdraws the pending corrections that are no longer what is needed, and writes the ones that are."""
+    """Withdraws the pending corrections that are no longer what is needed, and writes the ones that are. Those that
+    were given up make way for a new one."""
+    new = [s for s in states if s.needed is not None and not s.refused and not _is_pending(s)]
     stale = [s.pending.id for s in states if s.pending is not None and s.pending.correction != s.needed]
+    stale += [given_up for s in new for given_up in s.given_up]
     if stale:
-        withdrawn = update(corrections).where(among(corrections.c.id, stale), corrections.c.state == "pending")
+        unsettled = corrections.c.state.in_(["pending", "dead"])
+        withdrawn = update(corrections).where(among(corrections.c.id, stale), unsettled)
         await connection.execute(withdrawn.values(state="superseded", settled_at=scope.now))
-    new = [_row(scope, s, s.needed) for s in states if s.needed is not None and not s.refused and not _is_pending(s)]
     if new:
-        await connection.execute(insert(corrections), new)
+        rows = [_row(scope, s, s.needed) for s in new if s.needed is not None]
+        await connection.execute(insert(corrections), rows)
     return len(new)
 
 
@@ -204,9 +209,12 @@ async def renew(connection: AsyncConnection, lease: uuid.UUID, until: datetime) 
 
 async def release_expired(connection: AsyncConnection, now: datetime) -> int:
     """Frees the corrections of workers that are gone; they may have reached Kahuna, so they are sent again."""
-    gone = select(corrections.c.id).where(corrections.c.state == "sending", corrections.c.lease_until < now)
-    freed = update(corrections).where(corrections.c.id.in_(gone.with_for_update(skip_locked=True).scalar_subquery()))
-    return (await connection.execute(freed.values(_retried(now, now) | {"reason": "lease-expired"}))).rowcount
+    return await _release(connection, corrections.c.lease_until < now, "lease-expired", now)
+
+
+async def release(connection: AsyncConnection, lease: uuid.UUID, now: datetime) -> int:
+    """Frees what is still under a lease, because its worker cannot go on; sent again for the same cause."""
+    return await _release(connection, corrections.c.lease_id == lease, "worker-stopped", now)
 
 
 async def settle(
@@ -238,8 +246,8 @@ async def by_state(connection: AsyncConnection, namespace: str, state: str, limi
 
 
 async def depth(connection: AsyncConnection) -> dict[tuple[str, str], int]:
-    """How many corrections are not settled, or given up, by namespace and state."""
-    open_ = corrections.c.state.in_(["pending", "sending", "dead"])
+    """How many corrections wait, are given up or were refused, by namespace and state."""
+    open_ = corrections.c.state.in_(["pending", "sending", "dead", "rejected"])
     query = select(corrections.c.namespace, corrections.c.state, func.count()).where(open_)
     rows = await connection.execute(query.group_by(corrections.c.namespace, corrections.c.state))
     return {(row[0], row[1]): row[2] for row in rows}
@@ -300,8 +308,9 @@ def _state_of(scope: Scope, address: str, name: str, rows: list[Any], outbox: li
     slot = _slot(mine, outbox)
     needed = owed(scope.channel, causes, name, slot, scope.at, scope.policy)
     pending = next((o for o in outbox if o.state == "pending"), None)
+    given_up = tuple(o.id for o in outbox if o.state == "dead")
     refused = needed is not None and _was_refused(needed, outbox, again=again)
-    return SlotState(address, _received(address, mine), name, causes, slot, needed, pending, refused)
+    return SlotState(address, _received(address, mine), name, causes, slot, needed, pending, given_up, refused)
 
 
 def _slot(rows: list[Any], outbox: list[Open]) -> Slot:
@@ -351,6 +360,12 @@ def _row(scope: Scope, state: SlotState, needed: Correction) -> dict[str, Any]:
         "created_at": scope.now,
         "settled_at": None if can_say else scope.now,
     }
+
+
+async def _release(connection: AsyncConnection, whose: ColumnElement[bool], reason: str, now: datetime) -> int:
+    gone = select(corrections.c.id).where(corrections.c.state == "sending", whose).with_for_update(skip_locked=True)
+    freed = update(corrections).where(corrections.c.id.in_(gone.scalar_subquery()))
+    return (await connection.execute(freed.values(_retried(now, now) | {"reason": reason}))).rowcount
 
 
 async def _hold(connection: AsyncConnection, scope: Scope, accepted: Sequence[Claimed]) -> None:

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from service.domain.addresses import Channel
-from service.errors import BadRequest, NotFound, Unprocessable
+from service.errors import NotFound, Unprocessable
 from service.flows import reconcile, review
 from service.store import batches, outbox, reconciliations, reviews
 from service.store.reconciliations import Run
@@ -53,6 +53,11 @@ async def list_runs(request: Request) -> Response:
     async with service_of(request).database.read() as connection:
         rows = await reconciliations.newest(connection, namespace, _limit(given))
     return answer({"reconciliations": [_run(row) for row in rows]})
+
+
+async def runs(request: Request) -> Response:
+    """One route for both, so that a 405 names both."""
+    return await (start_run(request) if request.method == "POST" else list_runs(request))
 
 
 async def one_run(request: Request) -> Response:
@@ -110,8 +115,7 @@ async def refuse_review(request: Request) -> Response:
 
 
 ROUTES: Final = [
-    Route("/v1/admin/reconciliations", start_run, methods=["POST"]),
-    Route("/v1/admin/reconciliations", list_runs, methods=["GET"]),
+    Route("/v1/admin/reconciliations", runs, methods=["GET", "POST"]),
     Route("/v1/admin/reconciliations/{id}", one_run, methods=["GET"]),
     Route("/v1/admin/reconciliations/{id}/differences", differences, methods=["GET"]),
     Route("/v1/admin/corrections", corrections, methods=["GET"]),
@@ -168,7 +172,7 @@ def _id(request: Request) -> uuid.UUID:
 def _limit(given: dict[str, str]) -> int:
     text = given.get("limit", str(DEFAULT_LIMIT))
     if not text.isdecimal() or not 1 <= int(text) <= LARGEST_LIMIT:
-        raise BadRequest(f"limit must be a number from 1 to {LARGEST_LIMIT}.", "invalid-parameter")
+        raise Unprocessable(f"limit must be a number from 1 to {LARGEST_LIMIT}.", "invalid-parameter")
     return int(text)
 
 

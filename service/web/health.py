@@ -72,9 +72,8 @@ async def _stored(connection: Connection) -> list[GaugeMetricFamily]:
     unapplied.add_metric([], await batches.unapplied_count(connection))
     waiting = GaugeMetricFamily("kahuna_sync_pending_reviews", "Opt-ins that wait for a person")
     waiting.add_metric([], await reviews.pending_count(connection))
-    depth = GaugeMetricFamily(
-        "kahuna_sync_corrections", "Corrections not settled, or given up", labels=["namespace", "state"]
-    )
+    about = "Corrections that wait, are given up (dead) or were refused by Kahuna"
+    depth = GaugeMetricFamily("kahuna_sync_corrections", about, labels=["namespace", "state"])
     for (namespace, state), count in (await outbox.depth(connection)).items():
         depth.add_metric([namespace, state], count)
     circuits = GaugeMetricFamily("kahuna_sync_open_circuits", "Namespaces refused by Kahuna", labels=["namespace"])

@@ -32,7 +32,7 @@ from service.store.access import Caller
 from service.store.database import Database
 from service.telemetry import REQUEST_ID, Metrics, logger, request_id_of
 
-_T = TypeVar("_T")
+_T = TypeVar("_T", bound=msgspec.Struct)
 
 API_BODY_LIMIT: Final = 1024 * 1024
 """Bytes of a JSON body under /v1."""
@@ -94,7 +94,7 @@ def problem(status: int, slug: str, detail: str, headers: Mapping[str, str] | No
 async def on_error(_request: Request, error: Exception) -> Response:
     """The problem that an error of ours is."""
     if isinstance(error, RequestError):
-        headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, Unauthenticated) else None
+        headers = {"WWW-Authenticate": "Bearer"} if type(error) is Unauthenticated else None
         return problem(error.status, error.reason, str(error), headers)
     if isinstance(error, StorageUnavailable):
         return problem(503, error.slug, str(error), {"Retry-After": str(error.retry_after)})
@@ -203,11 +203,18 @@ async def body_of(request: Request, kind: type[_T]) -> _T:
     """The JSON body, as the shape that the route takes."""
     body = await read_body(request, API_BODY_LIMIT, service_of(request).settings.body_timeout_seconds)
     try:
-        return msgspec.json.decode(body, type=kind)
+        return _storable(msgspec.json.decode(body, type=kind))
     except msgspec.ValidationError as error:
         raise Unprocessable(f"The body is not what this call takes: {error}.", "invalid-body") from None
     except (ValueError, RecursionError):
         raise BadRequest("The body is not JSON.", "not-json") from None
+
+
+def _storable(document: _T) -> _T:
+    """The document, if PostgreSQL can keep its texts."""
+    if any("\0" in value for value in msgspec.structs.astuple(document) if isinstance(value, str)):
+        raise Unprocessable("A text of the body holds a NUL; take it out.", "invalid-body")
+    return document
 
 
 async def read_body(request: Request, limit: int, seconds: float, take: Callable[[int], None] | None = None) -> bytes:

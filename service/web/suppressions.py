@@ -81,6 +81,11 @@ async def suppress(request: Request) -> Response:
     return _now(request, namespace, channel, address, causes)
 
 
+async def one(request: Request) -> Response:
+    """One route for both, so that a 405 names both."""
+    return await (suppress(request) if request.method == "PUT" else status(request))
+
+
 async def reactivate(request: Request) -> Response:
     """POST: a new consent ends every stop of the channel up to its time."""
     caller = await caller_with(request, "write")
@@ -99,8 +104,7 @@ async def reactivate(request: Request) -> Response:
 
 ROUTES: Final = [
     Route("/v1/suppressions/{channel}/{address:path}/reactivate", reactivate, methods=["POST"]),
-    Route("/v1/suppressions/{channel}/{address:path}", status, methods=["GET"]),
-    Route("/v1/suppressions/{channel}/{address:path}", suppress, methods=["PUT"]),
+    Route("/v1/suppressions/{channel}/{address:path}", one, methods=["GET", "PUT"]),
 ]
 
 
@@ -109,7 +113,11 @@ def _subject(request: Request) -> tuple[Channel, str]:
     channel = request.path_params["channel"]
     if channel not in CHANNELS:
         raise NotFound("There is no such channel; use email or sms.", "unknown-channel")
-    return channel, normalised(channel, request.path_params["address"])
+    address = request.path_params["address"]
+    # A local part may hold a slash, a domain never: what follows one names something that does not exist here.
+    if channel == "email" and "/" in address.rpartition("@")[2] and "@" in address:
+        raise NotFound("There is nothing at this path below an address.")
+    return channel, normalised(channel, address)
 
 
 def _choice(given: dict[str, str], name: str, choices: Sequence[str], default: str) -> Any:

@@ -16,9 +16,9 @@ from service.errors import (
     BadRequest,
     NotFound,
     RequestError,
+    SignatureRefused,
     StorageUnavailable,
     TooLarge,
-    Unauthenticated,
     UnsupportedEncoding,
 )
 from service.flows.ingest import Ingested, ingest
@@ -74,7 +74,7 @@ async def _receive(request: Request, channel: Channel) -> Response:
     _check_token(request, namespace)
     signature = request.headers.get("X-Kahuna-Signature")
     if not signature:
-        raise Unauthenticated("The header X-Kahuna-Signature is missing.", "signature-missing")
+        raise SignatureRefused("The header X-Kahuna-Signature is missing.", "signature-missing")
     encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("identity", "gzip", ""):
         raise UnsupportedEncoding("Send the body as it is, or with Content-Encoding: gzip.")
@@ -113,7 +113,7 @@ def _check_token(request: Request, namespace: Namespace) -> None:
         return
     given = str(request.path_params.get("token", "")).encode("utf-8", "surrogatepass")
     if not hmac.compare_digest(given, namespace.callback_token.reveal().encode()):
-        raise Unauthenticated("The callback token at the end of the path is missing or wrong.", "callback-token")
+        raise SignatureRefused("The callback token at the end of the path is missing or wrong.", "callback-token")
 
 
 def _decompressed(body: bytes, limit: int) -> bytes:
@@ -149,7 +149,7 @@ def _verified(body: bytes, channel: Channel, signature: str, namespace: Namespac
     except webhook.NotJson:
         raise BadRequest("The body is not JSON.", "not-json") from None
     if not webhook.verify(callback.signed_values, signature, namespace.api_key):
-        raise Unauthenticated(
+        raise SignatureRefused(
             "The signature is not that of these addresses with this namespace's key.", "signature-wrong"
         )
     return callback
