@@ -133,31 +133,30 @@ async def _asked(request: Request, *allowed: str) -> tuple[str, dict[str, str]]:
     return namespace_for(request, caller, given.get("namespace")), given
 
 
-async def _run_asked_for(request: Request, *allowed: str) -> Any:
+async def _namespace_asked_for(request: Request, *allowed: str) -> tuple[str, str | None]:
+    """Who asks for something by its id, and the only namespace that it may be in: None if any will do."""
     caller = await caller_with(request, "admin")
-    parameters(request, "namespace", *allowed)
+    given = parameters(request, "namespace", *allowed).get("namespace")
+    return caller.name, caller.namespace if given is None else namespace_for(request, caller, given)
+
+
+async def _run_asked_for(request: Request, *allowed: str) -> Any:
+    _, namespace = await _namespace_asked_for(request, *allowed)
     async with service_of(request).database.read() as connection:
         row = await reconciliations.one(connection, _id(request))
-    if row is None or caller.namespace not in (None, row.namespace):
+    if row is None or namespace not in (None, row.namespace):
         raise NotFound("There is no such reconciliation.")
     return row
 
 
 async def _decide(request: Request, decision: str) -> Response:
-    caller = await caller_with(request, "admin")
-    parameters(request, "namespace")
+    actor, namespace = await _namespace_asked_for(request)
     has_body = request.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in request.headers
     note = (await body_of(request, Decision)).note if has_body else None
     service = service_of(request)
+    policy, clock = service.rules.policy, service.clock
     decided = await review.decide(
-        service.database,
-        _id(request),
-        decision,
-        caller.name,
-        note,
-        service.rules.policy,
-        service.clock,
-        caller.namespace,
+        service.database, _id(request), decision, actor, note, policy, clock, allowed_namespace=namespace
     )
     return answer(_review(decided))
 
@@ -171,7 +170,7 @@ def _id(request: Request) -> uuid.UUID:
 
 def _limit(given: dict[str, str]) -> int:
     text = given.get("limit", str(DEFAULT_LIMIT))
-    if not text.isdecimal() or not 1 <= int(text) <= LARGEST_LIMIT:
+    if not text.isdecimal() or len(text) > 4 or not 1 <= int(text) <= LARGEST_LIMIT:
         raise Unprocessable(f"limit must be a number from 1 to {LARGEST_LIMIT}.", "invalid-parameter")
     return int(text)
 

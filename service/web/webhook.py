@@ -5,6 +5,7 @@ import hashlib
 import hmac
 import uuid
 import zlib
+from functools import partial
 from typing import Final
 
 from starlette.requests import Request
@@ -29,6 +30,9 @@ from service.store.batches import Received
 from service.web.http import Service, answer, read_body, service_of
 
 ERRORS_SHOWN: Final = 100
+
+MOST_MEMBERS: Final = 16
+"""Members of one gzip body: each costs a copy of what follows it, before anything is verified."""
 
 SMALL_BODY: Final = 64 * 1024
 """Bytes up to which a body is read on the spot."""
@@ -88,13 +92,13 @@ async def _receive(request: Request, channel: Channel) -> Response:
     try:
         settings = service.settings
         body = await read_body(request, settings.body_limit_bytes, settings.body_timeout_seconds, take)
+        opened = partial(_opened, body, encoding, channel, signature, namespace, settings.body_limit_bytes)
+        # Unpacking and reading a large body must not hold up the others.
+        body, callback = opened() if len(body) <= SMALL_BODY else await asyncio.to_thread(opened)
         if encoding == "gzip":
-            body = _decompressed(body, settings.body_limit_bytes)
             take(len(body))
-        callback = await _verified_apart(body, channel, signature, namespace)
-        ingested = await ingest(
-            service.database, _batch(request, service, namespace, channel, body), callback, service.rules, service.clock
-        )
+        batch = _batch(request, service, namespace, channel, body)
+        ingested = await ingest(service.database, batch, callback, service.rules, service.clock)
     finally:
         service.budget.give_back(taken)
     return _answer(service, channel, ingested, len(callback.entries))
@@ -121,7 +125,7 @@ def _decompressed(body: bytes, limit: int) -> bytes:
     parts = bytearray()
     rest = body
     try:
-        while rest:
+        for _ in range(MOST_MEMBERS):
             unzip = zlib.decompressobj(wbits=31)
             parts += unzip.decompress(rest, limit + 1 - len(parts))
             if len(parts) > limit or unzip.unconsumed_tail:
@@ -129,16 +133,19 @@ def _decompressed(body: bytes, limit: int) -> bytes:
             if not unzip.eof:
                 raise BadRequest("The gzip body is cut off.", "not-gzip")
             rest = unzip.unused_data
+            if not rest:
+                return bytes(parts)
     except zlib.error:
         raise BadRequest("The body is not gzip, as Content-Encoding says.", "not-gzip") from None
-    return bytes(parts)
+    raise BadRequest(f"The gzip body has more than {MOST_MEMBERS} members; compress it as one.", "not-gzip")
 
 
-async def _verified_apart(body: bytes, channel: Channel, signature: str, namespace: Namespace) -> Callback:
-    """Reading a large body, above all one that only the slow decoder takes, must not hold up the others."""
-    if len(body) <= SMALL_BODY:
-        return _verified(body, channel, signature, namespace)
-    return await asyncio.to_thread(_verified, body, channel, signature, namespace)
+def _opened(
+    body: bytes, encoding: str, channel: Channel, signature: str, namespace: Namespace, limit: int
+) -> tuple[bytes, Callback]:
+    """The body as it was signed, and what it says."""
+    plain = _decompressed(body, limit) if encoding == "gzip" else body
+    return plain, _verified(plain, channel, signature, namespace)
 
 
 def _verified(body: bytes, channel: Channel, signature: str, namespace: Namespace) -> Callback:
