@@ -1,0 +1,139 @@
+"""What machines ask: is it alive, is it ready, and its figures, with the database there, away, behind or ahead."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from service.settings import Settings
+from service.store import migrations
+from tests.web.harness import Site, away, is_problem, opened
+
+STOP = {"email": "ann@example.com", "reason": "unsub", "timestamp": 1_700_000_000}
+CHECKS = ["/livez", "/readyz", "/metrics"]
+OUTCOMES = ("accepted", "duplicates", "rejected")
+
+
+@pytest.fixture
+async def site(settings: Settings) -> AsyncIterator[Site]:
+    async with opened(settings) as site:
+        yield site
+
+
+async def figures(site: Site) -> dict[str, float]:
+    """The samples of /metrics by their names with labels."""
+    answer = await site.client.get("/metrics")
+    assert answer.status_code == 200
+    assert answer.headers["Content-Type"].startswith("text/plain")
+    lines = [line for line in answer.text.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+
+# Alive and ready.
+
+
+async def test_all_is_well(site: Site) -> None:
+    assert (await site.client.get("/livez")).json() == {"status": "alive"}
+    ready = await site.client.get("/readyz")
+    assert (ready.status_code, ready.json()["status"]) == (200, "ready")
+    assert ready.json()["checks"] == {"database": "ok", "migrations": "ok"}
+
+
+async def test_without_a_database_it_is_alive_and_not_ready(settings: Settings) -> None:
+    async with opened(replace(settings, database_url=away())) as site:
+        assert (await site.client.get("/livez")).status_code == 200
+        ready = await site.client.get("/readyz")
+        assert (ready.status_code, ready.json()["status"]) == (503, "not-ready")
+        assert int(ready.headers["Retry-After"]) > 0
+        assert ready.json()["checks"]["database"] != "ok"
+
+
+@pytest.mark.parametrize("statement", ["delete from alembic_version", "drop table alembic_version"])
+async def test_an_empty_database_is_not_ready_and_says_what_to_do(site: Site, statement: str) -> None:
+    await site.execute(statement)
+    ready = await site.client.get("/readyz")
+    assert (ready.status_code, ready.json()["status"]) == (503, "not-ready")
+    assert "migrate" in ready.json()["checks"]["migrations"]
+
+
+async def test_every_older_revision_is_behind(site: Site) -> None:
+    older = migrations.revisions() - {migrations.head()}
+    for revision in older:
+        await site.execute(f"update alembic_version set version_num = '{revision}'")
+        assert (await site.client.get("/readyz")).status_code == 503
+    await site.execute(f"update alembic_version set version_num = '{migrations.head()}'")
+    assert (await site.client.get("/readyz")).status_code == 200
+
+
+async def test_a_newer_revision_is_ready_since_migrations_run_before_the_release(site: Site) -> None:
+    await site.execute("update alembic_version set version_num = '9999_newer'")
+    ready = await site.client.get("/readyz")
+    assert (ready.status_code, ready.json()["checks"]["migrations"]) == (200, "ok")
+
+
+async def test_refused_keys_are_told_and_callbacks_go_on(site: Site) -> None:
+    await site.execute("insert into circuits values ('other', 'refused with 401', now(), now())")
+    ready = await site.client.get("/readyz")
+    assert (ready.status_code, ready.json()["status"]) == (200, "degraded")
+    assert "KAHUNA_SECRET_KEY" in ready.json()["checks"]["kahuna/other"]
+    assert (await site.deliver("email", [STOP])).status_code == 200
+
+
+@pytest.mark.parametrize("path", CHECKS)
+async def test_a_check_takes_no_parameters_and_only_get(site: Site, path: str) -> None:
+    assert is_problem(await site.client.get(f"{path}?verbose=1"), 400, "unknown-parameter")
+    assert is_problem(await site.client.post(path), 405, "method-not-allowed")
+    assert (await site.client.head(path)).status_code == 200
+    assert (await site.client.get(path)).headers["X-Request-ID"]
+
+
+# Figures.
+
+
+async def test_callbacks_are_counted_by_answer_and_entries_by_outcome(site: Site) -> None:
+    await site.deliver("email", [STOP, STOP, "text"])
+    await site.deliver("email", [STOP, STOP, "text"])
+    await site.deliver("email", [STOP], key="wrong")
+    await site.deliver("sms", [{"number": "15550100001"}])
+    found = await figures(site)
+    assert found['kahuna_sync_callbacks_total{answer="200",channel="email"}'] == 2
+    assert found['kahuna_sync_callbacks_total{answer="401",channel="email"}'] == 1
+    assert found['kahuna_sync_callbacks_total{answer="200",channel="sms"}'] == 1
+    by_outcome = [found[f'kahuna_sync_entries_total{{channel="email",outcome="{o}"}}'] for o in OUTCOMES]
+    assert by_outcome == [1, 3, 2]
+
+
+async def test_what_waits_is_counted_in_the_database(site: Site) -> None:
+    await site.client.put(
+        "/v1/suppressions/sms/15550100001", headers=await site.token("write"), json={"reason": "do_not_call"}
+    )
+    site.clock.sleep(60)
+    opt_in = {"number": "15550100001", "timestamp": site.clock.seconds, "opt-in": True}
+    assert (await site.deliver("sms", [opt_in])).json()["accepted"] == 1
+    async with site.broken("quarantine"):
+        await site.deliver("email", ["text"])
+    await site.execute("insert into circuits values ('other', 'refused with 401', now(), now())")
+    found = await figures(site)
+    assert found["kahuna_sync_unapplied_batches"] == 1
+    assert found["kahuna_sync_pending_reviews"] == 1
+    assert found['kahuna_sync_corrections{namespace="default",state="pending"}'] == 1
+    assert found['kahuna_sync_open_circuits{namespace="other"}'] == 1
+
+
+async def test_requests_are_timed_by_their_route_and_never_by_an_address(site: Site) -> None:
+    await site.deliver("email", [STOP])
+    await site.client.get("/v1/suppressions/email/ann@example.com", headers=await site.token("read"))
+    await site.client.get("/ann@example.com")
+    text = (await site.client.get("/metrics")).text
+    assert 'route="/v1/suppressions/{channel}/{address:path}",status="200"' in text
+    assert 'route="/webhooks/{namespace}/email",status="200"' in text
+    assert 'route="none",status="404"' in text
+    assert "ann@" not in text
+
+
+async def test_without_a_database_its_own_figures_are_still_there(settings: Settings) -> None:
+    async with opened(replace(settings, database_url=away())) as site:
+        await site.deliver("email", [STOP])
+        found = await figures(site)
+        assert found['kahuna_sync_callbacks_total{answer="503",channel="email"}'] == 1
+        assert "kahuna_sync_unapplied_batches" not in found
