@@ -2,13 +2,14 @@
 
 import asyncio
 import dataclasses
+import errno
 import os
 import socket
 import sys
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -65,14 +66,16 @@ def up_command(port: int | None, demonstrate: bool, simulator_port: int) -> None
     environ = dict(os.environ) | ({"PORT": str(port)} if port else {})
     if demonstrate:
         environ = _demo_environ(environ, simulator_port)
-    with _started(environ, namespaces=True) as loaded:
-        _refuse_taken(loaded.host, loaded.port, "--port")
+    with ExitStack() as stack:
+        loaded = stack.enter_context(_started(environ, namespaces=True))
+        _refuse_taken(loaded.host, loaded.port)
         environ["DATABASE_URL"] = loaded.database_url or ""
         asyncio.run(migrations.upgrade(loaded.database_direct_url or environ["DATABASE_URL"]))
+        stack.enter_context(up.only_one(loaded.data_dir))
         commands = [["web"], ["worker"]]
         walk: Coroutine[Any, Any, None] | None = None
         if demonstrate:
-            _refuse_taken("127.0.0.1", simulator_port, "--simulator-port")
+            _refuse_taken("127.0.0.1", simulator_port)
             commands.append(["simulator", "--port", str(simulator_port)])
             walk = demo.walk(loaded, f"http://{loaded.host}:{loaded.port}", f"http://127.0.0.1:{simulator_port}")
         code = asyncio.run(_up(commands, environ, walk))
@@ -84,6 +87,7 @@ def up_command(port: int | None, demonstrate: bool, simulator_port: int) -> None
 def web_command(parent: int | None) -> None:
     """The web process: callbacks and queries."""
     with _started(os.environ, namespaces=True) as loaded:
+        _refuse_taken(loaded.host, loaded.port)
         _run(_serve(app.build(loaded), loaded.host, loaded.port, parent))
 
 
@@ -140,6 +144,10 @@ def token_create(name: str, scopes: str, namespace: str | None) -> None:
     wanted = [scope.strip() for scope in scopes.split(",") if scope.strip()]
     if not wanted or set(wanted) - set(access.SCOPES):
         raise click.BadParameter(f"must be some of {', '.join(access.SCOPES)}", param_hint="--scopes")
+    if not name.strip():
+        raise click.BadParameter("must say who will use it", param_hint="--name")
+    if namespace is not None:
+        _namespace(settings.load(os.environ), namespace)
 
     async def create(database: Database) -> str:
         async with database.begin() as connection:
@@ -161,8 +169,8 @@ def token_list() -> None:
 
     table = Table("name", "scopes", "namespace", "created", "revoked")
     for row in _with_database(read):
-        revoked = row.revoked_at.isoformat() if row.revoked_at else ""
-        table.add_row(row.name, ",".join(row.scopes), row.namespace or "all", row.created_at.isoformat(), revoked)
+        created, revoked = (f"{at:%Y-%m-%d %H:%M}Z" if at else "" for at in (row.created_at, row.revoked_at))
+        table.add_row(row.name, ",".join(row.scopes), row.namespace or "all", created, revoked)
     Console().print(table)
 
 
@@ -219,10 +227,11 @@ def reconcile_command(channel: str, source: str, auto_approve: bool, namespace: 
     chosen = _namespace(settings.load(os.environ), namespace).name
     run = Run(uuid.uuid4(), chosen, "email" if channel == "email" else "sms", source, auto_approve, "shell")
     row = _with_database(lambda database, loaded: _reconcile(database, loaded, run))
-    table = Table("count", "of", title=f"Reconciliation {run.id}: {row.state}")
+    table = Table("count", "of", title=f"Reconciliation of {chosen}, {channel}: {row.state}")
     for name, count in sorted(row.counts.items()) or [("differences", 0)]:
         table.add_row(str(count), name.replace("_", " "))
     Console().print(table)
+    click.echo(f"Each difference: GET /v1/admin/reconciliations/{run.id}/differences", err=True)
 
 
 async def _reconcile(database: Database, loaded: Settings, run: Run) -> Any:
@@ -272,13 +281,15 @@ async def _up(commands: list[list[str]], environ: dict[str, str], walk: Coroutin
         return await running
     walking = asyncio.create_task(walk)
     await asyncio.wait([running, walking], return_when=asyncio.FIRST_COMPLETED)
-    if walking.done() and walking.exception() is not None:
+    # Told to stop, the processes end under the walk: what it says of that is of no use to anybody.
+    failed = not stop.is_set() and walking.done() and walking.exception() is not None
+    if failed:
         stop.set()
     code = await running
     walking.cancel()
-    results = await asyncio.gather(walking, return_exceptions=True)
-    if isinstance(results[0], Exception):
-        raise results[0]
+    await asyncio.wait([walking])
+    if failed:
+        walking.result()
     return code
 
 
@@ -353,19 +364,17 @@ def _namespace(loaded: Settings, name: str | None) -> settings.Namespace:
     found = loaded.main_namespace if name is None else loaded.namespace(name)
     if found is None:
         known = ", ".join(namespace.name for namespace in loaded.namespaces)
-        raise SettingsError(f"Say which namespace with --namespace; there are {known}.")
+        wanted = "Say which namespace with --namespace" if name is None else f"There is no namespace {name}"
+        raise SettingsError(f"{wanted}; there are: {known}.")
     return found
 
 
-def _refuse_taken(host: str, port: int, option: str) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            raise SettingsError(
-                f"Port {port} is taken: end what listens there, or choose another with {option}."
-            ) from None
+def _refuse_taken(host: str, port: int) -> None:
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        reason = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be listened on ({error.strerror})"
+        raise SettingsError(f"{host}:{port} {reason}: choose another with HOST, PORT or an option.") from None
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ async def walk(settings: Settings, url: str, kahuna_url: str) -> None:
             await _local_opt_out(guide)
             await _conflict(guide)
             await _drift(guide, database)
-            _try_yourself(guide, token)
+            _try_yourself(guide, token, settings)
 
 
 async def _callbacks(guide: Guide) -> None:
@@ -123,8 +123,8 @@ async def _conflict(guide: Guide) -> None:
     _expect(status["suppressed"], "what permits waits for a person")
     stop = await _await("Kahuna to stop again meanwhile", lambda: _slot(guide, "sms", number, "stop"))
     _expect(stop["timestamp"] == said_at + 1, "the stop is dated past the opt-in")
-    guide.say("   the two contradict each other, so a person decides; until then nobody texts him,")
-    guide.say("   and Kahuna was told to hold too, one second after its opt-in")
+    guide.say("   the two contradict each other, so a person decides; until then nobody")
+    guide.say("   texts him, and Kahuna was told to stop again, one second after its opt-in")
     listed = await guide.service.get("/v1/admin/reviews")
     review = next(r for r in listed.json()["reviews"] if r["address"] == number)
     decided = await guide.service.post(f"/v1/admin/reviews/{review['id']}/approve", json={"note": "called back"})
@@ -136,7 +136,7 @@ async def _conflict(guide: Guide) -> None:
 
 
 async def _drift(guide: Guide, database: Database) -> None:
-    guide.step(4, "Drift: somebody loads five opt-outs straight into the table, behind the service's back")
+    guide.step(4, "Drift: somebody loads five opt-outs straight into the table")
     strays = [guide.mailbox(f"stray{n}") for n in range(5)]
     now = datetime.now(UTC)
     async with database.begin() as connection:
@@ -154,14 +154,14 @@ async def _drift(guide: Guide, database: Database) -> None:
     guide.say("   a second run finds nothing: both lists [green]agree[/]")
 
 
-def _try_yourself(guide: Guide, token: str) -> None:
+def _try_yourself(guide: Guide, token: str, settings: Settings) -> None:
     ann = guide.mailbox("ann")
     curl = 'curl -s -H "Authorization: Bearer $TOKEN"'
     guide.console.rule("[bold green]The whole loop works. It stays up: try it[/]")
     lines = [
-        f"export TOKEN={token}",
+        f"export TOKEN={token} DATA_DIR={settings.data_dir} KAHUNA_API_KEY={API_KEY} KAHUNA_SECRET_KEY={SECRET_KEY}",
         f"{curl} {guide.url}/v1/suppressions/email/{ann}",
-        f'{curl} -X PUT -d \'{{"reason":"manual"}}\' {guide.url}/v1/suppressions/email/you@example.com',
+        f'{curl} -X PUT -d \'{{"reason":"manual"}}\' {guide.url}/v1/suppressions/email/you.{guide.run}@example.com',
         f"{curl} '{guide.url}/v1/admin/corrections?state=sent'",
         f"curl -s {guide.url}/readyz",
         f"curl -s {str(guide.kahuna.base_url).rstrip('/')}/simulator/state",

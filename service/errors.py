@@ -3,6 +3,7 @@
     KahunaSyncError
     ├── SettingsError            a setting is missing or wrong: the start ends here
     ├── StorageUnavailable       503: nothing was done, try again later
+    │   ├── StorageOutdated
     │   └── StorageBusy
     └── RequestError             the caller must change the request
         ├── BadRequest           400
@@ -120,6 +121,12 @@ class StorageUnavailable(KahunaSyncError):
     def __init__(self, message: str, retry_after: int = 5) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class StorageOutdated(StorageUnavailable):
+    """503: the database is there, but lacks a table or a column that this code needs."""
+
+    slug = "storage-outdated"
 
 
 class StorageBusy(StorageUnavailable):

@@ -6,6 +6,7 @@ ends the start with its name.
 """
 
 import dataclasses
+import re
 import tomllib
 import types
 import typing
@@ -146,7 +147,7 @@ class Settings:
     @property
     def main_namespace(self) -> Namespace | None:
         """The namespace that the vendor's example paths serve."""
-        if len(self.namespaces) == 1:
+        if len(self.namespaces) == 1 and self.default_namespace is None:
             return self.namespaces[0]
         return self.namespace(self.default_namespace or "default")
 
@@ -181,8 +182,9 @@ def check_namespaces(settings: Settings) -> None:
             raise SettingsError(
                 f"KAHUNA_ENV{where} is not set: say p (production) or s (sandbox) for Kahuna's own host."
             )
-    if len(settings.namespaces) > 1 and settings.default_namespace and settings.main_namespace is None:
-        raise SettingsError("DEFAULT_NAMESPACE names no namespace of CONFIG_FILE: name one of its [namespaces] tables.")
+    if settings.default_namespace and settings.main_namespace is None:
+        known = ", ".join(namespace.name for namespace in settings.namespaces)
+        raise SettingsError(f"DEFAULT_NAMESPACE names no namespace; there are {known}.")
 
 
 def names(kind: type) -> dict[str, dataclasses.Field[Any]]:
@@ -248,6 +250,9 @@ def _read(kind: type[_T], given: Mapping[str, Any]) -> _T:
 def _completed(namespace: Namespace) -> Namespace:
     if "/" in namespace.name or not namespace.name.strip():
         raise SettingsError("KAHUNA_NAMESPACE must be a name without a slash: it is a segment of the webhook path.")
+    token = namespace.callback_token
+    if token is not None and not re.fullmatch(r"[A-Za-z0-9._~-]+", token.reveal()):
+        raise SettingsError("CALLBACK_TOKEN must be of A-Z a-z 0-9 . _ ~ - alone: it is a segment of the webhook path.")
     url = _split(namespace.base_url)
     if url.scheme not in ("http", "https") or not url.hostname:
         raise SettingsError("KAHUNA_BASE_URL must begin with http:// or https:// and name a host.")

@@ -15,6 +15,8 @@ from typing import Final
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
+from service.errors import KahunaSyncError
+
 REQUEST_ID: Final[ContextVar[str | None]] = ContextVar("request_id", default=None)
 
 _SANE_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -77,7 +79,9 @@ def _tell_exception(
 
 
 def told(error: BaseException) -> str:
-    """Where an error arose and of what kind it is, without its message."""
+    """Where an error arose and of what kind it is; its message only if it is one of ours, which hold no address."""
+    if isinstance(error, KahunaSyncError):
+        return f"{type(error).__name__}: {error}"
     return "\n".join(_told(error))
 
 

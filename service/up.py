@@ -5,14 +5,18 @@ killed, since they watch for it.
 """
 
 import asyncio
+import fcntl
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import monotonic
 from typing import Final
 
+from service.errors import SettingsError
 from service.telemetry import logger
 
 GRACE: Final = 15.0
@@ -44,6 +48,18 @@ async def run(commands: Sequence[Sequence[str]], environ: Mapping[str, str], sto
     await asyncio.gather(*(_end(child) for child in children))
     await asyncio.gather(stopped, *keepers)
     return 1 if gave_up else 0
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Refuses a second `up` on one folder: two workers with settings of their own would share one outbox."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "up.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SettingsError("Another `up` runs in this DATA_DIR: end it, or set another DATA_DIR.") from None
+        yield
 
 
 def stop_on_signals(stop: asyncio.Event) -> None:

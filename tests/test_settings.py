@@ -348,3 +348,13 @@ def test_every_number_has_a_unit_in_its_name_or_sentence(name: str) -> None:
     words = f"{name} {EVERY[name].metadata['says']}".lower()
     units = ("seconds", "days", "bytes", "milliseconds", "connections", "port", "bounces", "corrections", "calls")
     assert any(unit in words for unit in units)
+
+
+def test_a_callback_token_that_no_path_could_hold_is_refused() -> None:
+    message = refusal(KEYS | STAND_IN | {"CALLBACK_TOKEN": "a/b"})
+    assert "CALLBACK_TOKEN" in message
+    assert "a/b" not in message
+
+
+def test_a_default_namespace_that_is_none_is_refused() -> None:
+    assert "DEFAULT_NAMESPACE" in refusal(KEYS | STAND_IN | {"DEFAULT_NAMESPACE": "shop"})

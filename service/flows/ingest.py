@@ -12,7 +12,7 @@ from typing import NamedTuple
 from service.domain.addresses import ImpossibleAddress, normalise
 from service.domain.facts import occurred_at
 from service.domain.suppression import DAY, Policy
-from service.errors import StorageBusy, StorageUnavailable
+from service.errors import StorageBusy, StorageOutdated, StorageUnavailable
 from service.kahuna import webhook
 from service.settings import Namespace, Settings
 from service.store import batches, outbox, reviews, suppressions
@@ -208,8 +208,8 @@ def _as_redelivery(outcome: Outcome) -> Outcome:
 
 
 def _is_away(error: Exception) -> bool:
-    """No database, no archive. One that is merely busy with other addresses can still record."""
-    return isinstance(error, StorageUnavailable) and not isinstance(error, StorageBusy)
+    """No database, no archive. One that is merely busy, or lacks a table of the list, can still record."""
+    return isinstance(error, StorageUnavailable) and not isinstance(error, StorageBusy | StorageOutdated)
 
 
 def _log(batch: Received, ingested: Ingested) -> None:

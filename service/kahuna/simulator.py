@@ -89,6 +89,7 @@ def build_simulator(
             Route("/api/smssync", syncs.sms, methods=["POST"]),
             Route("/simulator/state", control.state, methods=["GET"]),
             Route("/simulator/requests", control.requests, methods=["GET"]),
+            Route("/simulator/faults", control.faults, methods=["GET"]),
             Route("/simulator/faults", control.set_fault, methods=["PUT"]),
             Route("/simulator/faults", control.clear_faults, methods=["DELETE"]),
             Route("/simulator/callbacks", control.send_callback, methods=["POST"]),
@@ -325,6 +326,10 @@ class _Control:
         fault = _decoded(await request.body(), Fault)
         self._memory.faults[fault.api] = fault
         return Response(status_code=204)
+
+    async def faults(self, _request: Request) -> Response:
+        """How each API fails now."""
+        return Response(msgspec.json.encode(self._memory.faults), media_type="application/json")
 
     async def clear_faults(self, _request: Request) -> Response:
         """Let everything work again."""

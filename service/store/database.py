@@ -13,7 +13,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from service.errors import SettingsError, StorageBusy, StorageUnavailable
+from service.errors import SettingsError, StorageBusy, StorageOutdated, StorageUnavailable
 from service.settings import Settings
 
 T = TypeVar("T")
@@ -26,6 +26,12 @@ CONFLICT_STATES: Final = frozenset({"40001", "40P01", "55P03"})
 
 AWAY_STATES: Final = frozenset({"57P01", "57P02", "57P03", "53300", "53400", "53100", "53200", "25006", "25P03"})
 """Shutting down, crashed, starting, too many connections, out of resources, read-only: not our bug."""
+
+REFUSAL_STATES: Final = frozenset({"28000", "28P01", "3D000"})
+"""No such role, wrong password, no such database: somebody must correct the URL."""
+
+OUTDATED_STATES: Final = frozenset({"42P01", "42703"})
+"""No such table or column."""
 
 
 class Database:
@@ -115,7 +121,7 @@ async def single_connection(url: str) -> AsyncIterator[AsyncConnection]:
     """One connection outside any pool, for migrations."""
     engine = create_async_engine(async_url(url), poolclass=NullPool, hide_parameters=True)
     try:
-        async with engine.connect() as connection:
+        async with _weather(), engine.connect() as connection:
             yield connection
     finally:
         await engine.dispose()
@@ -140,6 +146,13 @@ async def _weather() -> AsyncIterator[None]:
     try:
         yield
     except Exception as error:
+        state = _state_of(error)
+        if state in REFUSAL_STATES:
+            raise StorageUnavailable(
+                "The database refuses us: check role, password and name in DATABASE_URL."
+            ) from error
+        if state in OUTDATED_STATES:
+            raise StorageOutdated("The database lacks what this release needs: run kahuna-sync migrate.") from error
         if is_away(error):
             raise StorageUnavailable("The database cannot be reached; try again.") from error
         raise

@@ -1,9 +1,11 @@
 """Owns the questions and the writes of internal services: the status of one address, a stop, a new consent."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final, get_args
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 from starlette.requests import Request
@@ -13,7 +15,7 @@ from starlette.routing import Route
 from service.domain.addresses import CHANNELS, Channel
 from service.domain.facts import Fact
 from service.domain.suppression import Purpose, Verdict, fold, verdict
-from service.errors import NotFound, Unprocessable
+from service.errors import BadRequest, NotFound, Unprocessable
 from service.flows import write
 from service.flows.write import Statement, normalised
 from service.store import suppressions
@@ -113,11 +115,24 @@ def _subject(request: Request) -> tuple[Channel, str]:
     channel = request.path_params["channel"]
     if channel not in CHANNELS:
         raise NotFound("There is no such channel; use email or sms.", "unknown-channel")
+    _refuse_bad_encoding(request)
     address = request.path_params["address"]
     # A local part may hold a slash, a domain never: what follows one names something that does not exist here.
     if channel == "email" and "/" in address.rpartition("@")[2] and "@" in address:
         raise NotFound("There is nothing at this path below an address.")
     return channel, normalised(channel, address)
+
+
+def _refuse_bad_encoding(request: Request) -> None:
+    """Servers replace what is not UTF-8, and a question about one address would be answered for another."""
+    raw: bytes = request.scope.get("raw_path", b"")
+    try:
+        unquote_to_bytes(raw).decode()
+        well_formed = not re.search(rb"%(?![0-9A-Fa-f]{2})", raw)
+    except UnicodeDecodeError:
+        well_formed = False
+    if not well_formed:
+        raise BadRequest("The path is not percent-encoded UTF-8; encode the address again.", "bad-encoding")
 
 
 def _choice(given: dict[str, str], name: str, choices: Sequence[str], default: str) -> Any:

@@ -403,12 +403,27 @@ async def test_a_stop_with_the_path_of_a_consent_makes_no_fact(site: Site, every
 
 
 async def test_a_fault_of_ours_is_a_problem_with_an_id_and_no_detail(site: Site, everything: Headers) -> None:
-    async with site.broken("suppressions"):
-        answer = await site.client.get(ANN, headers={**everything, "X-Request-ID": "trace-1"})
+    await site.execute("alter table suppressions alter column address type bytea using address::bytea")
+    answer = await site.client.get(ANN, headers={**everything, "X-Request-ID": "trace-1"})
     assert is_problem(answer, 500, "internal-error")
     assert answer.headers["X-Request-ID"] == "trace-1"
-    assert "suppressions" not in answer.text
+    assert "bytea" not in answer.text
+
+
+async def test_a_missing_table_says_what_to_run_and_passes(site: Site, everything: Headers) -> None:
+    async with site.broken("suppressions"):
+        answer = await site.client.get(ANN, headers=everything)
+    assert is_problem(answer, 503, "storage-outdated")
+    assert "kahuna-sync migrate" in answer.text
     assert (await site.client.get(ANN, headers=everything)).status_code == 200
+
+
+@pytest.mark.parametrize("encoded", ["jos%E9@example.com", "%FF@example.com", "a%2@example.com", "a%zz@example.com"])
+async def test_a_path_that_is_not_utf_8_is_not_answered_for_another_address(
+    site: Site, everything: Headers, encoded: str
+) -> None:
+    answer = await site.client.get(f"/v1/suppressions/email/{encoded}", headers=everything)
+    assert is_problem(answer, 400, "bad-encoding")
 
 
 async def test_without_a_database_there_is_no_answer_yet(settings: Settings) -> None:

@@ -371,7 +371,7 @@ async def test_an_address_that_others_hold_is_recorded(settings: Settings) -> No
 async def test_what_cannot_even_be_recorded_is_asked_for_again(site: Site) -> None:
     async with site.broken("batches"):
         answer = await site.deliver("email", [STOP])
-    assert is_problem(answer, 503, "storage-unavailable")
+    assert is_problem(answer, 503, "storage-outdated")
     assert int(answer.headers["Retry-After"]) > 0
     assert not (await status(site))["suppressed"]
     assert (await site.deliver("email", [STOP])).json()["accepted"] == 1
