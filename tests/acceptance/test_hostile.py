@@ -129,12 +129,12 @@ def test_moments_at_the_ends_of_the_calendar(plain: Voice, moment: str) -> None:
             assert_named(answer)
 
 
-@pytest.mark.parametrize("moment", [ago(-3600), ago(-(10**9))])
-def test_a_future_consent_does_not_outlive_later_stops(plain: Voice, moment: int) -> None:
+@pytest.mark.parametrize("ahead", [3600, 10**9])
+def test_a_future_consent_does_not_outlive_later_stops(plain: Voice, ahead: int) -> None:
     """design 3: further ahead: an opt-in is held or refused, since it would win over later stops."""
     number = a_number()
     plain.stop("sms", number, "manual", ago(60))
-    answer = plain.reactivate("sms", number, moment)
+    answer = plain.reactivate("sms", number, ago(-ahead))
     assert not answer.is_success or plain.suppressed("sms", number), answer.text
     assert plain.suppressed("sms", number)
 
