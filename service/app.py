@@ -1,5 +1,6 @@
 """The composition root of the web process: routes, middleware, error handlers and the lifespan, in one place."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
@@ -51,6 +52,7 @@ def _lifespan(
         metrics=metrics,
         clock=clock,
         budget=Budget(settings.body_budget_bytes),
+        reading=asyncio.Semaphore(1),
         revisions=migrations.revisions(),
         head=migrations.head(),
     )

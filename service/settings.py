@@ -21,6 +21,7 @@ from service.errors import SettingsError
 VENDOR_BASE_URL: Final = "https://tap-nexus.appspot.com"
 
 MOST_ENTRIES: Final = 100_000
+MOST_DAYS: Final = 36_500
 
 _T = TypeVar("_T")
 
@@ -308,6 +309,9 @@ def _check_numbers(settings: Settings) -> None:
         value = getattr(settings, field.name)
         if isinstance(value, int | float) and value == 0:
             raise SettingsError(f"{name} must be more than 0.")
+    for name in ("SOFT_BOUNCE_WINDOW_DAYS", "SOFT_BOUNCE_LIFETIME_DAYS", "HARD_BOUNCE_LIFETIME_DAYS"):
+        if (getattr(settings, name.lower()) or 0) > MOST_DAYS:
+            raise SettingsError(f"{name} must be at most {MOST_DAYS}; leave it out where there is to be no end.")
     if settings.port > 65_535:
         raise SettingsError("PORT must be at most 65535.")
     if settings.push_batch_entries > MOST_ENTRIES:

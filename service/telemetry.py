@@ -110,7 +110,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.callbacks = Counter(
             "kahuna_sync_callbacks",
-            "Callbacks by channel and answer",
+            "Callbacks by channel and answer: the status, or for a 200 the state of the batch (applied, recorded)",
             ["channel", "answer"],
             registry=self.registry,
         )

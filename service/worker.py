@@ -29,6 +29,9 @@ LONGEST_PAUSE: Final = 5.0
 HOUSEKEEPING: Final = 5.0
 """Seconds between two looks at what hardly ever needs doing."""
 
+ONCE: Final = 86_400.0
+"""Seconds after which even what is done but once at the start is looked at again."""
+
 GRACE: Final = 8.0
 """Seconds that a step under way may take once the worker was told to stop."""
 
@@ -93,7 +96,7 @@ async def _steps(
             (lambda: ingest.apply_recorded(database, rules, clock), poll),
             (lambda: reconcile.run_next(database, rules.policy, clock), poll),
             (release, HOUSEKEEPING),
-            (note_policy, HOUSEKEEPING),
+            (note_policy, ONCE),
         ]
 
 

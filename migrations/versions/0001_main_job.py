@@ -48,6 +48,7 @@ def upgrade() -> None:
         unique=False,
         postgresql_where=sa.text("address is not null"),
     )
+    op.create_index("audit_policy", "audit", ["at"], unique=False, postgresql_where=sa.text("action = 'policy.set'"))
     op.create_table(
         "batches",
         sa.Column("id", sa.Uuid(), nullable=False),
@@ -92,11 +93,12 @@ def upgrade() -> None:
     op.create_table(
         "circuits",
         sa.Column("namespace", WORD, nullable=False),
+        sa.Column("channel", WORD, nullable=False),
         sa.Column("reason", WORD, nullable=False),
         sa.Column("opened_at", MOMENT, nullable=False),
         sa.Column("probe_at", MOMENT, nullable=False),
-        sa.PrimaryKeyConstraint("namespace"),
-        comment="Namespaces whose credentials Kahuna refuses: nothing is sent before probe_at",
+        sa.PrimaryKeyConstraint("namespace", "channel"),
+        comment="Channels that Kahuna refuses, or asks to wait: nothing is sent before probe_at",
     )
     op.create_table(
         "corrections",
@@ -221,6 +223,7 @@ def upgrade() -> None:
         sa.Column("actor", WORD, nullable=False),
         sa.Column("created_at", MOMENT, nullable=False),
         sa.Column("lease_until", MOMENT, nullable=True),
+        sa.Column("fence", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("finished_at", MOMENT, nullable=True),
         sa.Column("error", WORD, nullable=True),
         sa.Column("counts", postgresql.JSONB(), nullable=False),

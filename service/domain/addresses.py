@@ -16,6 +16,9 @@ VERSION: Final = 1
 """Raised whenever `normalise` gives another answer for any address, so that stored ones can be told apart."""
 
 MAX_EMAIL_CHARACTERS: Final = 320
+LONGEST_RAW: Final = 4 * MAX_EMAIL_CHARACTERS
+"""Beyond this no normal form is short enough, and finding it would be what somebody wants us to spend time on."""
+
 MIN_DIGITS: Final = 5
 MAX_DIGITS: Final = 15
 
@@ -43,6 +46,8 @@ def normalise(channel: Channel, raw: str) -> str:
 
 def _email(raw: str) -> str:
     trimmed = raw.strip()
+    if len(trimmed) > LONGEST_RAW:
+        raise ImpossibleAddress("address-too-long")
     _refuse_unstorable(trimmed)
     folded = _folded(trimmed)
     local, at, domain = folded.rpartition("@")
@@ -77,6 +82,8 @@ def _ascii_domain(domain: str) -> str:
 
 
 def _number(raw: str) -> str:
+    if len(raw) > LONGEST_RAW:
+        raise ImpossibleAddress("wrong-number-of-digits")
     _refuse_unstorable(raw.strip())
     digits = unicodedata.normalize("NFKC", raw.strip()).translate(_SEPARATORS).removeprefix("+")
     while digits.startswith("00"):

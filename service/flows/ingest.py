@@ -4,10 +4,11 @@ Nothing that is signed and well-formed is lost to a fault of ours: if applying f
 and the sweeper applies it later, with the time of receipt that was stored with it.
 """
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from service.domain.addresses import ImpossibleAddress, normalise
 from service.domain.facts import occurred_at
@@ -21,6 +22,9 @@ from service.store.database import Connection, Database, until_settled
 from service.store.reviews import Held
 from service.store.suppressions import Entry, Provenance
 from service.telemetry import logger, told
+
+MANY: Final = 1000
+"""Entries up to which a batch is sorted on the spot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,25 +86,22 @@ async def ingest(
 
 async def apply_recorded(database: Database, rules: Rules, clock: Callable[[], datetime]) -> bool:
     """Applies one batch that was recorded alone, if one is due; tells whether there was one."""
-    async with database.begin() as connection:
-        batch = await batches.next_unapplied(connection, clock())
-    if batch is None:
-        return False
+    batch: Received | None = None
     try:
         async with database.begin() as connection:
-            waiting = await batches.lock_unapplied(connection, batch.id)
-            if waiting is None:
-                return True
+            batch = await batches.next_unapplied(connection, clock())
+            if batch is None:
+                return False
             outcome = await _apply(connection, batch, webhook.read(batch.body, batch.channel), rules, clock())
             await batches.finish(connection, batch.id, outcome, clock())
     except Exception as error:  # one bad batch must not keep the others waiting
-        if _is_away(error):
+        if batch is None or _is_away(error):
             raise
         logger().error("batch.apply_failed", batch_id=str(batch.id), exc_info=error)
         async with database.begin() as connection:
             await batches.postpone(connection, batch.id, told(error), clock())
         return True
-    logger().info("batch.applied", batch_id=str(batch.id), accepted=outcome.accepted, rejected=outcome.rejected)
+    _log(batch, Ingested(str(batch.id), outcome))
     return True
 
 
@@ -143,7 +144,7 @@ async def _apply(
 ) -> Outcome:
     """Facts, causes, corrections, feed, quarantine and reviews of one batch, in the caller's transaction."""
     namespace = rules.namespaces[batch.namespace]
-    entries = _sorted(batch, callback.entries, namespace)
+    entries = await _sorted_apart(batch, callback, namespace)
     timed_held = await _held(connection, batch, entries.opt_ins, namespace)
     waiting = {held.entry_index for held in timed_held}
     rows = entries.facts + [e._replace(awaits=e.entry_index in waiting) for e in entries.opt_ins]
@@ -156,6 +157,13 @@ async def _apply(
     rejected = len(entries.rejected)
     errors = [{"index": index, "error": error} for index, error in sorted(entries.rejected.items())]
     return Outcome(new, len(callback.entries) - new - rejected, rejected, errors)
+
+
+async def _sorted_apart(batch: Received, callback: webhook.Callback, namespace: Namespace) -> _Sorted:
+    """Sorting many entries must not hold up the other callbacks."""
+    if len(callback.values) <= MANY:
+        return _sorted(batch, callback.entries, namespace)
+    return await asyncio.to_thread(lambda: _sorted(batch, callback.entries, namespace))
 
 
 def _sorted(batch: Received, entries: Sequence[webhook.Entry], namespace: Namespace) -> _Sorted:
@@ -181,14 +189,22 @@ def _sorted(batch: Received, entries: Sequence[webhook.Entry], namespace: Namesp
 
 
 async def _held(connection: Connection, batch: Received, opt_ins: Sequence[Entry], namespace: Namespace) -> list[Held]:
-    """Those opt-ins that a person must see first."""
+    """Those opt-ins that a person must see first, or has seen and not approved."""
     if namespace.opt_in_review == "off" or not opt_ins:
         return []
     if namespace.opt_in_review == "all":
         return [_as_held(entry, "all") for entry in opt_ins]
     addresses = {entry.address for entry in opt_ins}
+    # A stop of ours that is being written right now counts: it is waited for.
+    await suppressions.make_homes(connection, batch.namespace, batch.channel, addresses)
+    await suppressions.lock(connection, batch.namespace, batch.channel, addresses)
     stops = await suppressions.local_stops(connection, batch.namespace, batch.channel, addresses)
-    return [_as_held(e, "local-stop") for e in opt_ins if e.address in stops and e.occurred_at > stops[e.address]]
+    seen = await reviews.not_approved(connection, batch.namespace, batch.channel, addresses)
+    return [
+        _as_held(entry, "local-stop")
+        for entry in opt_ins
+        if entry.occurred_at > stops.get(entry.address, entry.occurred_at) or (entry.address, entry.occurred_at) in seen
+    ]
 
 
 def _as_held(entry: Entry, why: str) -> Held:

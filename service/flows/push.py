@@ -20,7 +20,7 @@ from service.kahuna.client import KahunaClient
 from service.settings import Settings
 from service.store import outbox
 from service.store.database import Database, until_settled
-from service.store.outbox import Claimed, Scope, Settlement
+from service.store.outbox import Circuit, Claimed, Scope, Settlement
 from service.telemetry import logger
 
 _FAILURES: Final[Mapping[type[errors.KahunaError], Failure]] = {
@@ -115,7 +115,7 @@ async def push_due(pusher: Pusher, channel: Channel) -> bool:
     """Sends the corrections of one channel that are due; tells whether there were any."""
     now = pusher.clock()
     async with pusher.database.begin() as connection:
-        circuit = (await outbox.open_circuits(connection)).get(pusher.namespace)
+        circuit = (await outbox.open_circuits(connection)).get((pusher.namespace, channel))
         if circuit is not None and circuit.probe_at > now:
             return False
         lease = uuid.uuid4()
@@ -213,6 +213,9 @@ async def _failed(claim: _Claim, claimed: Sequence[Claimed], error: errors.Kahun
             await _open_circuit(claim, error, delay)
             claim.postponed = Settlement("pending", error.slug, evidence, delay)
         case Retry(delay):
+            if error.retry_after is not None:
+                # Kahuna asks the caller to wait, not these entries: what comes after them waits too.
+                await _open_circuit(claim, error, delay)
             claim.postponed = Settlement("pending", error.slug, evidence, delay)
     return await claim.settle(claimed, claim.postponed)
 
@@ -226,24 +229,33 @@ async def _call(claim: _Claim, entries: list[Any], request_id: str) -> wire.Sync
 
 async def _open_circuit(claim: _Claim, error: errors.KahunaError, delay: float) -> None:
     now = claim.pusher.clock()
+    circuit = Circuit(claim.pusher.namespace, claim.channel, error.slug, now + timedelta(seconds=delay))
     async with claim.pusher.database.begin() as connection:
-        probe_at = now + timedelta(seconds=delay)
-        await outbox.open_circuit(connection, claim.pusher.namespace, error.slug, now, probe_at)
+        await outbox.open_circuit(connection, circuit, now)
     logger().error(
         "circuit.opened",
-        namespace=claim.pusher.namespace,
-        reason=error.slug,
-        fix="Check KAHUNA_SECRET_KEY, KAHUNA_API_KEY and the namespace's permissions; nothing is lost meanwhile.",
+        namespace=circuit.namespace,
+        channel=circuit.channel,
+        reason=circuit.reason,
+        until=circuit.probe_at.isoformat(timespec="seconds"),
+        fix=fix_of(circuit.reason),
     )
+
+
+def fix_of(reason: str) -> str:
+    """What a person can do about an open circuit; corrections wait meanwhile, and none is lost."""
+    if reason in (errors.CredentialsRefused.slug, errors.NotPermitted.slug):
+        return "corrections wait; check KAHUNA_SECRET_KEY, KAHUNA_API_KEY and their permissions"
+    return "corrections wait, as Kahuna asked"
 
 
 async def _close_circuit(claim: _Claim) -> None:
     if not claim.probing:
         return
     async with claim.pusher.database.begin() as connection:
-        closed = await outbox.close_circuit(connection, claim.pusher.namespace)
+        closed = await outbox.close_circuit(connection, claim.pusher.namespace, claim.channel)
     if closed:
-        logger().info("circuit.closed", namespace=claim.pusher.namespace)
+        logger().info("circuit.closed", namespace=claim.pusher.namespace, channel=claim.channel)
 
 
 def _entry(channel: Channel, claimed: Claimed) -> Any:

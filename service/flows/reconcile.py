@@ -13,6 +13,7 @@ from typing import Final
 from service.domain.corrections import sayable, slots_of
 from service.domain.drift import kind_of
 from service.domain.suppression import Policy
+from service.errors import KahunaSyncError
 from service.store import access, outbox, reconciliations
 from service.store.access import Deed
 from service.store.database import Connection, Database, until_settled
@@ -20,11 +21,19 @@ from service.store.outbox import Scope, SlotState
 from service.store.reconciliations import Difference, Run
 from service.telemetry import logger
 
-PAGE: Final = 1000
+PAGE: Final = 5000
+"""Rows of the list that one transaction looks at."""
+
 LEASE: Final = timedelta(minutes=5)
 
 Counts = Counter[str]
 Progress = Callable[[Counts], None]
+
+
+class TakenOver(KahunaSyncError):
+    """This worker was too slow: its lease ended, and the run is another's now."""
+
+    slug = "taken-over"
 
 
 async def queue(database: Database, run: Run, clock: Callable[[], datetime]) -> None:
@@ -67,33 +76,32 @@ async def _compare(
     counts: Counts,
     progress: Progress | None,
 ) -> None:
-    after = ""
-    while True:
+    after: str | None = ""
+    while after is not None:
         scope = Scope(run.namespace, run.channel, clock(), policy)
 
-        async def page(connection: Connection, scope: Scope = scope, after: str = after) -> tuple[str, Counts]:
+        async def page(connection: Connection, scope: Scope = scope, after: str = after) -> tuple[str | None, Counts]:
             return await _page(connection, run, scope, after)
 
         after, found = await until_settled(database, page)
         counts.update(found)
         if progress is not None:
             progress(counts)
-        if not after:
-            return
 
 
-async def _page(connection: Connection, run: Run, scope: Scope, after: str) -> tuple[str, Counts]:
-    """One page of addresses; returns the last of them, empty at the end, and what was counted."""
-    addresses = await outbox.at_odds_after(connection, scope, after, PAGE)
+async def _page(connection: Connection, run: Run, scope: Scope, after: str) -> tuple[str | None, Counts]:
+    """One page of the list; returns the last address of it, None at the end, and what was counted."""
+    if not await reconciliations.hold(connection, run, scope.now + LEASE):
+        raise TakenOver("Another worker has taken this run over.")
     counts: Counts = Counter()
+    up_to = await outbox.page_end(connection, scope, after, PAGE)
+    addresses = await outbox.at_odds_between(connection, scope, after, up_to)
     if addresses:
-        await outbox.lock_homes(connection, scope, addresses)
         states = await outbox.examine(connection, scope, addresses, again=True)
-        differences = list(_differences(scope, states, counts))
-        await reconciliations.add_differences(connection, run.id, differences, scope.now + LEASE)
+        await reconciliations.add_differences(connection, run, list(_differences(scope, states, counts)))
         if run.auto_approve:
             counts["corrections"] += await outbox.write(connection, scope, states)
-    return (addresses[-1] if len(addresses) == PAGE else ""), counts
+    return up_to, counts
 
 
 def _differences(scope: Scope, states: list[SlotState], counts: Counts) -> Iterator[Difference]:
@@ -130,5 +138,8 @@ async def _finish(
     database: Database, run: Run, state: str, counts: Counts, clock: Callable[[], datetime], error: str | None = None
 ) -> None:
     async with database.begin() as connection:
-        await reconciliations.finish(connection, run.id, state, dict(counts), clock(), error)
-    logger().info("reconciliation.finished", run_id=str(run.id), state=state, **counts)
+        mine = await reconciliations.finish(connection, run, state, dict(counts), clock(), error)
+    if mine:
+        logger().info("reconciliation.finished", run_id=str(run.id), state=state, **counts)
+    else:
+        logger().warning("reconciliation.taken_over", run_id=str(run.id))

@@ -54,14 +54,19 @@ async def _say(
     clock: Callable[[], datetime],
 ) -> list[CauseRow]:
     now = clock()
-    at = _occurred_at(said, now)
+    claimed = _occurred_at(said, now)
     address = normalised(said.channel, said.address)
-    deed = Deed(said.actor, f"address.{action}", said.namespace, said.channel, address, detail | {"occurred_at": at})
     # A mailbox goes out as it was given to us. A number does not: Kahuna's own samples are digits, without a plus sign.
     received = said.address.strip() if said.channel == "email" else address
-    entries = [Entry(address, received, reason, action, at) for reason in reasons]
 
     async def transaction(connection: Connection) -> list[CauseRow]:
+        at = claimed
+        if at is None:
+            await suppressions.lock(connection, said.namespace, said.channel, [address])
+            at = _now(await suppressions.causes_of(connection, said.namespace, said.channel, address), now)
+        entries = [Entry(address, received, reason, action, at) for reason in reasons]
+        noted = detail | {"occurred_at": at}
+        deed = Deed(said.actor, f"address.{action}", said.namespace, said.channel, address, noted)
         audit_id = await access.write_down(connection, deed, now)
         provenance = Provenance(said.namespace, said.channel, "local", said.origin, now, audit_id=audit_id)
         await suppressions.apply(connection, entries, provenance, policy)
@@ -85,13 +90,15 @@ def normalised(channel: Channel, address: str) -> str:
         raise Unprocessable(f"This cannot be an address of this channel: {error.slug}.", "impossible-address") from None
 
 
-def _occurred_at(said: Statement, now: datetime) -> int:
-    at = int(now.timestamp())
-    if said.occurred_at is None:
-        return at
-    if not 0 < said.occurred_at <= at + FUTURE_TOLERANCE:
-        raise Unprocessable("occurred_at is in the future; send the time when it happened.", "impossible-time")
+def _occurred_at(said: Statement, now: datetime) -> int | None:
+    if said.occurred_at is not None and not 0 < said.occurred_at <= int(now.timestamp()) + FUTURE_TOLERANCE:
+        raise Unprocessable("occurred_at is no time at which this can have happened.", "impossible-time")
     return said.occurred_at
+
+
+def _now(causes: list[CauseRow], now: datetime) -> int:
+    """The time of what is said without one: now, and not before an opt-in that is dated a little ahead of our clock."""
+    return max([int(now.timestamp()), *(row.cause.clear_at or 0 for row in causes)])
 
 
 def _refuse_if_stopped_since(causes: list[CauseRow], at: int, now: datetime, policy: Policy) -> None:

@@ -30,15 +30,16 @@ _NEVER_SENT: Final = (
     httpx.ProxyError,
     httpx.UnsupportedProtocol,
 )
-# 403 and 408 are not Kahuna's words. Like 409 and 503 they are about the caller or the moment, not about the entries,
-# so nothing that was sent may be condemned for them.
+# What is said of the entries themselves is 400 alone (and 422, which says the same more exactly). Everything else, such
+# as the 404 of a wrong base URL, is about the caller or the moment: nothing that was sent may be condemned for it.
 _ERRORS: Final = MappingProxyType(
     {
+        400: errors.BadRequest,
         401: errors.CredentialsRefused,
         403: errors.NotPermitted,
-        408: errors.Unavailable,
         409: errors.NotPermitted,
         413: errors.TooLarge,
+        422: errors.BadRequest,
         429: errors.RateLimited,
     }
 )
@@ -139,9 +140,8 @@ class KahunaClient:
 
     def _refusal(self, api: str, answer: httpx.Response) -> errors.KahunaError:
         status = answer.status_code
-        default = errors.BadRequest if answer.is_client_error else errors.Unavailable
         wait = retry_after(answer.headers.get("Retry-After", ""), self._clock())
-        return _ERRORS.get(status, default)(api, status, wait)
+        return _ERRORS.get(status, errors.Unavailable)(api, status, wait)
 
 
 def retry_after(value: str, now: float) -> float | None:

@@ -3,10 +3,10 @@
     KahunaError
     ├── CredentialsRefused   401         the keys are wrong: every call will fail until somebody acts
     ├── NotPermitted         409 (403)   the keys are right, but may not use this API
-    ├── BadRequest           other 4xx   this request will never be taken as it is
+    ├── BadRequest           400 (422)   this request will never be taken as it is
     ├── TooLarge             413         smaller requests may be taken
     ├── RateLimited          429         later; `retry_after` says when, if Kahuna did
-    ├── Unavailable          5xx, 408    later; a redirect too, since it is no answer of Kahuna's
+    ├── Unavailable          the rest    later; a 404 or a redirect too, since they say nothing of the request
     ├── Ambiguous            –           sent, or perhaps sent, and no whole answer came back
     ├── Unreachable          –           surely not sent
     └── UnreadableAnswer     2xx         taken, or so it seems, but the answer is not the contract's
@@ -49,7 +49,7 @@ class NotPermitted(KahunaError):
 
 
 class BadRequest(KahunaError):
-    """400 and every 4xx without a class of its own."""
+    """400, and 422: about the request itself."""
 
     slug = "bad-request"
     meaning = "Kahuna does not accept the request"
@@ -70,7 +70,7 @@ class RateLimited(KahunaError):
 
 
 class Unavailable(KahunaError):
-    """5xx: nothing is known to be done, and the same request may succeed later."""
+    """5xx, and whatever has no class of its own: nothing is known to be done, and the same may succeed later."""
 
     slug = "unavailable"
     meaning = "Kahuna cannot answer now"

@@ -9,6 +9,7 @@ import hmac
 from base64 import b64encode
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
@@ -204,7 +205,8 @@ def _undecodable(index: int, value: object, key: str) -> Entry:
 
 
 def _timestamp(value: object) -> int | None:
-    """A number, or a text of digits, truncated. A missing one is no fault; ValueError or OverflowError otherwise."""
+    """A number, a text of digits, or the UTC text of the vendor's log records, truncated. A missing one is no fault;
+    ValueError or OverflowError otherwise."""
     # `type` and not `isinstance`: true is an int to Python.
     if type(value) is int or value is None:
         return value
@@ -212,4 +214,7 @@ def _timestamp(value: object) -> int | None:
         return int(value)
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= MAX_DIGITS:
         return int(value)
+    if isinstance(value, str):
+        moment = datetime.fromisoformat(value.strip())
+        return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
     raise ValueError

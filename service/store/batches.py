@@ -111,7 +111,8 @@ async def postpone(connection: AsyncConnection, batch_id: uuid.UUID, error: str,
     """Notes why a batch could not be applied, and tries it again ever more rarely, up to every 4,096 seconds."""
     delay = func.make_interval(0, 0, 0, 0, 0, 0, func.power(2, func.least(batches.c.attempts, 12)))
     values = {"attempts": batches.c.attempts + 1, "last_error": error, "next_attempt_at": literal(now) + delay}
-    await connection.execute(update(batches).where(batches.c.id == batch_id).values(values))
+    waiting = update(batches).where(batches.c.id == batch_id, batches.c.state == "recorded")
+    await connection.execute(waiting.values(values))
 
 
 async def quarantine_entries(connection: AsyncConnection, batch: Received, rejected: Sequence[Rejected]) -> None:

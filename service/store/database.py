@@ -21,8 +21,9 @@ T = TypeVar("T")
 Connection: TypeAlias = AsyncConnection
 """What every function of the store takes first; the floors above know it by this name only."""
 
-CONFLICT_STATES: Final = frozenset({"40001", "40P01", "55P03"})
-"""Serialisation failure, deadlock, lock not available: the same work, tried again, goes through."""
+CONFLICT_STATES: Final = frozenset({"40001", "40P01", "55P03", "23505"})
+"""Serialisation failure, deadlock, lock not available, and a unique key that another took meanwhile (all our inserts
+expect that, but for those of the outbox): the same work, tried again, goes through."""
 
 AWAY_STATES: Final = frozenset({"57P01", "57P02", "57P03", "53300", "53400", "53100", "53200", "25006", "25P03"})
 """Shutting down, crashed, starting, too many connections, out of resources, read-only: not our bug."""

@@ -17,7 +17,7 @@ from service.domain.addresses import Channel
 from service.domain.corrections import Correction, Marks, Slot, owed, sayable, slots_of
 from service.domain.suppression import Cause, Policy
 from service.store.database import among
-from service.store.suppressions import HOME, SEPARATOR
+from service.store.suppressions import HOME, SEPARATOR, lock
 from service.store.tables import circuits, corrections, suppressions
 
 
@@ -36,12 +36,13 @@ class Scope(NamedTuple):
 
 
 class Open(NamedTuple):
-    """A correction that is not proved: its row, what it says, and how far it has come."""
+    """A correction that is not proved: its row, what it says, how far it has come, and since when it is there."""
 
     id: int
     correction: Correction
     state: str
     attempts: int
+    created_at: datetime
 
 
 class SlotState(NamedTuple):
@@ -100,19 +101,20 @@ _GIVEN: Final = "address = any(string_to_array(:addresses, :separator))"
 
 _AT_ODDS_AMONG: Final = text(f"{_AT_ODDS.format(where=_GIVEN)} union {_OPEN_HERE.format(where=_GIVEN)}")
 
-_AT_ODDS_AFTER: Final = text(f"""
-    (select distinct address from ({_AT_ODDS.format(where="address > :after")}) as s order by address limit :limit)
-    union
-    (select distinct address from ({_OPEN_HERE.format(where="address > :after and attempts > 0")}) as o
-     order by address limit :limit)
-    order by address limit :limit
-""")  # noqa: S608 (our own words)
+_AFTER: Final = "address > :after"
+
+_BETWEEN: Final = "address > :after and address <= :up_to"
+
+_AT_ODDS_AFTER, _AT_ODDS_BETWEEN = (
+    text(f"{_AT_ODDS.format(where=part)} union {_OPEN_HERE.format(where=part)} and attempts > 0 order by address")
+    for part in (_AFTER, _BETWEEN)
+)
 
 
 async def owe(connection: AsyncConnection, scope: Scope, addresses: Collection[str], *, again: bool = False) -> int:
     """Brings the outbox in line with both sides of these addresses; returns how many corrections were written.
 
-    The caller holds the home rows of their slots. `again` proposes anew what was given up (never what was refused).
+    `again` proposes anew what was given up (never what was refused).
     """
     candidates = await _at_odds_among(connection, scope, addresses)
     if not candidates:
@@ -124,8 +126,10 @@ async def owe(connection: AsyncConnection, scope: Scope, addresses: Collection[s
 async def examine(
     connection: AsyncConnection, scope: Scope, addresses: Iterable[str], *, again: bool = False
 ) -> list[SlotState]:
-    """Both sides of every slot of these addresses, in the order of the keys."""
+    """Both sides of every slot of these addresses, in the order of the keys, locked: first, and read only then, since
+    a row that another transaction has just made is not seen by the statement that waited for it."""
     given = sorted(addresses)
+    await lock(connection, scope.namespace, scope.channel, given)
     rows = await _rows_by_address(connection, scope, given)
     outbox = await _open_by_slot(connection, scope, given)
     states = []
@@ -154,16 +158,20 @@ async def write(connection: AsyncConnection, scope: Scope, states: Sequence[Slot
     return len(new)
 
 
-async def lock_homes(connection: AsyncConnection, scope: Scope, addresses: Iterable[str]) -> None:
-    """Locks the rows of these addresses in the order of their keys."""
-    query = select(suppressions.c.reason).where(*_mine(suppressions, scope, addresses))
-    await connection.execute(query.order_by(suppressions.c.address, suppressions.c.reason).with_for_update())
+async def page_end(connection: AsyncConnection, scope: Scope, after: str, rows: int) -> str | None:
+    """The address up to which the next so many rows of the list go; None at the end of the list."""
+    table = suppressions.c
+    query = select(table.address).where(table.address > after, table.channel == scope.channel)
+    query = query.where(table.namespace == scope.namespace).order_by(table.address).offset(rows - 1).limit(1)
+    return (await connection.execute(query)).scalar()
 
 
-async def at_odds_after(connection: AsyncConnection, scope: Scope, after: str, limit: int) -> list[str]:
-    """The next addresses of the whole list with a slot at odds, in order: one page of a reconciliation."""
-    values = {"namespace": scope.namespace, "channel": scope.channel, "after": after, "limit": limit}
-    return list((await connection.execute(_AT_ODDS_AFTER, values)).scalars())
+async def at_odds_between(connection: AsyncConnection, scope: Scope, after: str, up_to: str | None) -> list[str]:
+    """The addresses of a part of the list with a slot at odds, in order; the last part has no end."""
+    values = {"namespace": scope.namespace, "channel": scope.channel, "after": after}
+    if up_to is None:
+        return list((await connection.execute(_AT_ODDS_AFTER, values)).scalars())
+    return list((await connection.execute(_AT_ODDS_BETWEEN, values | {"up_to": up_to})).scalars())
 
 
 async def claim(
@@ -224,7 +232,7 @@ async def settle(
 
     An accepted one is what Kahuna holds from now on. One that must be tried again gives way to a newer pending one.
     """
-    await lock_homes(connection, scope, {c.address for c in claimed})
+    await lock(connection, scope.namespace, scope.channel, {c.address for c in claimed})
     mine = update(corrections).where(
         among(corrections.c.id, (c.id for c in claimed)),
         corrections.c.lease_id == lease,
@@ -253,26 +261,32 @@ async def depth(connection: AsyncConnection) -> dict[tuple[str, str], int]:
     return {(row[0], row[1]): row[2] for row in rows}
 
 
-async def open_circuit(
-    connection: AsyncConnection, namespace: str, reason: str, now: datetime, probe_at: datetime
-) -> None:
-    """Nothing is sent for this namespace before the probe."""
-    row = {"namespace": namespace, "reason": reason, "opened_at": now, "probe_at": probe_at}
-    again = {"reason": reason, "probe_at": probe_at}
-    await connection.execute(
-        upsert(circuits).values(row).on_conflict_do_update(index_elements=["namespace"], set_=again)
-    )
+class Circuit(NamedTuple):
+    """Why nothing is sent of a channel, and when one correction goes ahead to see whether that is over."""
+
+    namespace: str
+    channel: Channel
+    reason: str
+    probe_at: datetime
 
 
-async def close_circuit(connection: AsyncConnection, namespace: str) -> bool:
+async def open_circuit(connection: AsyncConnection, circuit: Circuit, now: datetime) -> None:
+    """Nothing is sent of this channel before the probe."""
+    again = {"reason": circuit.reason, "probe_at": circuit.probe_at}
+    opened = upsert(circuits).values(circuit._asdict() | {"opened_at": now})
+    await connection.execute(opened.on_conflict_do_update(index_elements=["namespace", "channel"], set_=again))
+
+
+async def close_circuit(connection: AsyncConnection, namespace: str, channel: Channel) -> bool:
     """Back to normal; tells whether the circuit was open."""
-    closed = delete(circuits).where(circuits.c.namespace == namespace)
+    closed = delete(circuits).where(circuits.c.namespace == namespace, circuits.c.channel == channel)
     return (await connection.execute(closed)).rowcount > 0
 
 
-async def open_circuits(connection: AsyncConnection) -> dict[str, Any]:
-    """The open circuits, by namespace."""
-    return {row.namespace: row for row in await connection.execute(select(circuits))}
+async def open_circuits(connection: AsyncConnection) -> dict[tuple[str, Channel], Circuit]:
+    """The open circuits, by namespace and channel."""
+    rows = await connection.execute(select(circuits))
+    return {(r.namespace, r.channel): Circuit(r.namespace, r.channel, r.reason, r.probe_at) for r in rows}
 
 
 async def _at_odds_among(connection: AsyncConnection, scope: Scope, addresses: Collection[str]) -> list[str]:
@@ -294,11 +308,14 @@ async def _open_by_slot(
     """The corrections that are not proved, locked, so that no claim moves them meanwhile."""
     columns = corrections.c
     query = select(columns.id, columns.address, columns.slot, columns.action, columns.occurred_at, columns.state)
-    query = query.add_columns(columns.attempts).where(*_mine(corrections, scope, addresses), columns.state != "sent")
+    # Those that were withdrawn unsent, or are proved, say nothing any more.
+    matters = (columns.state != "sent") & ((columns.state != "superseded") | (columns.attempts > 0))
+    query = query.add_columns(columns.attempts, columns.created_at)
+    query = query.where(*_mine(corrections, scope, addresses), matters)
     found: defaultdict[tuple[str, str], list[Open]] = defaultdict(list)
     for row in await connection.execute(query.order_by(columns.address, columns.slot, columns.id).with_for_update()):
         correction = Correction(row.action, row.occurred_at)
-        found[row.address, row.slot].append(Open(row.id, correction, row.state, row.attempts))
+        found[row.address, row.slot].append(Open(row.id, correction, row.state, row.attempts, row.created_at))
     return found
 
 
@@ -309,7 +326,7 @@ def _state_of(scope: Scope, address: str, name: str, rows: list[Any], outbox: li
     needed = owed(scope.channel, causes, name, slot, scope.at, scope.policy)
     pending = next((o for o in outbox if o.state == "pending"), None)
     given_up = tuple(o.id for o in outbox if o.state == "dead")
-    refused = needed is not None and _was_refused(needed, outbox, again=again)
+    refused = needed is not None and _was_refused(needed, mine, outbox, again=again)
     return SlotState(address, _received(address, mine), name, causes, slot, needed, pending, given_up, refused)
 
 
@@ -331,11 +348,12 @@ def _received(address: str, rows: list[Any]) -> str:
     return address if newest is None or newest.address_received is None else newest.address_received
 
 
-def _was_refused(needed: Correction, outbox: list[Open], *, again: bool) -> bool:
-    """Whether the same, or a later one of its kind, came to nothing for good. `dead` ones may be proposed again."""
+def _was_refused(needed: Correction, rows: list[Any], outbox: list[Open], *, again: bool) -> bool:
+    """Whether the same came to nothing, and nothing was learnt since. `dead` ones may be proposed again."""
     final = _FOR_GOOD if again else _FOR_GOOD | {"dead"}
+    learnt_at = max((row.recorded_at for row in rows if row.recorded_at is not None), default=None)
     return any(
-        o.state in final and o.correction.action == needed.action and o.correction.occurred_at >= needed.occurred_at
+        o.state in final and o.correction.action == needed.action and (learnt_at is None or o.created_at >= learnt_at)
         for o in outbox
     )
 

@@ -13,7 +13,7 @@ from service.store.tables import differences, reconciliations
 
 
 class Run(NamedTuple):
-    """What a run is to do."""
+    """What a run is to do. `fence` counts the workers that took it: only the last one's word is written."""
 
     id: uuid.UUID
     namespace: str
@@ -21,6 +21,7 @@ class Run(NamedTuple):
     source: str
     auto_approve: bool
     actor: str
+    fence: int = 0
 
 
 class Difference(NamedTuple):
@@ -50,27 +51,35 @@ async def claim(
     row = (await connection.execute(query if run_id is None else query.where(table.id == run_id))).first()
     if row is None:
         return None
-    taken = update(reconciliations).where(table.id == row.id).values(state="running", lease_until=until)
-    await connection.execute(taken)
+    fence = row.fence + 1
+    taken = update(reconciliations).where(table.id == row.id)
+    await connection.execute(taken.values(state="running", lease_until=until, fence=fence))
     await connection.execute(differences.delete().where(differences.c.run_id == row.id))
-    return Run(row.id, row.namespace, row.channel, row.source, row.auto_approve, row.actor)
+    return Run(row.id, row.namespace, row.channel, row.source, row.auto_approve, row.actor, fence)
 
 
-async def add_differences(
-    connection: AsyncConnection, run_id: uuid.UUID, found: Sequence[Difference], until: datetime
-) -> None:
-    """Writes down a page of differences, and holds the run for longer."""
+async def hold(connection: AsyncConnection, run: Run, until: datetime) -> bool:
+    """Holds the run for longer; False if another worker has taken it over."""
+    return await _write(connection, run, {"lease_until": until})
+
+
+async def add_differences(connection: AsyncConnection, run: Run, found: Sequence[Difference]) -> None:
+    """Writes down a page of differences."""
     if found:
-        await connection.execute(insert(differences), [{"run_id": run_id} | d._asdict() for d in found])
-    await connection.execute(update(reconciliations).where(reconciliations.c.id == run_id).values(lease_until=until))
+        await connection.execute(insert(differences), [{"run_id": run.id} | d._asdict() for d in found])
 
 
 async def finish(
-    connection: AsyncConnection, run_id: uuid.UUID, state: str, counts: dict[str, int], now: datetime, error: str | None
-) -> None:
-    """Ends a run."""
+    connection: AsyncConnection, run: Run, state: str, counts: dict[str, int], now: datetime, error: str | None
+) -> bool:
+    """Ends a run; False if another worker has taken it over."""
     values = {"state": state, "counts": counts, "finished_at": now, "lease_until": None, "error": error}
-    await connection.execute(update(reconciliations).where(reconciliations.c.id == run_id).values(values))
+    return await _write(connection, run, values)
+
+
+async def _write(connection: AsyncConnection, run: Run, values: dict[str, Any]) -> bool:
+    mine = update(reconciliations).where(reconciliations.c.id == run.id, reconciliations.c.fence == run.fence)
+    return (await connection.execute(mine.values(values))).rowcount > 0
 
 
 async def one(connection: AsyncConnection, run_id: uuid.UUID) -> Any | None:

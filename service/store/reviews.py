@@ -1,7 +1,7 @@
 """Owns the opt-ins that wait for a person, and what was decided of each."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -9,7 +9,9 @@ from sqlalchemy import RowMapping, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service.domain.addresses import Channel
 from service.store.batches import Received
+from service.store.database import among
 from service.store.tables import reviews
 
 
@@ -46,6 +48,21 @@ async def hold(connection: AsyncConnection, batch: Received, held: Sequence[Held
     ]
     added = insert(reviews).on_conflict_do_nothing().returning(reviews.c.id)
     return len((await connection.execute(added, rows)).all())
+
+
+async def not_approved(
+    connection: AsyncConnection, namespace: str, channel: Channel, addresses: Iterable[str]
+) -> set[tuple[str, int]]:
+    """The opt-ins of these addresses, each with its time, that wait or were refused: they may not become facts."""
+    table = reviews.c
+    query = select(table.address, table.occurred_at).where(
+        among(table.address, addresses),
+        table.channel == channel,
+        table.namespace == namespace,
+        table.occurred_at.is_not(None),
+        table.state != "approved",
+    )
+    return {(row.address, row.occurred_at) for row in await connection.execute(query)}
 
 
 async def by_state(connection: AsyncConnection, namespace: str, state: str, limit: int) -> Sequence[RowMapping]:

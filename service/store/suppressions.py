@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Final, NamedTuple
 
 from sqlalchemy import DateTime, Uuid, bindparam, func, select, text
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.domain.addresses import Channel
@@ -94,12 +95,20 @@ def _kept(times: str, clear_at: str) -> str:
 _APPLY: Final = text(
     f"""
     with entry as materialized ({_ENTRIES}),
+    -- Every row of these addresses, in the order of the keys, also where the facts turn out to be known: what is owed
+    -- is judged after this, and nobody may change it meanwhile.
+    locked as materialized (
+        select from suppressions as s
+        where s.address in (select address from entry) and s.channel = :channel and s.namespace = :namespace
+        order by s.address, s.reason for update of s
+    ),
     fresh as (
         insert into facts (address, channel, namespace, reason, action, occurred_at, source, origin,
                            address_received, batch_id, entry_index, audit_id, recorded_at)
         select address, :channel, :namespace, reason, action, occurred_at, :source, :origin,
                nullif(received, address), :batch_id, index, :audit_id, :recorded_at
-        from entry where not awaits order by address, reason, action, occurred_at, index
+        from entry where not awaits and (select count(*) from locked) >= 0
+        order by address, reason, action, occurred_at, index
         on conflict do nothing
         returning address, reason, action, occurred_at, address_received
     ),
@@ -116,7 +125,7 @@ _APPLY: Final = text(
                max(occurred_at) filter (where action = 'suppress' and :source = 'local') as local_stop_at,
                max(occurred_at) filter (where action = 'suppress' and :source = 'kahuna') as held_stop_at,
                max(occurred_at) filter (where action = 'clear' and :source = 'kahuna') as held_clear_at,
-               min(address_received) as address_received
+               (array_agg(address_received order by occurred_at desc))[1] as address_received
         from stated group by address, reason
     ),
     touched as (
@@ -209,6 +218,24 @@ async def apply(connection: AsyncConnection, entries: Sequence[Entry], provenanc
     return new
 
 
+async def lock(connection: AsyncConnection, namespace: str, channel: Channel, addresses: Iterable[str]) -> None:
+    """Locks every row of these addresses, in the order of the keys."""
+    table = suppressions.c
+    mine = (among(table.address, addresses), table.channel == channel, table.namespace == namespace)
+    query = select(table.reason).where(*mine).order_by(table.address, table.reason).with_for_update()
+    await connection.execute(query)
+
+
+async def make_homes(connection: AsyncConnection, namespace: str, channel: Channel, addresses: Iterable[str]) -> None:
+    """Sees to it that every one of these numbers has the row that whoever changes it must lock. Waits for one that is
+    being made right now."""
+    rows = [
+        {"address": address, "channel": channel, "namespace": namespace, "reason": "do_not_call"}
+        for address in sorted(addresses)
+    ]
+    await connection.execute(insert(suppressions).on_conflict_do_nothing(), rows)
+
+
 async def causes_of(connection: AsyncConnection, namespace: str, channel: Channel, address: str) -> list[CauseRow]:
     """Every cause of one address, whether in force or not. The hot query: one index range."""
     rows = await connection.execute(_CAUSES, {"address": address, "channel": channel, "namespace": namespace})
@@ -237,16 +264,16 @@ async def facts_of(connection: AsyncConnection, namespace: str, channel: Channel
 async def local_stops(
     connection: AsyncConnection, namespace: str, channel: Channel, addresses: Iterable[str]
 ) -> dict[str, int]:
-    """The addresses under a stop that did not come from Kahuna, each with the time past which an opt-in clears it."""
+    """The addresses under a stop that did not come from Kahuna, each with its time: a newer opt-in would clear it."""
     given = list(addresses)
     if not given:
         return {}
     table = suppressions.c
-    query = select(table.address, table.stop_at).where(
+    query = select(table.address, table.local_stop_at).where(
         among(table.address, given),
         table.channel == channel,
         table.namespace == namespace,
         table.reason == "do_not_call",
         table.local_stop_at >= func.coalesce(table.clear_at, table.local_stop_at),
     )
-    return {row.address: row.stop_at for row in await connection.execute(query)}
+    return {row.address: row.local_stop_at for row in await connection.execute(query)}

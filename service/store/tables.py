@@ -256,10 +256,11 @@ circuits = Table(
     "circuits",
     metadata,
     word("namespace", primary_key=True),
+    word("channel", primary_key=True),
     word("reason"),
     moment("opened_at"),
     moment("probe_at"),
-    comment="Namespaces whose credentials Kahuna refuses: nothing is sent before probe_at",
+    comment="Channels that Kahuna refuses, or asks to wait: nothing is sent before probe_at",
 )
 
 tokens = Table(
@@ -287,6 +288,7 @@ audit = Table(
     word("address", nullable=True),
     Column("detail", JSONB, nullable=False),
     Index("audit_address", "address", "channel", "namespace", postgresql_where=text("address is not null")),
+    Index("audit_policy", "at", postgresql_where=text("action = 'policy.set'")),
     comment="Who did what: evidence of every fact that came in no batch",
 )
 
@@ -302,6 +304,7 @@ reconciliations = Table(
     word("actor"),
     moment("created_at"),
     moment("lease_until", nullable=True),
+    Column("fence", Integer, nullable=False, server_default=text("0")),
     moment("finished_at", nullable=True),
     word("error", nullable=True),
     Column("counts", JSONB, nullable=False),

@@ -9,6 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from service.errors import StorageUnavailable
+from service.flows import push
 from service.store import batches, migrations, outbox, reviews
 from service.store.database import Connection
 from service.telemetry import logger
@@ -32,10 +33,8 @@ async def readyz(request: Request) -> Response:
             circuits = await outbox.open_circuits(connection) if checks["migrations"] == "ok" else {}
     except StorageUnavailable:
         return answer({"status": "not-ready", "checks": {"database": "cannot be reached"}}, 503, {"Retry-After": "5"})
-    for namespace, circuit in circuits.items():
-        checks[f"kahuna/{namespace}"] = (
-            f"{circuit.reason}: corrections wait; check KAHUNA_SECRET_KEY, KAHUNA_API_KEY and their permissions"
-        )
+    for circuit in circuits.values():
+        checks[f"kahuna/{circuit.namespace}/{circuit.channel}"] = f"{circuit.reason}: {push.fix_of(circuit.reason)}"
     if checks["migrations"] != "ok":
         return answer({"status": "not-ready", "checks": checks}, 503, {"Retry-After": "5"})
     return answer({"status": "degraded" if circuits else "ready", "checks": checks})
@@ -76,9 +75,11 @@ async def _stored(connection: Connection) -> list[GaugeMetricFamily]:
     depth = GaugeMetricFamily("kahuna_sync_corrections", about, labels=["namespace", "state"])
     for (namespace, state), count in (await outbox.depth(connection)).items():
         depth.add_metric([namespace, state], count)
-    circuits = GaugeMetricFamily("kahuna_sync_open_circuits", "Namespaces refused by Kahuna", labels=["namespace"])
-    for namespace in await outbox.open_circuits(connection):
-        circuits.add_metric([namespace], 1)
+    circuits = GaugeMetricFamily(
+        "kahuna_sync_open_circuits", "Channels that nothing is sent of", labels=["namespace", "channel"]
+    )
+    for namespace, channel in await outbox.open_circuits(connection):
+        circuits.add_metric([namespace, channel], 1)
     return [unapplied, waiting, depth, circuits]
 
 

@@ -65,6 +65,7 @@ class Service:
     metrics: Metrics
     clock: Callable[[], datetime]
     budget: Budget
+    reading: asyncio.Semaphore
     revisions: frozenset[str] = field(default=frozenset())
     head: str = ""
 

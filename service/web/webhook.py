@@ -5,6 +5,7 @@ import hashlib
 import hmac
 import uuid
 import zlib
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
@@ -34,7 +35,7 @@ ERRORS_SHOWN: Final = 100
 MOST_MEMBERS: Final = 16
 """Members of one gzip body: each costs a copy of what follows it, before anything is verified."""
 
-SMALL_BODY: Final = 64 * 1024
+SMALL_BODY: Final = 16 * 1024
 """Bytes up to which a body is read on the spot."""
 
 _KEPT_HEADERS: Final = ("content-type", "content-encoding", "user-agent", "x-kahuna-signature", "x-request-id")
@@ -64,15 +65,16 @@ ROUTES: Final = [
 async def _counted(request: Request, channel: Channel) -> Response:
     metrics = service_of(request).metrics
     try:
-        response = await _receive(request, channel)
+        response, state = await _receive(request, channel)
     except (RequestError, StorageUnavailable) as error:
         metrics.callbacks.labels(channel, str(error.status)).inc()
         raise
-    metrics.callbacks.labels(channel, "200").inc()
+    metrics.callbacks.labels(channel, state).inc()
     return response
 
 
-async def _receive(request: Request, channel: Channel) -> Response:
+async def _receive(request: Request, channel: Channel) -> tuple[Response, str]:
+    """The answer to a callback, and the state of its batch."""
     service = service_of(request)
     namespace = _namespace(request, service)
     _check_token(request, namespace)
@@ -92,16 +94,17 @@ async def _receive(request: Request, channel: Channel) -> Response:
     try:
         settings = service.settings
         body = await read_body(request, settings.body_limit_bytes, settings.body_timeout_seconds, take)
-        opened = partial(_opened, body, encoding, channel, signature, namespace, settings.body_limit_bytes)
-        # Unpacking and reading a large body must not hold up the others.
-        body, callback = opened() if len(body) <= SMALL_BODY else await asyncio.to_thread(opened)
         if encoding == "gzip":
+            # However small it is: what comes out of it may be as large as the limit.
+            body = await asyncio.to_thread(_decompressed, body, settings.body_limit_bytes)
             take(len(body))
+        callback = await _read_apart(service, partial(_verified, body, channel, signature, namespace), len(body))
         batch = _batch(request, service, namespace, channel, body)
         ingested = await ingest(service.database, batch, callback, service.rules, service.clock)
     finally:
         service.budget.give_back(taken)
-    return _answer(service, channel, ingested, len(callback.entries))
+    state = "recorded" if ingested.outcome is None else "applied"
+    return _answer(service, channel, ingested, len(callback.values)), state
 
 
 def _namespace(request: Request, service: Service) -> Namespace:
@@ -140,12 +143,12 @@ def _decompressed(body: bytes, limit: int) -> bytes:
     raise BadRequest(f"The gzip body has more than {MOST_MEMBERS} members; compress it as one.", "not-gzip")
 
 
-def _opened(
-    body: bytes, encoding: str, channel: Channel, signature: str, namespace: Namespace, limit: int
-) -> tuple[bytes, Callback]:
-    """The body as it was signed, and what it says."""
-    plain = _decompressed(body, limit) if encoding == "gzip" else body
-    return plain, _verified(plain, channel, signature, namespace)
+async def _read_apart(service: Service, read: Callable[[], Callback], size: int) -> Callback:
+    """Reading a large body must not hold up the others; and one at a time, since it takes many times its size."""
+    if size <= SMALL_BODY:
+        return read()
+    async with service.reading:
+        return await asyncio.to_thread(read)
 
 
 def _verified(body: bytes, channel: Channel, signature: str, namespace: Namespace) -> Callback:

@@ -273,3 +273,56 @@ async def claim(world: World) -> tuple[list[outbox.Claimed], uuid.UUID]:
     until = world.clock() + timedelta(seconds=world.settings.push_lease_seconds)
     async with world.database.begin() as connection:
         return await outbox.claim(connection, "default", "sms", 10, lease, world.clock(), until), lease
+
+
+async def test_a_404_condemns_nothing(world: World) -> None:
+    """A wrong base URL, or a vendor that is being moved: no entry is at fault."""
+    await stops(world, 4)
+    await world.fault(status=404, times=3)
+    for _ in range(4):
+        await world.push()
+        world.clock.sleep(1000)
+    assert set(states(await world.corrections())) == {"sent"}
+
+
+async def test_one_channel_s_refusal_does_not_hold_up_the_other(world: World) -> None:
+    await world.fault(api="sms_sync", status=409)
+    await world.stop("sms", "15550100001", "do_not_call")
+    await world.stop("email", "a@example.com", "manual")
+    await world.push("sms")
+    await world.push("email")
+    assert [row.channel for row in await world.corrections("sent")] == ["email"]
+
+
+async def test_what_comes_after_a_retry_after_waits_as_well(world: World) -> None:
+    await world.stop("email", "a@example.com", "manual")
+    await world.fault(status=429, times=1, retry_after=600)
+    await world.push()
+    await world.stop("email", "b@example.com", "manual")
+    world.clock.sleep(599)
+    assert not await world.push()
+    world.clock.sleep(2)
+    while await world.push():
+        pass
+    assert states(await world.corrections()) == ["sent", "sent"]
+
+
+async def test_a_new_stop_is_told_even_where_an_older_one_was_refused(world: World) -> None:
+    await world.stop("email", "a@example.com", "manual")
+    await world.fault(reject=["a@example.com"], times=1)
+    await world.push()
+    world.clock.sleep(60)
+    await world.stop("email", "a@example.com", "unsubscribe")
+    await world.push()
+    assert states(await world.corrections()) == ["rejected", "sent"]
+
+
+async def test_a_worker_that_is_stopped_frees_what_it_had_claimed(world: World) -> None:
+    await stops(world, 1)
+    await world.fault(latency_seconds=30)
+    task = asyncio.create_task(world.push())
+    while not await world.corrections("sending"):  # noqa: ASYNC110 (the database tells nobody)
+        await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert [(row.state, row.reason) for row in await world.corrections()] == [("pending", "worker-stopped")]

@@ -104,4 +104,21 @@ async def test_a_run_whose_worker_died_is_taken_over(world: World) -> None:
         await reconciliations.claim(connection, world.clock(), world.clock() + reconcile.LEASE)
     assert await reconcile.run_next(world.database, world.policy, world.clock) is None
     world.clock.sleep(reconcile.LEASE.total_seconds() + 1)
-    assert await reconcile.run_next(world.database, world.policy, world.clock) == asked
+    taken_over = await reconcile.run_next(world.database, world.policy, world.clock)
+    assert taken_over == asked._replace(fence=2)
+
+
+async def test_a_worker_that_was_too_slow_has_no_say_any_more(world: World) -> None:
+    asked = Run(uuid.uuid4(), "default", "email", "ledger", True, "tester")
+    await reconcile.queue(world.database, asked, world.clock)
+    async with world.database.begin() as connection:
+        slow = await reconciliations.claim(connection, world.clock(), world.clock() + reconcile.LEASE)
+    assert slow is not None
+    world.clock.sleep(reconcile.LEASE.total_seconds() + 1)
+    await reconcile.run_next(world.database, world.policy, world.clock)
+    async with world.database.begin() as connection:
+        assert not await reconciliations.hold(connection, slow, world.clock())
+        assert not await reconciliations.finish(connection, slow, "failed", {}, world.clock(), None)
+        row = await reconciliations.one(connection, asked.id)
+    assert row is not None
+    assert row.state == "applied"
