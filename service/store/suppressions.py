@@ -98,8 +98,8 @@ _APPLY: Final = text(
     -- Every row of these addresses, in the order of the keys, also where the facts turn out to be known: what is owed
     -- is judged after this, and nobody may change it meanwhile.
     locked as materialized (
-        select from suppressions as s
-        where s.address in (select address from entry) and s.channel = :channel and s.namespace = :namespace
+        select from (select distinct address from entry) as given
+        join suppressions as s on s.address = given.address and s.channel = :channel and s.namespace = :namespace
         order by s.address, s.reason for update of s
     ),
     fresh as (

@@ -72,10 +72,10 @@ async def test_a_newer_revision_is_ready_since_migrations_run_before_the_release
 
 
 async def test_refused_keys_are_told_and_callbacks_go_on(site: Site) -> None:
-    await site.execute("insert into circuits values ('other', 'refused with 401', now(), now())")
+    await site.execute("insert into circuits values ('other', 'email', 'credentials-refused', now(), now())")
     ready = await site.client.get("/readyz")
     assert (ready.status_code, ready.json()["status"]) == (200, "degraded")
-    assert "KAHUNA_SECRET_KEY" in ready.json()["checks"]["kahuna/other"]
+    assert "KAHUNA_SECRET_KEY" in ready.json()["checks"]["kahuna/other/email"]
     assert (await site.deliver("email", [STOP])).status_code == 200
 
 
@@ -96,9 +96,9 @@ async def test_callbacks_are_counted_by_answer_and_entries_by_outcome(site: Site
     await site.deliver("email", [STOP], key="wrong")
     await site.deliver("sms", [{"number": "15550100001"}])
     found = await figures(site)
-    assert found['kahuna_sync_callbacks_total{answer="200",channel="email"}'] == 2
+    assert found['kahuna_sync_callbacks_total{answer="applied",channel="email"}'] == 2
     assert found['kahuna_sync_callbacks_total{answer="401",channel="email"}'] == 1
-    assert found['kahuna_sync_callbacks_total{answer="200",channel="sms"}'] == 1
+    assert found['kahuna_sync_callbacks_total{answer="applied",channel="sms"}'] == 1
     by_outcome = [found[f'kahuna_sync_entries_total{{channel="email",outcome="{o}"}}'] for o in OUTCOMES]
     assert by_outcome == [1, 3, 2]
 
@@ -112,12 +112,12 @@ async def test_what_waits_is_counted_in_the_database(site: Site) -> None:
     assert (await site.deliver("sms", [opt_in])).json()["accepted"] == 1
     async with site.broken("quarantine"):
         await site.deliver("email", ["text"])
-    await site.execute("insert into circuits values ('other', 'refused with 401', now(), now())")
+    await site.execute("insert into circuits values ('other', 'email', 'credentials-refused', now(), now())")
     found = await figures(site)
     assert found["kahuna_sync_unapplied_batches"] == 1
     assert found["kahuna_sync_pending_reviews"] == 1
     assert found['kahuna_sync_corrections{namespace="default",state="pending"}'] == 1
-    assert found['kahuna_sync_open_circuits{namespace="other"}'] == 1
+    assert found['kahuna_sync_open_circuits{channel="email",namespace="other"}'] == 1
 
 
 async def test_requests_are_timed_by_their_route_and_never_by_an_address(site: Site) -> None:
