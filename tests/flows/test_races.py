@@ -173,3 +173,28 @@ async def test_nothing_is_known_of_a_lease_that_is_another_s(world: World) -> No
         assert await outbox.release_expired(connection, world.clock()) == 0
         assert await outbox.renew(connection, lease, world.clock()) == 1
     assert states(await world.corrections()) == ["sending"]
+
+
+async def test_a_refused_opt_in_stays_none_even_when_our_stop_is_over(world: World) -> None:
+    now = world.clock.seconds
+    await world.stop("sms", NUMBER, "do_not_call", at=now - 100)
+    await world.callback("sms", start(now - 50))
+    await decide(world, "refused")
+    await world.consent("sms", NUMBER, at=now - 40)
+    again = await world.callback("sms", [*start(now - 50), {"number": "15550109999", "timestamp": now}])
+    assert counts(again.outcome) == (1, 1, 0)
+    assert not await world.query("select 1 from facts where action = 'clear' and source = 'kahuna'")
+
+
+async def test_a_retry_gives_way_to_a_newer_correction(world: World) -> None:
+    now = world.clock.seconds
+    await world.stop("sms", NUMBER, "do_not_call", at=now - 10)
+    claimed, lease = await claim(world)
+    await world.consent("sms", NUMBER, at=now - 5)
+    scope = outbox.Scope("default", "sms", world.clock(), world.policy)
+    async with world.database.begin() as connection:
+        await outbox.settle(connection, scope, lease, claimed, outbox.Settlement("pending", "ambiguous"))
+    assert [(row.action, row.state) for row in await world.corrections()] == [
+        ("suppress", "superseded"),
+        ("clear", "pending"),
+    ]
