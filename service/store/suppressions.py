@@ -98,9 +98,12 @@ _APPLY: Final = text(
     -- Every row of these addresses, in the order of the keys, also where the facts turn out to be known: what is owed
     -- is judged after this, and nobody may change it meanwhile.
     locked as materialized (
-        select from (select distinct address from entry) as given
-        join suppressions as s on s.address = given.address and s.channel = :channel and s.namespace = :namespace
-        order by s.address, s.reason for update of s
+        select from (select distinct address from entry order by address) as given
+        cross join lateral (
+            select from suppressions as s
+            where s.address = given.address and s.channel = :channel and s.namespace = :namespace
+            order by s.reason for update
+        ) as held
     ),
     fresh as (
         insert into facts (address, channel, namespace, reason, action, occurred_at, source, origin,
