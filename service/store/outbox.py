@@ -9,7 +9,20 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal, NamedTuple
 
-from sqlalchemy import ColumnElement, DateTime, bindparam, case, delete, exists, func, insert, select, text, update
+from sqlalchemy import (
+    ColumnElement,
+    DateTime,
+    Exists,
+    bindparam,
+    case,
+    delete,
+    exists,
+    func,
+    insert,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -184,14 +197,7 @@ async def claim(
     until: datetime,
 ) -> list[Claimed]:
     """Takes the corrections that are due, oldest first. A slot with one on its way is left alone."""
-    other = corrections.alias()
-    busy = exists().where(
-        other.c.state == "sending",
-        other.c.address == corrections.c.address,
-        other.c.channel == corrections.c.channel,
-        other.c.namespace == corrections.c.namespace,
-        other.c.slot == corrections.c.slot,
-    )
+    busy = _another("sending")
     due = (
         select(corrections.c.id)
         .where(corrections.c.state == "pending", corrections.c.next_attempt_at <= now, ~busy)
@@ -425,14 +431,7 @@ def _settled(settlement: Settlement, now: datetime) -> dict[str, Any]:
 
 def _retried(now: datetime, again_at: datetime) -> dict[str, Any]:
     """Back to pending, or out of the way of a newer pending one."""
-    other = corrections.alias()
-    newer = exists().where(
-        other.c.state == "pending",
-        other.c.address == corrections.c.address,
-        other.c.channel == corrections.c.channel,
-        other.c.namespace == corrections.c.namespace,
-        other.c.slot == corrections.c.slot,
-    )
+    newer = _another("pending")
     moment = bindparam(None, now, type_=DateTime(timezone=True))
     return {
         "state": case((newer, "superseded"), else_="pending"),
@@ -441,6 +440,13 @@ def _retried(now: datetime, again_at: datetime) -> dict[str, Any]:
         "lease_id": None,
         "lease_until": None,
     }
+
+
+def _another(state: str) -> Exists:
+    """Whether the slot of a correction has another one in this state."""
+    other = corrections.alias()
+    slot = ("address", "channel", "namespace", "slot")
+    return exists().where(other.c.state == state, *(other.c[name] == corrections.c[name] for name in slot))
 
 
 def _mine(table: Any, scope: Scope, addresses: Iterable[str]) -> tuple[Any, ...]:
