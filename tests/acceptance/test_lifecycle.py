@@ -28,8 +28,8 @@ def vendor() -> Iterator[Vendor]:
 
 @pytest.fixture
 def service(vendor: Vendor) -> Iterator[Service]:
-    """A service that has not been started."""
-    one = Service(single_settings(vendor))
+    """A service that has not been started. A killed worker's lease ends within the patience of a test."""
+    one = Service({**single_settings(vendor), "PUSH_LEASE_SECONDS": "6", "PUSH_TIMEOUT_SECONDS": "3"})
     yield one
     one.remove()
 
