@@ -1,33 +1,102 @@
 """Everything that Kahuna defines: its words, its signature, its APIs, and a stand-in for it.
 
-Usable by itself. This face is what other code needs for a call; webhooks are in `webhook`, shapes in `wire`.
+Usable by itself: `async with KahunaClient(Credentials(...)) as kahuna: await kahuna.user_info("email", address)`. This
+face is what other code needs for calls; webhooks are in `webhook`, the words of the two syncs in `wire`.
 """
 
-from service.kahuna.client import Credentials, KahunaClient, Timeouts
+from service.kahuna.calling import NO_RETRY, Call, Credentials, Retry, Timeouts
+from service.kahuna.client import KahunaClient
+from service.kahuna.contract import Contract, WrongCorrection
 from service.kahuna.errors import (
     Ambiguous,
     BadRequest,
     CredentialsRefused,
+    Done,
+    JobUnfinished,
     KahunaError,
     NotPermitted,
     RateLimited,
+    Refused,
     TooLarge,
     Unavailable,
     Unreachable,
     UnreadableAnswer,
 )
+from service.kahuna.paging import Page, Pages, Position
+from service.kahuna.retrieval import (
+    CampaignFigures,
+    CampaignQuery,
+    CampaignRecord,
+    EmailRecord,
+    InAppRecord,
+    LogRecord,
+    MergeRecord,
+    PushRecord,
+    UserCampaignRecord,
+    UserInfoAnswer,
+    UserProfile,
+)
+from service.kahuna.sending import (
+    AdaptiveAnswer,
+    CampaignConfig,
+    DeleteAnswer,
+    FlexAnswer,
+    FlexConfig,
+    FlexEvent,
+    JobStatus,
+    Outcome,
+    PushConfig,
+    PushMessage,
+    Recipient,
+    ServerAnswer,
+    ServerEvent,
+    ServerRequest,
+    UserAttributes,
+)
 from service.kahuna.wire import EmailSyncEntry, SmsSyncEntry, SyncAnswer
 
 __all__ = [
+    "NO_RETRY",
+    "AdaptiveAnswer",
     "Ambiguous",
     "BadRequest",
+    "Call",
+    "CampaignConfig",
+    "CampaignFigures",
+    "CampaignQuery",
+    "CampaignRecord",
+    "Contract",
     "Credentials",
     "CredentialsRefused",
+    "DeleteAnswer",
+    "Done",
+    "EmailRecord",
     "EmailSyncEntry",
+    "FlexAnswer",
+    "FlexConfig",
+    "FlexEvent",
+    "InAppRecord",
+    "JobStatus",
+    "JobUnfinished",
     "KahunaClient",
     "KahunaError",
+    "LogRecord",
+    "MergeRecord",
     "NotPermitted",
+    "Outcome",
+    "Page",
+    "Pages",
+    "Position",
+    "PushConfig",
+    "PushMessage",
+    "PushRecord",
     "RateLimited",
+    "Recipient",
+    "Refused",
+    "Retry",
+    "ServerAnswer",
+    "ServerEvent",
+    "ServerRequest",
     "SmsSyncEntry",
     "SyncAnswer",
     "Timeouts",
@@ -35,4 +104,9 @@ __all__ = [
     "Unavailable",
     "Unreachable",
     "UnreadableAnswer",
+    "UserAttributes",
+    "UserCampaignRecord",
+    "UserInfoAnswer",
+    "UserProfile",
+    "WrongCorrection",
 ]
