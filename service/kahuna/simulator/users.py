@@ -71,10 +71,11 @@ def _take_form(call: Call) -> int:
         raise HTTPException(400, "dev_id is required")
     events = _events(form)
     credentials, attributes = _said_of_user(form)
+    by_event = [credentials | _checked(event.credentials, event.user_info) for event in events]
     now = world.now()
     person = _meet(world, form, credentials, attributes, now)
-    for event in events:
-        person = _meet(world, form, credentials | _credentials(event.credentials), event.user_info, now)
+    for event, said in zip(events, by_event, strict=True):
+        person = _meet(world, form, said, event.user_info, now)
         person.events.append(_kept(event, world.seconds()))
     return len(events)
 
@@ -111,12 +112,16 @@ def _events(form: Mapping[str, str]) -> list[_Event]:
 
 def _said_of_user(form: Mapping[str, str]) -> tuple[dict[str, str], dict[str, Any]]:
     old: dict[str, str | int] = {kind: form[name] for name, kind in _OLD_CREDENTIALS.items() if form.get(name)}
-    credentials = _credentials(old | _field(form, "credentials", dict[str, str | int], {}))
+    credentials = old | _field(form, "credentials", dict[str, str | int], {})
     names: dict[str, Any] = {name: form[name] for name in _OLD_ATTRIBUTES if form.get(name)}
     attributes = names | _field(form, "user_info", dict[str, Any], {})
+    return _checked(credentials, attributes), attributes
+
+
+def _checked(credentials: Mapping[str, Any], attributes: Mapping[str, Any]) -> dict[str, str]:
     if not all(_is_attribute(value) for value in attributes.values()):
         raise HTTPException(400, "Invalid attribute")
-    return credentials, attributes
+    return _credentials(credentials)
 
 
 def _field(form: Mapping[str, str], name: str, shape: Any, default: Any) -> Any:
