@@ -146,11 +146,12 @@ _Step: TypeAlias = _Addition | Message
 class Schedule:
     """What is to happen in one environment, and the doing of it. All times are in microseconds."""
 
-    def __init__(self, people: People, stops: Stops, log: Log, cooldown: int) -> None:
+    def __init__(self, people: People, stops: Stops, log: Log, cooldown: int, ingestion: int) -> None:
         self._people = people
         self._stops = stops
         self._log = log
         self._cooldown = cooldown
+        self._ingestion = ingestion
         self._steps: list[tuple[int, int, _Step]] = []
         self._order = itertools.count()
 
@@ -178,7 +179,7 @@ class Schedule:
     def _take_turn(self, due: int, turn: _Addition) -> None:
         recipient, job = turn.recipient, turn.job
         job.done += 1
-        found = (self._person(recipient.kind, value) for value in recipient.values)
+        found = (self._person(recipient.kind, value, due) for value in recipient.values)
         person = next((one for one in found if one is not None), None)
         if person is None:
             job.errors.append({"k_to": list(recipient.values)} | error_object(404, "User not found"))
@@ -189,9 +190,12 @@ class Schedule:
         else:
             self._send(due, message)
 
-    def _person(self, kind: str, value: str) -> Person | None:
+    def _person(self, kind: str, value: str, at: int) -> Person | None:
         # The recipients of a Flex campaign are known by Kahuna's own id, which is no credential.
-        return self._people.current(int(value)) if kind == "" else self._people.of(kind, value)
+        if kind == "":
+            return self._people.current(int(value))
+        person = self._people.of(kind, value)
+        return person if person is not None and person.created + self._ingestion <= at else None
 
     def _send(self, at: int, message: Message) -> None:
         """Send, if this person can be reached; a message that is not sent leaves no record."""

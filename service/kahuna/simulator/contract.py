@@ -140,6 +140,12 @@ class SimulatorConfig:
     strict_polling: bool = False
     poll_seconds: float = 30.0
     concurrent_requests: int = 10
+    # How old a user must be for an Adaptive campaign to know it; "wait about 60 s" after a call of the Server API.
+    ingestion_seconds: float = 0.0
+    # Two refusals of which the form is not known: with which status the Server API does, and whether the Push API
+    # refuses a lone push by the status of the whole answer.
+    server_refusal_status: Literal[200, 400] = 200
+    lone_push_by_status: bool = False
     cursor_lifetime_seconds: float | None = None
     push_cooldown_seconds: float = 7200.0
     # Users an answer of User/Campaign, campaigns an answer of Campaign Statistics.

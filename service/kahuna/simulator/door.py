@@ -8,7 +8,8 @@ import hmac
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -20,12 +21,9 @@ from service.kahuna.simulator.contract import ENVS, LOG_WORDS, Api, Env, decoded
 from service.kahuna.simulator.faults import CutConnection, Fault
 from service.kahuna.simulator.world import Kahuna, World
 
-_LOG_APIS: Mapping[str, Api] = {
-    "push": "push_logs",
-    "in_app": "in_app_logs",
-    "email": "email_logs",
-    "user_merge": "user_merge_logs",
-}
+_LOG_APIS: Final[Mapping[str, Api]] = MappingProxyType(
+    {"push": "push_logs", "in_app": "in_app_logs", "email": "email_logs", "user_merge": "user_merge_logs"}
+)
 
 _T = TypeVar("_T")
 
@@ -56,6 +54,7 @@ class Answer(NamedTuple):
     document: Any
     entries: int | None = None
     counts: Mapping[str, int] = {}
+    status: int = 200
 
 
 Serve = Callable[[Call], Answer]
@@ -126,8 +125,8 @@ class Door:
         log.update(served.counts, entries=served.entries)
         if fault.drop_answer:
             return CutConnection()
-        log["status"] = 200
-        return faults.answer(served.document, fault)
+        log["status"] = served.status
+        return faults.answer(served.document, fault, served.status)
 
     async def _let_in(self, request: Request, api: Api, fault: Fault) -> Call:
         """The request, if its credentials, environment and size are right. The order of the checks is our choice."""

@@ -128,7 +128,8 @@ class People:
         older.attributes = newer.attributes | older.attributes
         older.events = sorted(older.events + newer.events, key=lambda event: event["time"])
         older.last_campaigns = newer.last_campaigns | older.last_campaigns
-        older.last_push = max((at for at in (older.last_push, newer.last_push) if at is not None), default=None)
+        pushes = [pushed for pushed in (older.last_push, newer.last_push) if pushed is not None]
+        older.last_push = max(pushes, default=None)
         for device in newer.devices.values():
             self.keep_device(older, device)
 

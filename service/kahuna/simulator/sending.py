@@ -131,12 +131,14 @@ def flex(call: Call) -> Answer:
 
 
 def push(call: Call) -> Answer:
-    """Push to users; one item of the answer for each, in order, also for one alone: both forms are assumed."""
+    """Push to users; one item of the answer for each, in order. A lone one may be refused in either form."""
     asked = call.read(_Pushes)
     if len(asked.push_array) > MAX_ITEMS:
         raise HTTPException(400, f"More than {MAX_ITEMS} pushes")
     unwanted = Rejections(call.fault)
     items = [_push(call, one, asked.default_config | one.config, unwanted) for one in asked.push_array]
+    if call.kahuna.config.lone_push_by_status and len(items) == 1 and not items[0]["success"]:
+        return Answer(items[0], 1, status=items[0]["error_code"])
     return Answer(items, len(items))
 
 

@@ -6,7 +6,8 @@ Owns how their requests are read and refused. Refuses to keep anything: that is 
 import hashlib
 import hmac
 from collections.abc import Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -19,11 +20,12 @@ from service.kahuna.simulator.people import Person, profile
 from service.kahuna.simulator.records import Device
 from service.kahuna.simulator.world import World
 
-SUCCESS = {"success": True}
-NOT_FOUND = error_object(404, "User not found")
+SUCCESS: Final = {"success": True}
+NOT_FOUND: Final = error_object(404, "User not found")
 
-_OLD_CREDENTIALS = {"username": "username", "user_email": "email"}
-_OLD_ATTRIBUTES = ("first_name", "last_name")
+# Fields of clients of 2013 to 2015.
+_OLD_CREDENTIALS: Final = MappingProxyType({"username": "username", "user_email": "email"})
+_OLD_ATTRIBUTES: Final = ("first_name", "last_name")
 
 
 class _Event(msgspec.Struct):
@@ -53,11 +55,12 @@ class _Target(msgspec.Struct):
 
 
 def take_log(call: Call) -> Answer:
-    """Events and facts about one user's device. Whatever is wrong is said with a 200, as it was seen."""
+    """Events and facts about one user's device. A refusal was seen with a 200; a 400 is possible."""
     try:
         count = _take_form(call)
     except HTTPException as refusal:
-        return Answer({"success": False, "error_message": refusal.detail})
+        document = {"success": False, "error_message": refusal.detail}
+        return Answer(document, status=call.kahuna.config.server_refusal_status)
     return Answer(SUCCESS, count)
 
 

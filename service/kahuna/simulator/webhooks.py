@@ -85,6 +85,8 @@ class Webhooks:
     async def deliver(self) -> list[Callback]:
         """Deliver what is pending, each callback until it is taken or so many attempts were made; returns them all."""
         due, self._pending = self._pending, []
+        if not due:
+            return []
         ordered = self._spoilt(due)
         async with self._client() as client:
             for callback in ordered:
@@ -116,7 +118,7 @@ class Webhooks:
             callback.attempts += 1
             try:
                 answer = await self._post(client, callback.channel, callback.entries, callback.to)
-            except httpx.RequestError as error:
+            except (httpx.RequestError, httpx.InvalidURL) as error:
                 callback.status, callback.error = None, type(error).__name__
                 continue
             callback.status, callback.error = answer.status_code, None

@@ -30,7 +30,8 @@ class World:
         self.stops = Stops()
         self.campaigns = Campaigns(env)
         self.jobs: dict[str, Job] = {}
-        self.schedule = Schedule(self.people, self.stops, self.log, _micro(config.push_cooldown_seconds))
+        pauses = (_micro(config.push_cooldown_seconds), _micro(config.ingestion_seconds))
+        self.schedule = Schedule(self.people, self.stops, self.log, *pauses)
         # Nobody is protected by these numbers, and they must come again with the same seed.
         self.random = random.Random(f"{config.seed}:{env}")  # noqa: S311
 

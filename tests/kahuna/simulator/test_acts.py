@@ -177,6 +177,12 @@ async def test_what_nobody_takes_waits_to_be_delivered() -> None:
         assert len(vendor.receiver.requests) == 3
 
 
+async def test_an_address_that_is_no_url_is_shown() -> None:
+    async with speaking.vendor(email_webhook="https://us.test:port") as vendor:
+        [delivery] = (await vendor.control("acts", {"act": "unsub", "addresses": ["a@b.c"]}))["deliveries"]
+        assert (delivery["status"], delivery["error"]) == (None, "InvalidURL")
+
+
 async def told(vendor: Vendor, *words: str) -> list[str]:
     """Acts whose callbacks are held back, then delivered together; in which order they arrived."""
     for word in words:

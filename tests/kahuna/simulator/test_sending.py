@@ -41,6 +41,16 @@ async def test_a_job_that_adds_nobody_has_failed(vendor: Vendor) -> None:
     assert (await vendor.job(job))["status"] == "failed"
 
 
+async def test_a_new_user_may_be_unknown_for_a_while() -> None:
+    async with speaking.vendor(ingestion_seconds=60) as vendor:
+        await vendor.meet("ann")
+        early = await vendor.populate(EMAIL, "ann")
+        vendor.clock.seconds += 50
+        late = await vendor.populate(EMAIL, "ann")
+        vendor.clock.seconds += 50
+        assert [(await vendor.job(job))["status"] for job in (early, late)] == ["failed", "complete"]
+
+
 @pytest.mark.parametrize(
     ("campaign_id", "category", "left"),
     [
@@ -225,6 +235,13 @@ async def test_pushes_have_an_item_each(vendor: Vendor) -> None:
     ]
     [record] = await vendor.logs("push")
     assert (record["campaign"], record["action"]) == ("Push API", "push")
+
+
+async def test_a_lone_push_may_be_refused_by_status() -> None:
+    async with speaking.vendor(lone_push_by_status=True) as vendor:
+        answer = await vendor.raw("push", {"push_array": [a_push(ANN)]})
+        assert (answer.status_code, answer.json()["error"]) == (404, "User not found")
+        assert (await vendor.raw("push", {"push_array": [a_push(ANN)] * 2})).status_code == 200
 
 
 async def test_the_cooldown_holds_a_push_back(vendor: Vendor) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from service.kahuna.simulator.people import People
 from service.kahuna.simulator.records import Device, Log, MergeRecord
 
+from . import speaking
 from .speaking import ANN, AUTH, NOW, Vendor, checksum
 
 NOT_FOUND = {"success": False, "error_code": 404, "error": "User not found"}
@@ -82,6 +83,12 @@ async def test_a_failure_is_said_with_a_200(vendor: Vendor, fields: dict[str, st
     assert said["success"] is False
     assert said["error_message"]
     assert (await vendor.web.get("/simulator/users")).json() == {"count": 0, "users": []}
+
+
+async def test_a_failure_may_be_said_with_a_400() -> None:
+    async with speaking.vendor(server_refusal_status=400) as vendor:
+        answer = await vendor.web.post("/log", data={"key": "wrong"})
+        assert (answer.status_code, answer.json()["error_message"]) == (400, "Authentication failed")
 
 
 async def test_a_form_that_is_none_is_refused(vendor: Vendor) -> None:
