@@ -25,7 +25,7 @@ from service.errors import (
     Unauthenticated,
     Unprocessable,
 )
-from service.flows.ingest import Rules
+from service.flows.ingest import Intake, Rules
 from service.settings import Settings
 from service.store import access
 from service.store.access import Caller
@@ -61,6 +61,7 @@ class Service:
 
     settings: Settings
     database: Database
+    intake: Intake
     rules: Rules
     metrics: Metrics
     clock: Callable[[], datetime]

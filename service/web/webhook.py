@@ -23,7 +23,7 @@ from service.errors import (
     TooLarge,
     UnsupportedEncoding,
 )
-from service.flows.ingest import Ingested, ingest
+from service.flows.ingest import Ingested
 from service.kahuna import webhook
 from service.kahuna.webhook import Callback
 from service.settings import Namespace
@@ -100,7 +100,7 @@ async def _receive(request: Request, channel: Channel) -> tuple[Response, str]:
             take(len(body))
         callback = await _read_apart(service, partial(_verified, body, channel, signature, namespace), len(body))
         batch = _batch(request, service, namespace, channel, body)
-        ingested = await ingest(service.database, batch, callback, service.rules, service.clock)
+        ingested = await service.intake.ingest(batch, callback)
     finally:
         service.budget.give_back(taken)
     state = "recorded" if ingested.outcome is None else "applied"
