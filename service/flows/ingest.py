@@ -35,8 +35,7 @@ SHARED: Final = 64
 """Batches that share one transaction at most."""
 
 AT_ONCE: Final = 2
-"""Shared transactions under way: while one waits for the disk, the other computes. A third would only make both small.
-"""
+"""Shared transactions of one namespace and channel under way: while one waits for the disk, the other computes."""
 
 WAITING: Final = 4096
 """Batches of one namespace and channel that may wait for a transaction before the next is told to come again."""
@@ -126,6 +125,8 @@ class Intake:
             now = self._clock()
             new = await batches.claim_digests(connection, [member.batch for member in members])
             taken = [member for member in members if member.batch.id in new]
+            if not taken:
+                return [None] * len(members)
             outcomes = await _apply(connection, taken, self._rules, now)
             await batches.archive(connection, list(zip((m.batch for m in taken), outcomes, strict=True)), now)
         ingested = {m.batch.id: Ingested(str(m.batch.id), o) for m, o in zip(taken, outcomes, strict=True)}
@@ -208,8 +209,6 @@ async def _record_alone(database: Database, batch: Received, clock: Callable[[],
 async def _apply(connection: Connection, members: Sequence[Member], rules: Rules, now: datetime) -> list[Outcome]:
     """Facts, causes, corrections, feed, quarantine and reviews of these batches, all of one namespace and channel, in
     the caller's transaction."""
-    if not members:
-        return []
     shared = members[0].batch
     namespace = rules.namespaces[shared.namespace]
     found = [await _sorted_apart(member, place, namespace) for place, member in enumerate(members)]
