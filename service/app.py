@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from service.errors import KahunaSyncError
-from service.flows.ingest import rules_of
+from service.flows.ingest import Intake, rules_of
 from service.settings import Settings
 from service.store import migrations
 from service.store.database import Database
@@ -45,10 +45,12 @@ def build(settings: Settings, clock: Callable[[], datetime] = utc_now) -> Applic
 def _lifespan(
     settings: Settings, metrics: Metrics, clock: Callable[[], datetime]
 ) -> Callable[[Starlette], AbstractAsyncContextManager[dict[str, Service]]]:
+    database, rules = Database.of(settings), rules_of(settings)
     service = Service(
         settings=settings,
-        database=Database.of(settings),
-        rules=rules_of(settings),
+        database=database,
+        intake=Intake(database, rules, clock),
+        rules=rules,
         metrics=metrics,
         clock=clock,
         budget=Budget(settings.body_budget_bytes),

@@ -1,5 +1,6 @@
 """Owns how a verified callback becomes durable and true: recorded and applied in one transaction, or recorded alone.
 
+Callbacks that come at the same time share a transaction; one that cannot be applied in company is tried by itself.
 Nothing that is signed and well-formed is lost to a fault of ours: if applying fails, the batch is recorded by itself
 and the sweeper applies it later, with the time of receipt that was stored with it.
 """
@@ -10,10 +11,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, NamedTuple
 
-from service.domain.addresses import ImpossibleAddress, normalise
+from service.domain.addresses import Channel, ImpossibleAddress, normalise
 from service.domain.facts import occurred_at
 from service.domain.suppression import DAY, Policy
 from service.errors import StorageBusy, StorageOutdated, StorageUnavailable
+from service.flows.together import Together
 from service.kahuna import webhook
 from service.settings import Namespace, Settings
 from service.store import batches, outbox, reviews, suppressions
@@ -25,6 +27,18 @@ from service.telemetry import logger, told
 
 MANY: Final = 1000
 """Entries up to which a batch is sorted on the spot."""
+
+SMALL: Final = 200
+"""Entries up to which a batch shares its transaction: a large one would hold up its companions."""
+
+SHARED: Final = 64
+"""Batches that share one transaction at most."""
+
+AT_ONCE: Final = 2
+"""Shared transactions of one namespace and channel under way: while one waits for the disk, the other computes."""
+
+WAITING: Final = 4096
+"""Batches of one namespace and channel that may wait for a transaction before the next is told to come again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +72,13 @@ class Ingested(NamedTuple):
     outcome: Outcome | None
 
 
+class Member(NamedTuple):
+    """One callback among those that share a transaction: its batch, and what it says."""
+
+    batch: Received
+    callback: webhook.Callback
+
+
 class _Sorted(NamedTuple):
     """The entries of a batch by what becomes of them."""
 
@@ -67,13 +88,59 @@ class _Sorted(NamedTuple):
     rejected: dict[int, str]
 
 
+class Intake:
+    """Takes the callbacks of one process in: those of one namespace and channel that come together share their
+    transactions."""
+
+    def __init__(self, database: Database, rules: Rules, clock: Callable[[], datetime]) -> None:
+        self._database = database
+        self._rules = rules
+        self._clock = clock
+        self._groups: dict[tuple[str, Channel], Together[Member, Ingested | None]] = {}
+
+    async def ingest(self, batch: Received, callback: webhook.Callback) -> Ingested:
+        """Makes a verified batch durable, and applied unless that fails for a reason of our own."""
+        ingested = await self._in_company(Member(batch, callback)) if len(callback.values) <= SMALL else None
+        if ingested is None:
+            return await ingest(self._database, batch, callback, self._rules, self._clock)
+        _log(batch, ingested)
+        return ingested
+
+    async def _in_company(self, member: Member) -> Ingested | None:
+        """What came of it; None if it must be tried by itself, for a fault that may be another's."""
+        key = (member.batch.namespace, member.batch.channel)
+        if key not in self._groups:
+            self._groups[key] = Together(self._take, at_once=AT_ONCE, most=SHARED, waiting=WAITING)
+        try:
+            return await self._groups[key].ask(member)
+        except Exception as error:  # it will be met again if it is this one's own
+            if _is_away(error):
+                raise
+            logger().info("group.parted", batch_id=str(member.batch.id), because=type(error).__name__)
+            return None
+
+    async def _take(self, members: Sequence[Member]) -> list[Ingested | None]:
+        """New batches in one transaction. Redeliveries are none of its business."""
+        async with self._database.begin() as connection:
+            now = self._clock()
+            new = await batches.claim_digests(connection, [member.batch for member in members])
+            taken = [member for member in members if member.batch.id in new]
+            if not taken:
+                return [None] * len(members)
+            outcomes = await _apply(connection, taken, self._rules, now)
+            await batches.archive(connection, list(zip((m.batch for m in taken), outcomes, strict=True)), now)
+        ingested = {m.batch.id: Ingested(str(m.batch.id), o) for m, o in zip(taken, outcomes, strict=True)}
+        return [ingested.get(member.batch.id) for member in members]
+
+
 async def ingest(
     database: Database, batch: Received, callback: webhook.Callback, rules: Rules, clock: Callable[[], datetime]
 ) -> Ingested:
-    """Makes a verified batch durable, and applied unless that fails for a reason of our own."""
+    """Makes a verified batch durable by itself, and applied unless that fails for a reason of our own."""
+    member = Member(batch, callback)
     try:
         ingested = await until_settled(
-            database, lambda connection: _record_and_apply(connection, batch, callback, rules, clock())
+            database, lambda connection: _record_and_apply(connection, member, rules, clock())
         )
     except Exception as error:  # whatever a bug of ours may raise, the callback must not be lost to it
         if _is_away(error):
@@ -92,7 +159,8 @@ async def apply_recorded(database: Database, rules: Rules, clock: Callable[[], d
             batch = await batches.next_unapplied(connection, clock())
             if batch is None:
                 return False
-            outcome = await _apply(connection, batch, webhook.read(batch.body, batch.channel), rules, clock())
+            member = Member(batch, webhook.read(batch.body, batch.channel))
+            [outcome] = await _apply(connection, [member], rules, clock())
             await batches.finish(connection, batch.id, outcome, clock())
     except Exception as error:  # one bad batch must not keep the others waiting
         if batch is None or _is_away(error):
@@ -105,20 +173,19 @@ async def apply_recorded(database: Database, rules: Rules, clock: Callable[[], d
     return True
 
 
-async def _record_and_apply(
-    connection: Connection, batch: Received, callback: webhook.Callback, rules: Rules, now: datetime
-) -> Ingested:
+async def _record_and_apply(connection: Connection, member: Member, rules: Rules, now: datetime) -> Ingested:
+    batch = member.batch
     known = await batches.claim_digest(connection, batch)
     if known is None:
-        outcome = await _apply(connection, batch, callback, rules, now)
-        await batches.archive(connection, batch, outcome, now)
+        [outcome] = await _apply(connection, [member], rules, now)
+        await batches.archive(connection, [(batch, outcome)], now)
         return Ingested(str(batch.id), outcome)
     if known.outcome is not None:
         return Ingested(str(known.id), _as_redelivery(known.outcome))
     waiting = await batches.lock_unapplied(connection, known.id)
     if waiting is None:  # applied by the sweeper since we looked
-        return await _record_and_apply(connection, batch, callback, rules, now)
-    outcome = await _apply(connection, waiting, callback, rules, now)
+        return await _record_and_apply(connection, member, rules, now)
+    [outcome] = await _apply(connection, [Member(waiting, member.callback)], rules, now)
     await batches.finish(connection, known.id, outcome, now)
     return Ingested(str(known.id), outcome)
 
@@ -129,7 +196,7 @@ async def _record_alone(database: Database, batch: Received, clock: Callable[[],
         async with database.begin() as connection:
             known = await batches.claim_digest(connection, batch)
             if known is None:
-                await batches.archive(connection, batch, None, clock())
+                await batches.archive(connection, [(batch, None)], clock())
                 return Ingested(str(batch.id), None)
             return Ingested(str(known.id), _as_redelivery(known.outcome) if known.outcome else None)
     except StorageUnavailable:
@@ -139,42 +206,53 @@ async def _record_alone(database: Database, batch: Received, clock: Callable[[],
         raise StorageUnavailable("The callback could not be stored; deliver it again.") from error
 
 
-async def _apply(
-    connection: Connection, batch: Received, callback: webhook.Callback, rules: Rules, now: datetime
-) -> Outcome:
-    """Facts, causes, corrections, feed, quarantine and reviews of one batch, in the caller's transaction."""
-    namespace = rules.namespaces[batch.namespace]
-    entries = await _sorted_apart(batch, callback, namespace)
-    timed_held = await _held(connection, batch, entries.opt_ins, namespace)
-    waiting = {held.entry_index for held in timed_held}
-    rows = entries.facts + [e._replace(awaits=e.entry_index in waiting) for e in entries.opt_ins]
-    provenance = Provenance(batch.namespace, batch.channel, "kahuna", batch.origin, now, batch_id=batch.id)
+async def _apply(connection: Connection, members: Sequence[Member], rules: Rules, now: datetime) -> list[Outcome]:
+    """Facts, causes, corrections, feed, quarantine and reviews of these batches, all of one namespace and channel, in
+    the caller's transaction."""
+    shared = members[0].batch
+    namespace = rules.namespaces[shared.namespace]
+    found = [await _sorted_apart(member, place, namespace) for place, member in enumerate(members)]
+    held = await _held(connection, shared.channel, [e for one in found for e in one.opt_ins], namespace)
+    rows = [entry for one in found for entry in one.facts]
+    rows += [e._replace(awaits=(e.batch, e.entry_index) in held) for one in found for e in one.opt_ins]
+    ids = tuple(member.batch.id for member in members)
+    provenance = Provenance(shared.namespace, shared.channel, "kahuna", shared.origin, now, ids)
     new = await suppressions.apply(connection, rows, provenance, rules.policy)
-    new += await reviews.hold(connection, batch, entries.untimed + timed_held)
-    await batches.quarantine_entries(connection, batch, _with_bytes(batch.body, entries.rejected))
-    scope = outbox.Scope(batch.namespace, batch.channel, now, rules.policy)
+    rejected = [(m.batch, r) for m, one in zip(members, found, strict=True) for r in _with_bytes(m.batch, one.rejected)]
+    await batches.quarantine_entries(connection, rejected)
+    outcomes = []
+    for place, (member, one) in enumerate(zip(members, found, strict=True)):
+        waits = one.untimed + [review for key, review in held.items() if key[0] == place]
+        fresh = new.get(member.batch.id, 0) + await reviews.hold(connection, member.batch, waits)
+        outcomes.append(_outcome(member, one, fresh))
+    scope = outbox.Scope(shared.namespace, shared.channel, now, rules.policy)
     await outbox.owe(connection, scope, {e.address for e in rows})
-    rejected = len(entries.rejected)
-    errors = [{"index": index, "error": error} for index, error in sorted(entries.rejected.items())]
-    return Outcome(new, len(callback.entries) - new - rejected, rejected, errors)
+    return outcomes
 
 
-async def _sorted_apart(batch: Received, callback: webhook.Callback, namespace: Namespace) -> _Sorted:
+def _outcome(member: Member, found: _Sorted, new: int) -> Outcome:
+    rejected = len(found.rejected)
+    errors = [{"index": index, "error": error} for index, error in sorted(found.rejected.items())]
+    return Outcome(new, len(member.callback.entries) - new - rejected, rejected, errors)
+
+
+async def _sorted_apart(member: Member, place: int, namespace: Namespace) -> _Sorted:
     """Sorting many entries must not hold up the other callbacks."""
-    if len(callback.values) <= MANY:
-        return _sorted(batch, callback.entries, namespace)
-    return await asyncio.to_thread(lambda: _sorted(batch, callback.entries, namespace))
+    if len(member.callback.values) <= MANY:
+        return _sorted(member, place, namespace)
+    return await asyncio.to_thread(_sorted, member, place, namespace)
 
 
-def _sorted(batch: Received, entries: Sequence[webhook.Entry], namespace: Namespace) -> _Sorted:
-    received_at = int(batch.received_at.timestamp())
+def _sorted(member: Member, place: int, namespace: Namespace) -> _Sorted:
+    channel = member.batch.channel
+    received_at = int(member.batch.received_at.timestamp())
     found = _Sorted([], [], [], {})
-    for entry in entries:
+    for entry in member.callback.entries:
         if entry.fault is not None or entry.address is None or entry.reason is None or entry.action is None:
             found.rejected[entry.index] = entry.fault or "missing-address"
             continue
         try:
-            address = normalise(batch.channel, entry.address)
+            address = normalise(channel, entry.address)
         except ImpossibleAddress as error:
             found.rejected[entry.index] = error.slug
             continue
@@ -183,38 +261,41 @@ def _sorted(batch: Received, entries: Sequence[webhook.Entry], namespace: Namesp
         if at is None and namespace.untimed_opt_in == "hold":
             found.untimed.append(Held(entry.index, address, received, entry.reason, None, "untimed"))
             continue
-        row = Entry(address, received, entry.reason, entry.action, received_at if at is None else at, entry.index)
+        at = received_at if at is None else at
+        row = Entry(address, received, entry.reason, entry.action, at, entry.index, batch=place)
         (found.facts if entry.action == "suppress" else found.opt_ins).append(row)
     return found
 
 
-async def _held(connection: Connection, batch: Received, opt_ins: Sequence[Entry], namespace: Namespace) -> list[Held]:
-    """Those opt-ins that a person must see first, or has seen and not approved."""
+async def _held(
+    connection: Connection, channel: Channel, opt_ins: Sequence[Entry], namespace: Namespace
+) -> dict[tuple[int, int | None], Held]:
+    """Those opt-ins that a person must see first, or has seen and not approved: by batch and index."""
     if namespace.opt_in_review == "off" or not opt_ins:
-        return []
+        return {}
     if namespace.opt_in_review == "all":
-        return [_as_held(entry, "all") for entry in opt_ins]
+        return {(entry.batch, entry.entry_index): _as_held(entry, "all") for entry in opt_ins}
     addresses = {entry.address for entry in opt_ins}
     # A stop of ours that is being written right now counts: it is waited for.
-    await suppressions.make_homes(connection, batch.namespace, batch.channel, addresses)
-    await suppressions.lock(connection, batch.namespace, batch.channel, addresses)
-    stops = await suppressions.local_stops(connection, batch.namespace, batch.channel, addresses)
-    seen = await reviews.not_approved(connection, batch.namespace, batch.channel, addresses)
-    return [
-        _as_held(entry, "local-stop")
+    await suppressions.make_homes(connection, namespace.name, channel, addresses)
+    await suppressions.lock(connection, namespace.name, channel, addresses)
+    stops = await suppressions.local_stops(connection, namespace.name, channel, addresses)
+    seen = await reviews.not_approved(connection, namespace.name, channel, addresses)
+    return {
+        (entry.batch, entry.entry_index): _as_held(entry, "local-stop")
         for entry in opt_ins
         if entry.occurred_at > stops.get(entry.address, entry.occurred_at) or (entry.address, entry.occurred_at) in seen
-    ]
+    }
 
 
 def _as_held(entry: Entry, why: str) -> Held:
     return Held(entry.entry_index or 0, entry.address, entry.received, entry.reason, entry.occurred_at, why)
 
 
-def _with_bytes(body: bytes, rejected: dict[int, str]) -> list[Rejected]:
+def _with_bytes(batch: Received, rejected: dict[int, str]) -> list[Rejected]:
     if not rejected:
         return []
-    raw = webhook.raw_entries(body, frozenset(rejected))
+    raw = webhook.raw_entries(batch.body, frozenset(rejected))
     return [Rejected(index, error, raw[index]) for index, error in rejected.items()]
 
 

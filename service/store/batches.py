@@ -6,8 +6,8 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 import zstandard
-from sqlalchemy import func, literal, select, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import LargeBinary, Uuid, bindparam, func, literal, select, text, update
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.domain.addresses import Channel
@@ -52,15 +52,35 @@ class Rejected(NamedTuple):
     entry: bytes
 
 
-# Built once: they are part of every callback.
-_CLAIM: Final = insert(digests).on_conflict_do_nothing().returning(digests.c.batch_id)
+# Built once: they are part of every callback. Digests are locked in their order, whatever that of the callbacks.
+_CLAIM: Final = text(
+    """
+    insert into digests (digest, namespace, channel, batch_id)
+    select digest, :namespace, :channel, batch_id
+    from unnest(cast(:digests as bytea[]), cast(:ids as uuid[])) as given(digest, batch_id)
+    order by digest, batch_id
+    on conflict do nothing returning batch_id
+    """
+).bindparams(bindparam("digests", type_=ARRAY(LargeBinary)), bindparam("ids", type_=ARRAY(Uuid)))
+
 _ARCHIVE: Final = insert(batches)
+
+
+async def claim_digests(connection: AsyncConnection, received: Sequence[Received]) -> set[uuid.UUID]:
+    """Takes the digests for these batches of one namespace and channel; the ids of those that are new. Waits for a
+    batch that is being recorded right now."""
+    values = {
+        "namespace": received[0].namespace,
+        "channel": received[0].channel,
+        "digests": [batch.digest for batch in received],
+        "ids": [batch.id for batch in received],
+    }
+    return set((await connection.execute(_CLAIM, values)).scalars())
 
 
 async def claim_digest(connection: AsyncConnection, batch: Received) -> Known | None:
     """Takes the digest for this batch, or tells which batch has it. Waits for one that is being recorded right now."""
-    row = {"digest": batch.digest, "namespace": batch.namespace, "channel": batch.channel}
-    if (await connection.execute(_CLAIM, row | {"batch_id": batch.id})).first() is not None:
+    if await claim_digests(connection, [batch]):
         return None
     # The other transaction has committed, or the insert would still wait: this sees its rows.
     query = (
@@ -74,21 +94,13 @@ async def claim_digest(connection: AsyncConnection, batch: Received) -> Known | 
     return Known(found.id, _outcome(found) if found.state == "applied" else None)
 
 
-async def archive(connection: AsyncConnection, batch: Received, outcome: Outcome | None, now: datetime) -> None:
-    """Stores a new batch: applied if there is an outcome, else recorded for the sweeper."""
-    row = {
-        "id": batch.id,
-        "namespace": batch.namespace,
-        "channel": batch.channel,
-        "origin": batch.origin,
-        "received_at": batch.received_at,
-        "headers": batch.headers,
-        "body": zstandard.compress(batch.body),
-        "body_bytes": len(batch.body),
-        "state": "recorded",
-        "next_attempt_at": now,
-    }
-    await connection.execute(_ARCHIVE, row | (_applied(outcome, now) if outcome else {}))
+async def archive(connection: AsyncConnection, rows: Sequence[tuple[Received, Outcome | None]], now: datetime) -> None:
+    """Stores new batches: each applied if there is an outcome, else recorded for the sweeper."""
+    # One for all of them: making a compressor costs more than a small body.
+    compress = zstandard.ZstdCompressor().compress
+    await connection.execute(
+        _ARCHIVE, [_archived(batch, outcome, compress(batch.body), now) for batch, outcome in rows]
+    )
 
 
 async def finish(connection: AsyncConnection, batch_id: uuid.UUID, outcome: Outcome, now: datetime) -> None:
@@ -115,8 +127,8 @@ async def postpone(connection: AsyncConnection, batch_id: uuid.UUID, error: str,
     await connection.execute(waiting.values(values))
 
 
-async def quarantine_entries(connection: AsyncConnection, batch: Received, rejected: Sequence[Rejected]) -> None:
-    """Keeps the entries that could not be understood, each with its reason and its bytes."""
+async def quarantine_entries(connection: AsyncConnection, rejected: Sequence[tuple[Received, Rejected]]) -> None:
+    """Keeps the entries that could not be understood, each with its batch, its reason and its bytes."""
     if not rejected:
         return
     rows = [
@@ -129,7 +141,7 @@ async def quarantine_entries(connection: AsyncConnection, batch: Received, rejec
             "entry": entry.entry,
             "received_at": batch.received_at,
         }
-        for entry in rejected
+        for batch, entry in rejected
     ]
     await connection.execute(insert(quarantine).on_conflict_do_nothing(), rows)
 
@@ -153,6 +165,19 @@ async def _one(connection: AsyncConnection, query: Any, *, skip_locked: bool) ->
         return None
     body = zstandard.decompress(row.body, max_output_size=row.body_bytes)
     return Received(row.id, row.namespace, row.channel, row.origin, row.received_at, row.headers, body, b"")
+
+
+def _archived(batch: Received, outcome: Outcome | None, body: bytes, now: datetime) -> dict[str, Any]:
+    return {
+        "id": batch.id,
+        "namespace": batch.namespace,
+        "channel": batch.channel,
+        "origin": batch.origin,
+        "received_at": batch.received_at,
+        "headers": batch.headers,
+        "body": body,
+        "body_bytes": len(batch.body),
+    } | (_applied(outcome, now) if outcome else {"state": "recorded", "next_attempt_at": now})
 
 
 def _applied(outcome: Outcome, now: datetime) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Final, NamedTuple
 
 from sqlalchemy import DateTime, Uuid, bindparam, func, select, text
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.domain.addresses import Channel
@@ -21,7 +21,8 @@ from service.store.tables import facts, suppressions
 
 
 class Entry(NamedTuple):
-    """One fact to store, without what all facts of its group share. `entry_index` is its place in the batch.
+    """One fact to store, without what all facts of its group share. `entry_index` is its place in its batch, and
+    `batch` the place of that batch among those of the group.
 
     `awaits` marks an opt-in that waits for review: what it says of the vendor's side is noted, the fact is not made.
     """
@@ -33,17 +34,19 @@ class Entry(NamedTuple):
     occurred_at: int
     entry_index: int | None = None
     awaits: bool = False
+    batch: int = 0
 
 
 class Provenance(NamedTuple):
-    """What the facts of one group share: who says so, by which evidence (exactly one of the two ids), applied when."""
+    """What the facts of one group share: who says so, by which evidence (batches, or else one audit row), applied
+    when."""
 
     namespace: str
     channel: Channel
     source: Source
     origin: Origin
     recorded_at: datetime
-    batch_id: uuid.UUID | None = None
+    batches: tuple[uuid.UUID, ...] = ()
     audit_id: uuid.UUID | None = None
 
 
@@ -76,12 +79,12 @@ _MERGED_HOME: Final = HOME.replace("reason", "merged.reason")
 
 # Bulk columns travel as joined text: binding 100,000 values apart stalls the event loop.
 _ENTRIES: Final = """
-    select address, received, reason, action, occurred_at, index, awaits
+    select address, received, reason, action, occurred_at, index, awaits, (cast(:batches as uuid[]))[batch] as batch_id
     from unnest(string_to_array(:address, :separator), string_to_array(:received, :separator),
                 string_to_array(:reason, ','), string_to_array(:action, ','),
                 string_to_array(:occurred_at, ',')::bigint[], string_to_array(:index, ',', '')::int[],
-                string_to_array(:awaits, ',')::bool[])
-         as entry(address, received, reason, action, occurred_at, index, awaits)
+                string_to_array(:awaits, ',')::bool[], string_to_array(:batch, ',')::int[])
+         as entry(address, received, reason, action, occurred_at, index, awaits, batch)
 """
 
 
@@ -109,16 +112,16 @@ _APPLY: Final = text(
         insert into facts (address, channel, namespace, reason, action, occurred_at, source, origin,
                            address_received, batch_id, entry_index, audit_id, recorded_at)
         select address, :channel, :namespace, reason, action, occurred_at, :source, :origin,
-               nullif(received, address), :batch_id, index, :audit_id, :recorded_at
+               nullif(received, address), batch_id, index, :audit_id, :recorded_at
         from entry where not awaits and (select count(*) from locked) >= 0
-        order by address, reason, action, occurred_at, index
+        order by address, reason, action, occurred_at, batch_id, index
         on conflict do nothing
-        returning address, reason, action, occurred_at, address_received
+        returning address, reason, action, occurred_at, address_received, batch_id
     ),
     stated as (
-        select address, reason, action, occurred_at, address_received, false as awaits from fresh
+        select address, reason, action, occurred_at, address_received, batch_id, false as awaits from fresh
         union all
-        select address, reason, action, occurred_at, nullif(received, address), true from entry where awaits
+        select address, reason, action, occurred_at, nullif(received, address), batch_id, true from entry where awaits
     ),
     merged as (
         select address, reason,
@@ -128,17 +131,18 @@ _APPLY: Final = text(
                max(occurred_at) filter (where action = 'suppress' and :source = 'local') as local_stop_at,
                max(occurred_at) filter (where action = 'suppress' and :source = 'kahuna') as held_stop_at,
                max(occurred_at) filter (where action = 'clear' and :source = 'kahuna') as held_clear_at,
-               (array_agg(address_received order by occurred_at desc))[1] as address_received
+               (array_agg(address_received order by occurred_at desc, action desc))[1] as address_received,
+               (array_agg(batch_id order by occurred_at desc, action desc) filter (where not awaits))[1] as batch_id
         from stated group by address, reason
     ),
     touched as (
         select address, reason, stop_at, clear_at, {_kept("bounces", "clear_at")} as bounces, local_stop_at,
-               held_stop_at, held_clear_at, address_received
+               held_stop_at, held_clear_at, address_received, batch_id
         from merged
         union all
         -- The row of the slot's home, without news: whoever changes a slot locks it, so that none misses another.
         select distinct address, {HOME}, null::bigint, null::bigint, null::bigint[], null::bigint,
-               null::bigint, null::bigint, null
+               null::bigint, null::bigint, null, null::uuid
         from merged where reason <> {HOME}
           and not exists (select from merged as m where m.address = merged.address and m.reason = {_MERGED_HOME})
     ),
@@ -148,7 +152,7 @@ _APPLY: Final = text(
         select address, :channel, :namespace, reason, stop_at, clear_at, bounces, local_stop_at,
                held_stop_at, held_clear_at, address_received,
                case when coalesce(stop_at, clear_at) is not null then :origin end,
-               case when coalesce(stop_at, clear_at) is not null then :batch_id end,
+               batch_id,
                case when coalesce(stop_at, clear_at) is not null then :recorded_at end
         from touched order by address, reason
         on conflict (address, channel, namespace, reason) do update set
@@ -179,10 +183,12 @@ _APPLY: Final = text(
         insert into changes (namespace, channel, address, recorded_at)
         select distinct :namespace, :channel, address, cast(:recorded_at as timestamptz) from changed
     )
-    select count(*) from fresh
+    select batch_id, count(*) as facts from fresh group by batch_id
     """  # noqa: S608 (built from our own words alone)
 ).bindparams(
-    bindparam("batch_id", type_=Uuid), bindparam("audit_id", type_=Uuid), bindparam("recorded_at", type_=DateTime(True))
+    bindparam("batches", type_=ARRAY(Uuid)),
+    bindparam("audit_id", type_=Uuid),
+    bindparam("recorded_at", type_=DateTime(True)),
 )
 
 
@@ -202,10 +208,13 @@ _CAUSES: Final = select(
 )
 
 
-async def apply(connection: AsyncConnection, entries: Sequence[Entry], provenance: Provenance, policy: Policy) -> int:
-    """Stores the facts that are new, merges them, feeds the changes; returns how many were new. One statement."""
+async def apply(
+    connection: AsyncConnection, entries: Sequence[Entry], provenance: Provenance, policy: Policy
+) -> dict[uuid.UUID | None, int]:
+    """Stores the facts that are new, merges them, feeds the changes; tells how many were new, by batch (None for those
+    of an audit row). One statement."""
     if not entries:
-        return 0
+        return {}
     columns = {
         "address": SEPARATOR.join(e.address for e in entries),
         "received": SEPARATOR.join(e.received for e in entries),
@@ -214,11 +223,12 @@ async def apply(connection: AsyncConnection, entries: Sequence[Entry], provenanc
         "occurred_at": ",".join(str(e.occurred_at) for e in entries),
         "index": ",".join("" if e.entry_index is None else str(e.entry_index) for e in entries),
         "awaits": ",".join("t" if e.awaits else "f" for e in entries),
+        "batch": ",".join(str(e.batch + 1) for e in entries),
         "separator": SEPARATOR,
         "kept": policy.soft_bounces_kept,
     }
-    new: int = (await connection.execute(_APPLY, columns | provenance._asdict())).scalar_one()
-    return new
+    new = await connection.execute(_APPLY, columns | provenance._asdict())
+    return {row.batch_id: row.facts for row in new}
 
 
 async def lock(connection: AsyncConnection, namespace: str, channel: Channel, addresses: Iterable[str]) -> None:

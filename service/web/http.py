@@ -25,12 +25,12 @@ from service.errors import (
     Unauthenticated,
     Unprocessable,
 )
-from service.flows.ingest import Rules
+from service.flows.ingest import Intake, Rules
 from service.settings import Settings
 from service.store import access
 from service.store.access import Caller
 from service.store.database import Database
-from service.telemetry import REQUEST_ID, Metrics, logger, request_id_of
+from service.telemetry import REQUEST_ID, Metrics, RequestIds, logger
 
 _T = TypeVar("_T", bound=msgspec.Struct)
 
@@ -61,6 +61,7 @@ class Service:
 
     settings: Settings
     database: Database
+    intake: Intake
     rules: Rules
     metrics: Metrics
     clock: Callable[[], datetime]
@@ -122,13 +123,14 @@ class Telling:
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
         self._metrics = metrics
+        self._ids = RequestIds()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         received = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-        request_id = request_id_of(received)
+        request_id = self._ids.next(received)
         token = REQUEST_ID.set(request_id)
         started = perf_counter()
         status = 0

@@ -3,15 +3,18 @@
 import asyncio
 import hashlib
 import hmac
+import random
 import uuid
 import zlib
 from collections.abc import Callable
+from datetime import datetime
 from functools import partial
 from typing import Final
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from service.domain.addresses import Channel
 from service.errors import (
@@ -23,7 +26,7 @@ from service.errors import (
     TooLarge,
     UnsupportedEncoding,
 )
-from service.flows.ingest import Ingested, ingest
+from service.flows.ingest import Ingested
 from service.kahuna import webhook
 from service.kahuna.webhook import Callback
 from service.settings import Namespace
@@ -41,21 +44,22 @@ SMALL_BODY: Final = 16 * 1024
 _KEPT_HEADERS: Final = ("content-type", "content-encoding", "user-agent", "x-kahuna-signature", "x-request-id")
 
 
-async def email(request: Request) -> Response:
-    """An Email Sync Webhook callback."""
-    return await _counted(request, "email")
+class Webhook:
+    """An Email or SMS Sync Webhook, as an application of its own: the busiest routes go the shortest way."""
 
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
 
-async def sms(request: Request) -> Response:
-    """An SMS Sync Webhook callback."""
-    return await _counted(request, "sms")
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await _counted(Request(scope, receive), self._channel)
+        await response(scope, receive, send)
 
 
 ROUTES: Final = [
     Route(path + token, endpoint, methods=["POST"])
     for endpoint, paths in (
-        (email, ("/webhooks/{namespace}/email", "/api/email_callback")),
-        (sms, ("/webhooks/{namespace}/sms", "/api/sms_callback")),
+        (Webhook("email"), ("/webhooks/{namespace}/email", "/api/email_callback")),
+        (Webhook("sms"), ("/webhooks/{namespace}/sms", "/api/sms_callback")),
     )
     for path in paths
     for token in ("", "/{token}")
@@ -100,7 +104,7 @@ async def _receive(request: Request, channel: Channel) -> tuple[Response, str]:
             take(len(body))
         callback = await _read_apart(service, partial(_verified, body, channel, signature, namespace), len(body))
         batch = _batch(request, service, namespace, channel, body)
-        ingested = await ingest(service.database, batch, callback, service.rules, service.clock)
+        ingested = await service.intake.ingest(batch, callback)
     finally:
         service.budget.give_back(taken)
     state = "recorded" if ingested.outcome is None else "applied"
@@ -165,10 +169,18 @@ def _verified(body: bytes, channel: Channel, signature: str, namespace: Namespac
     return callback
 
 
+def _new_id(now: datetime) -> uuid.UUID:
+    """A version 7 id: those of one moment lie together in every index. It is no secret, so any chance will do."""
+    chance = random.getrandbits(74)
+    milliseconds = int(now.timestamp() * 1000)
+    return uuid.UUID(int=milliseconds << 80 | 7 << 76 | (chance >> 62) << 64 | 2 << 62 | chance & (1 << 62) - 1)
+
+
 def _batch(request: Request, service: Service, namespace: Namespace, channel: Channel, body: bytes) -> Received:
     headers = {name: request.headers[name] for name in _KEPT_HEADERS if name in request.headers}
     digest = hashlib.sha256(body).digest()
-    return Received(uuid.uuid4(), namespace.name, channel, "kahuna_webhook", service.now, headers, body, digest)
+    now = service.now
+    return Received(_new_id(now), namespace.name, channel, "kahuna_webhook", now, headers, body, digest)
 
 
 def _answer(service: Service, channel: Channel, ingested: Ingested, received: int) -> Response:
@@ -177,6 +189,7 @@ def _answer(service: Service, channel: Channel, ingested: Ingested, received: in
         return answer({"batch_id": ingested.batch_id, "state": "recorded", "received": received})
     counts = {"accepted": outcome.accepted, "duplicates": outcome.duplicates, "rejected": outcome.rejected}
     for name, count in counts.items():
-        service.metrics.entries.labels(channel, name).inc(count)
+        if count:
+            service.metrics.entries.labels(channel, name).inc(count)
     errors = outcome.errors[:ERRORS_SHOWN]
     return answer({"batch_id": ingested.batch_id, "state": "applied"} | counts | {"errors": errors})

@@ -13,8 +13,8 @@ from sqlalchemy import text
 
 from service.domain.addresses import Channel
 from service.domain.suppression import Policy
-from service.flows import ingest, push, write
-from service.flows.ingest import Ingested, rules_of
+from service.flows import push, write
+from service.flows.ingest import Ingested, Intake, rules_of
 from service.flows.push import Pusher, limits_of
 from service.flows.write import Statement
 from service.kahuna import NO_RETRY, Credentials, KahunaClient, webhook
@@ -71,10 +71,15 @@ class World:
         self.database = database
         self.settings = settings
         self.clock = Clock()
-        self.rules = rules_of(settings)
+        self.rule_by(settings)
         self.simulator = httpx.ASGITransport(app=build_simulator(KEYS, lambda: self.clock.seconds))
         self.wire = Wire(self.simulator)
         self.control = httpx.AsyncClient(transport=self.simulator, base_url="http://kahuna.test")
+
+    def rule_by(self, settings: Settings) -> None:
+        """Takes callbacks by the rules of these settings."""
+        self.rules = rules_of(settings)
+        self.intake = Intake(self.database, self.rules, self.clock)
 
     @property
     def policy(self) -> Policy:
@@ -90,7 +95,7 @@ class World:
         batch = Received(
             uuid.uuid4(), namespace, channel, "kahuna_webhook", self.clock(), {}, body, sha256(body).digest()
         )
-        return await ingest.ingest(self.database, batch, webhook.read(body, channel), self.rules, self.clock)
+        return await self.intake.ingest(batch, webhook.read(body, channel))
 
     async def stop(self, channel: Channel, address: str, reason: str, at: int | None = None) -> None:
         """A stop of ours."""

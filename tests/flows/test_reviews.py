@@ -8,7 +8,6 @@ import pytest
 
 from service.errors import Conflict, NotFound
 from service.flows import review
-from service.flows.ingest import rules_of
 from service.settings import Settings
 from service.store import reviews
 from tests.flows.speaking import World
@@ -102,7 +101,7 @@ async def test_an_approved_untimed_opt_in_takes_the_time_of_its_receipt(world: W
 
 
 async def test_all_opt_ins_wait_if_so_set(world: World) -> None:
-    world.rules = rules_of(reviewing(world.settings, opt_in_review="all"))
+    world.rule_by(reviewing(world.settings, opt_in_review="all"))
     await world.callback("sms", start(world.clock.seconds))
     assert [row["why"] for row in await waiting(world)] == ["all"]
     await decide(world, "approved")
@@ -112,7 +111,7 @@ async def test_all_opt_ins_wait_if_so_set(world: World) -> None:
 
 async def test_none_waits_if_so_set(world: World) -> None:
     now = world.clock.seconds
-    world.rules = rules_of(reviewing(world.settings, opt_in_review="off", untimed_opt_in="receipt"))
+    world.rule_by(reviewing(world.settings, opt_in_review="off", untimed_opt_in="receipt"))
     await world.stop("sms", NUMBER, "do_not_call", at=now - 100)
     await world.callback("sms", start(None))
     assert not await suppressed(world, "sms", NUMBER)

@@ -37,8 +37,8 @@ async def store(connection: Connection, batch: list[Said], address: str) -> int:
     for source in _SOURCES:
         entries = [Entry(address, address, r, a, at, n) for n, (r, a, at, who) in enumerate(batch) if who == source]
         origin: Any = "kahuna_webhook" if source == "kahuna" else "api"
-        provenance = Provenance("default", "email", source, origin, NOW, batch_id=uuid.uuid4())
-        new += await suppressions.apply(connection, entries, provenance, POLICY)
+        provenance = Provenance("default", "email", source, origin, NOW, batches=(uuid.uuid4(),))
+        new += sum((await suppressions.apply(connection, entries, provenance, POLICY)).values())
     return new
 
 
@@ -77,7 +77,7 @@ async def test_the_deciding_fact_gives_the_origin(database: Database) -> None:
     seen = []
     async with database.begin() as connection:
         for batch_id, action, at in order:
-            provenance = Provenance("default", "sms", "kahuna", "kahuna_webhook", NOW, batch_id=batch_id)
+            provenance = Provenance("default", "sms", "kahuna", "kahuna_webhook", NOW, batches=(batch_id,))
             entry = Entry("15550100001", "+15550100001", "do_not_call", action, at, 0)
             await suppressions.apply(connection, [entry], provenance, POLICY)
             seen += [row.batch_id for row in await suppressions.causes_of(connection, "default", "sms", entry.address)]
@@ -90,6 +90,6 @@ async def test_every_reason_of_both_channels_can_be_stored(database: Database) -
             reasons = reasons_of(channel)  # type: ignore[arg-type]  # the loop's tuple widens the literal
             provenance = Provenance("default", channel, "local", "api", NOW, audit_id=uuid.uuid4())  # type: ignore[arg-type]
             entries = [Entry(address, address, reason, "suppress", 100) for reason in reasons]
-            assert await suppressions.apply(connection, entries, provenance, POLICY) == len(reasons)
+            assert await suppressions.apply(connection, entries, provenance, POLICY) == {None: len(reasons)}
             rows = await suppressions.causes_of(connection, "default", channel, address)  # type: ignore[arg-type]
             assert {row.cause.reason for row in rows} == set(reasons)

@@ -1,0 +1,140 @@
+"""Callbacks that share a transaction end as if each had one of its own."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import pytest
+
+from service.domain.addresses import Channel
+from service.flows import write
+from service.flows.ingest import SMALL
+from service.flows.write import Statement
+from tests.flows.speaking import World
+from tests.flows.test_ingest import counts, suppressed, unsub
+
+WORDS = ("unsub", "hard_bounce", "soft_bounce", "spam", "vanished")
+
+
+async def transactions(world: World) -> int:
+    return int((await world.query("select count(distinct xmin::text) from batches"))[0][0])
+
+
+@asynccontextmanager
+async def poisoned(world: World, address: str) -> AsyncIterator[None]:
+    """A fault of our own that only this address meets."""
+    await world.execute(
+        f"""create function poison() returns trigger language plpgsql as
+            $$ begin if new.address = '{address}' then raise 'poison'; end if; return new; end $$"""
+    )
+    await world.execute("create trigger poison before insert on facts for each row execute function poison()")
+    try:
+        yield
+    finally:
+        await world.execute("drop function poison cascade")
+
+
+async def test_those_that_come_together_share_a_transaction(world: World) -> None:
+    answers = await asyncio.gather(*(world.callback("email", [unsub(f"a{n}@example.com")]) for n in range(40)))
+    assert [counts(answer.outcome) for answer in answers] == [(1, 0, 0)] * 40
+    assert await transactions(world) < 10
+    assert len(await world.query("select distinct batch_id from facts")) == 40
+    archived = await world.query("select b.id from batches b join facts f on f.batch_id = b.id where accepted = 1")
+    assert {str(row.id) for row in archived} == {answer.batch_id for answer in answers}
+
+
+async def test_a_lone_one_is_applied_by_itself(world: World) -> None:
+    for n in range(3):
+        await world.callback("email", [unsub(f"a{n}@example.com")])
+    assert await transactions(world) == 3
+
+
+async def test_redeliveries_and_twins_in_one_company(world: World) -> None:
+    known = await world.callback("email", [unsub("known@example.com")])
+    bodies = [[unsub("known@example.com")], [unsub("new@example.com")], [unsub("new@example.com")]]
+    again, *twins = await asyncio.gather(*(world.callback("email", body) for body in bodies))
+    assert (again.batch_id, counts(again.outcome)) == (known.batch_id, (0, 1, 0))
+    assert twins[0].batch_id == twins[1].batch_id
+    assert sorted(counts(twin.outcome) for twin in twins) == [(0, 1, 0), (1, 0, 0)]
+
+
+async def test_one_fact_in_two_batches_is_new_in_one_of_them(world: World) -> None:
+    bodies = [[unsub("a@example.com"), unsub(f"b{n}@example.com")] for n in range(5)]
+    answers = await asyncio.gather(*(world.callback("email", body) for body in bodies))
+    assert sorted(counts(answer.outcome) for answer in answers) == [(1, 1, 0)] * 4 + [(2, 0, 0)]
+
+
+async def test_bad_entries_are_counted_where_they_came(world: World) -> None:
+    bad = [{"reason": "what", "email": "b@example.com"}, 7]
+    answers = await asyncio.gather(
+        world.callback("email", [unsub("a@example.com"), *bad]), world.callback("email", [unsub("c@example.com")])
+    )
+    assert [counts(answer.outcome) for answer in answers] == [(1, 0, 2), (1, 0, 0)]
+    kept = await world.query("select batch_id, entry_index, entry from quarantine order by entry_index")
+    assert [(str(row.batch_id), row.entry_index) for row in kept] == [
+        (answers[0].batch_id, 1),
+        (answers[0].batch_id, 2),
+    ]
+    assert [msgspec.json.decode(row.entry) for row in kept] == bad
+
+
+async def test_one_that_cannot_be_applied_does_not_spoil_its_company(world: World) -> None:
+    async with poisoned(world, "poison@example.com"):
+        names = ["a", "poison", "b", "c"]
+        answers = await asyncio.gather(*(world.callback("email", [unsub(f"{name}@example.com")]) for name in names))
+    assert [answer.outcome is None for answer in answers] == [False, True, False, False]
+    assert [await suppressed(world, "email", f"{name}@example.com") for name in names] == [True, False, True, True]
+
+
+async def test_a_large_one_holds_nobody_up(world: World) -> None:
+    large = [unsub(f"l{n}@example.com") for n in range(SMALL + 1)]
+    answers = await asyncio.gather(
+        world.callback("email", large), *(world.callback("email", [unsub(f"s{n}@example.com")]) for n in range(3))
+    )
+    assert [counts(answer.outcome)[0] for answer in answers] == [SMALL + 1, 1, 1, 1]
+    large_one = f"select xmin from batches where id = '{answers[0].batch_id}'"
+    assert len(await world.query(f"select 1 from batches where xmin = ({large_one})")) == 1
+
+
+def an_entry(chance: random.Random, channel: Channel, now: int) -> Any:
+    at = chance.choice([None, now - chance.randrange(5), now - chance.randrange(10**6)])
+    timed = {} if at is None else {"timestamp": at}
+    if channel == "sms":
+        return {"number": f"1555010000{chance.randrange(4)}"} | timed | chance.choice([{}, {"opt-in": True}])
+    return {"reason": chance.choice(WORDS), "email": f"u{chance.randrange(6)}@example.com"} | timed
+
+
+async def state(world: World, namespace: str) -> list[Any]:
+    """Everything that callbacks leave behind, but for ids, for which of several batches brought a fact, and for
+    corrections that were overtaken before anybody could send them."""
+    asked = (
+        "select address, reason, action, occurred_at from facts",
+        """select address, reason, stop_at, clear_at, bounces, held_stop_at, held_clear_at, origin
+           from suppressions""",
+        "select address, slot, action, occurred_at, state from (select * from corrections where state <> 'superseded')",
+        "select address, reason, occurred_at, why from reviews",
+        "select error, convert_from(entry, 'utf8') from quarantine",
+        "select sum(accepted), sum(rejected), sum(duplicates) from batches",
+    )
+    found = [await world.query(f"{query} where namespace = '{namespace}'") for query in asked]
+    return [sorted(map(str, rows)) for rows in found]
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("channel", ["email", "sms"])
+async def test_company_changes_nothing(world: World, channel: Channel, seed: int) -> None:
+    chance = random.Random(seed)
+    now = world.clock.seconds
+    bodies = [[an_entry(chance, channel, now) for _ in range(chance.randrange(1, 6))] for _ in range(30)]
+    bodies += chance.sample(bodies, 5)
+    for namespace in ("default", "other") if channel == "sms" else ():
+        said = Statement("tester", namespace, channel, "15550100001", now - 3)
+        await write.suppress(world.database, said, "do_not_call", None, world.policy, world.clock)
+    await asyncio.gather(*(world.callback(channel, body) for body in bodies))
+    for body in bodies:
+        await world.callback(channel, body, "other")
+    together, apart = await state(world, "default"), await state(world, "other")
+    assert together == apart

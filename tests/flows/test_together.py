@@ -1,0 +1,98 @@
+"""Requests that come at the same time share one piece of work, and none pays for another's company."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from service.errors import StorageUnavailable
+from service.flows.together import Together
+
+
+class Work:
+    """Doubles numbers when it is let; keeps who shared each piece."""
+
+    def __init__(self) -> None:
+        self.shared: list[list[int]] = []
+        self.gate = asyncio.Event()
+
+    async def __call__(self, numbers: Sequence[int]) -> list[int]:
+        self.shared.append(list(numbers))
+        await self.gate.wait()
+        if 13 in numbers:
+            raise ValueError
+        return [number * 2 for number in numbers]
+
+
+async def asked(together: Together[int, int], *numbers: int) -> list[asyncio.Task[int]]:
+    tasks = [asyncio.create_task(together.ask(number)) for number in numbers]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    return tasks
+
+
+async def test_a_lone_one_waits_for_nobody() -> None:
+    work = Work()
+    work.gate.set()
+    assert await Together(work, at_once=1, most=8, waiting=8).ask(1) == 2
+
+
+async def test_those_who_come_meanwhile_share_the_next_piece() -> None:
+    work = Work()
+    together = Together(work, at_once=1, most=3, waiting=8)
+    first = await asked(together, 1)
+    rest = await asked(together, 2, 3, 4, 5)
+    work.gate.set()
+    assert await asyncio.gather(*first, *rest) == [2, 4, 6, 8, 10]
+    assert work.shared == [[1], [2, 3, 4], [5]]
+
+
+async def test_so_many_pieces_are_under_way_and_no_more() -> None:
+    work = Work()
+    together = Together(work, at_once=2, most=1, waiting=8)
+    tasks = await asked(together, 1, 2, 3)
+    assert work.shared == [[1], [2]]
+    work.gate.set()
+    assert await asyncio.gather(*tasks) == [2, 4, 6]
+
+
+async def test_a_failure_is_told_to_all_who_shared_it_and_to_no_other() -> None:
+    work = Work()
+    together = Together(work, at_once=1, most=2, waiting=8)
+    tasks = await asked(together, 12, 13, 14)
+    work.gate.set()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(answer) for answer in answers] == [ValueError, ValueError, int]
+
+
+async def test_one_who_went_away_is_left_out() -> None:
+    work = Work()
+    together = Together(work, at_once=1, most=8, waiting=8)
+    first = await asked(together, 1)
+    gone, *stayed = await asked(together, 2, 3)
+    gone.cancel()
+    work.gate.set()
+    assert await asyncio.gather(*first, *stayed) == [2, 6]
+    assert work.shared == [[1], [3]]
+    assert gone.cancelled()
+
+
+async def test_one_who_goes_away_during_the_work_costs_the_others_nothing() -> None:
+    work = Work()
+    together = Together(work, at_once=1, most=8, waiting=8)
+    gone, stayed = await asked(together, 1, 2)
+    gone.cancel()
+    await asyncio.sleep(0)
+    work.gate.set()
+    assert await stayed == 4
+
+
+async def test_too_many_are_told_to_come_again() -> None:
+    work = Work()
+    together = Together(work, at_once=1, most=1, waiting=2)
+    tasks = await asked(together, 1)
+    tasks += await asked(together, 2, 3)
+    with pytest.raises(StorageUnavailable):
+        await together.ask(4)
+    work.gate.set()
+    assert await asyncio.gather(*tasks) == [2, 4, 6]
