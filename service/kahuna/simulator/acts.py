@@ -158,7 +158,7 @@ def _tell(world: World, person: Person, act: Act, timestamp: int | None) -> list
 
 
 def _seed_person(world: World, now: int) -> None:
-    number = len(world.people) + 1
+    number = next(world.seeded)
     name = f"seeded-{world.env}-{number}"
     credentials = {"username": name, "email": f"{name}@example.com", "mobile_number": f"1555{number:07d}"}
     person = world.people.meet(credentials, now)
