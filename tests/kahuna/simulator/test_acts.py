@@ -75,6 +75,8 @@ async def test_a_stop_and_a_start_by_text() -> None:
         ]
         assert vendor.receiver.requests[0].headers["X-Kahuna-Signature"] == signature(["15550100001"])
         assert [slot["action"] for slot in await slots(vendor, env="p")] == ["opt-in"]
+        await vendor.control("acts", {"act": "stop", "addresses": ["15550100001"], "env": "p"})
+        assert (await vendor.web.get("/simulator/users?env=p")).json()["count"] == 1
 
 
 async def test_nobody_opens_what_was_never_sent(vendor: Vendor) -> None:
