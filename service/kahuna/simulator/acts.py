@@ -93,7 +93,8 @@ def person_at(world: World, act: Act, address: str) -> Person | None:
     channel = _TOLD.get(act) or ("email" if _CATEGORIES[act] == "email" else None)
     if channel is None:
         return None
-    return world.people.meet({ADDRESS_CREDENTIALS[channel]: address}, world.now())
+    now, kind = world.now(), ADDRESS_CREDENTIALS[channel]
+    return world.people.of(kind, address) or world.people.meet({kind: address}, now)
 
 
 def share(world: World, act: Act, part: float) -> list[Person]:
