@@ -325,7 +325,11 @@ class Caller:
         async for piece in response.aiter_bytes():
             body += piece
             if len(body) > self._answer_limit:
-                raise errors.UnreadableAnswer(api.name, response.status_code, cause="it is too long")
+                if response.is_success:
+                    raise errors.UnreadableAnswer(api.name, response.status_code, cause="it is too long")
+                # The status says enough, and is what the caller decides by.
+                body.clear()
+                break
         asked = retry_after(response.headers.get("Retry-After", ""), self._times.clock())
         return Answer(api, response.status_code, bytes(body), asked)
 

@@ -12,7 +12,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -48,6 +48,8 @@ from service.kahuna.retrieval import (
     PushRecord,
     UserCampaignRecord,
     UserInfoAnswer,
+    query_body,
+    written,
 )
 from service.kahuna.sending import (
     NOTHING,
@@ -162,13 +164,12 @@ class KahunaClient:
         Not idempotent. Kahuna takes it in later: wait about 60 s before the users are used elsewhere [DOC]. Raises
         Refused for `success: false`, under 200 [CODE] and under 400 [ASSUME]. Limits: not known.
         """
-        form = sending.server_form(request, self._credentials.secret_key.reveal(), self._credentials.env)
+        key, env = self._credentials.secret_key.reveal(), self._credentials.env
         try:
-            content = urlencode(form).encode()
-        except UnicodeEncodeError:
+            content = urlencode(sending.server_form(request, key, env)).encode()
+        except (UnicodeEncodeError, Unencodable):
             raise unsent(_SERVER, "it cannot be written as UTF-8") from None
-        path = contract.SERVER_PATH
-        asked = Request(api=_SERVER, path=path, content=content, headers=_FORM, open=True)
+        asked = Request(api=_SERVER, path=contract.SERVER_PATH, content=content, headers=_FORM, open=True)
         return await self._caller.call(asked, answers.server)
 
     async def user_attributes(self, users: Stream[UserAttributes]) -> tuple[Outcome, ...]:
@@ -315,7 +316,9 @@ class KahunaClient:
             raise unsent(api, "the sandbox does not have this API")
         if query is None and cursor is None:
             raise unsent(api, "it needs a query or a cursor")
-        first = _query(query, self._names) if query is not None else {}
+        if query is not None and len(query.credentials) > MAX_USERS:
+            raise unsent(api, "100 users at most")
+        first = {} if query is None else query_body(query, self._names)
         names = (self._names.user_campaign_records,)
         fetch = self._fetcher(api, contract.USER_CAMPAIGN_PATH, names, first)
         return paging.single(api.name, fetch, cursor, answers.user_campaigns(self._names))
@@ -428,7 +431,8 @@ class KahunaClient:
             headers = {} if request_id is None else {"X-Request-ID": request_id + (f"-{number}" if number else "")}
             return await self._caller.post(api, path, part.body, read, headers=headers, repeatable=part.repeatable)
 
-        cut = Cut[wire.SyncEntry](wire.MAX_ENTRIES, repeatable=_is_timed)
+        # A call without entries is a request too: it tells whether the keys are taken.
+        cut = Cut[wire.SyncEntry](wire.MAX_ENTRIES, repeatable=_is_timed, at_least_one=True)
         return await in_parts(api, cut.parts(entries), send, wire.joined)
 
     def _checksum(self, api: Api, value: str) -> Mapping[str, str]:
@@ -460,7 +464,7 @@ class KahunaClient:
         always = {"categories_to_return": [words[0]], "number_of_records": span.page_size}
 
         def fetch_from(start: datetime | None) -> paging.Fetch:
-            first = {} if start is None else {"timestamp": _written(start, self._names)}
+            first = {} if start is None else {"timestamp": written(start, self._names)}
             return self._fetcher(api, contract.LOGS_PATH, words, first, always)
 
         return paging.ranged(api.name, fetch_from, span, read, self._times.clock)
@@ -469,26 +473,6 @@ class KahunaClient:
 def _is_timed(entry: wire.SyncEntry) -> bool:
     """Whether a second receipt means the same: an opt-in without a time would count from then."""
     return isinstance(entry, wire.EmailSyncEntry) or entry.timestamp is not None or not entry.opt_in
-
-
-def _query(query: CampaignQuery, names: Contract) -> dict[str, Any]:
-    """The first body of User/Campaign."""
-    if len(query.credentials) > MAX_USERS:
-        raise unsent(_USER_CAMPAIGN, "100 users at most")
-    given = {
-        names.user_campaign_name: query.campaign_name,
-        "suite_id": query.suite_id,
-        names.user_campaign_start: query.start and _written(query.start, names),
-        names.user_campaign_end: query.end and _written(query.end, names),
-        names.user_campaign_action: query.action,
-        names.user_campaign_credentials: query.credentials or None,
-    }
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def _written(moment: datetime, names: Contract) -> str:
-    """A time as Kahuna reads it: in UTC, whatever its own zone."""
-    return moment.astimezone(UTC).strftime(names.log_time)
 
 
 def _body(api: Api, document: Params) -> bytes:

@@ -26,6 +26,7 @@ class Position:
     """Where to go on: Kahuna's opaque cursor, and for a range of days the time that the rest begins at.
 
     Store both after a page, and give both to the same call. A cursor alone goes on to the end of what it belongs to.
+    With neither, all was handed out and Kahuna gave nothing to go on with.
     """
 
     since: datetime | None = None

@@ -35,7 +35,7 @@ class Cut(Generic[_T]):
     """How items are cut: at most so many, and strictly less than so many bytes with `envelope` bytes around them.
 
     An item too large for any request travels alone: the vendor is the one to refuse it. `plain` gives what of an item
-    is encoded.
+    is encoded. Without items there is no part, unless it is `at_least_one`.
     """
 
     max_items: int
@@ -43,6 +43,7 @@ class Cut(Generic[_T]):
     envelope: int = 0
     repeatable: Callable[[_T], bool] = lambda _: True
     plain: Callable[[_T], Any] = lambda item: item
+    at_least_one: bool = False
 
     async def parts(self, items: Stream[_T]) -> AsyncGenerator[Part, None]:
         """The items in order. Unencodable for an item that JSON cannot say."""
@@ -55,7 +56,7 @@ class Cut(Generic[_T]):
             for item in items:
                 if (part := growing.add(item)) is not None:
                     yield part
-        if growing.pieces:
+        if growing.pieces or (self.at_least_one and not growing.any_cut):
             yield growing.cut()
 
 
@@ -67,6 +68,7 @@ class _Growing(Generic[_T]):
         self._empty = rule.envelope + 1
         self._size = self._empty
         self._repeatable = True
+        self.any_cut = False
         self.pieces: list[bytes] = []
 
     def add(self, item: _T) -> Part | None:
@@ -84,7 +86,7 @@ class _Growing(Generic[_T]):
     def cut(self) -> Part:
         """What was gathered, and a new start."""
         part = Part(b"[" + b",".join(self.pieces) + b"]", len(self.pieces), self._repeatable)
-        self.pieces, self._size, self._repeatable = [], self._empty, True
+        self.pieces, self._size, self._repeatable, self.any_cut = [], self._empty, True, True
         return part
 
 

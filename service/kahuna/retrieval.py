@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
+from service.kahuna.contract import Contract
 from service.kahuna.reading import Kept
 from service.kahuna.sending import Credential
 
@@ -129,6 +130,24 @@ class CampaignQuery:
     end: datetime | None = None
     action: str | None = None
     credentials: Sequence[Credential] = field(default=(), repr=False)
+
+
+def query_body(query: CampaignQuery, names: Contract) -> dict[str, Any]:
+    """The first body of User/Campaign."""
+    given = {
+        names.user_campaign_name: query.campaign_name,
+        "suite_id": query.suite_id,
+        names.user_campaign_start: query.start and written(query.start, names),
+        names.user_campaign_end: query.end and written(query.end, names),
+        names.user_campaign_action: query.action,
+        names.user_campaign_credentials: query.credentials or None,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def written(time: datetime, names: Contract) -> str:
+    """A time as Kahuna reads it: in UTC, whatever its own zone, and cut to seconds."""
+    return time.astimezone(UTC).strftime(names.log_time)
 
 
 def moment(text: str | None) -> datetime | None:

@@ -15,7 +15,6 @@ from service.kahuna.simulator.campaigns import ADDRESS_CREDENTIALS
 from service.kahuna.simulator.contract import Category, Env
 from service.kahuna.simulator.people import Person
 from service.kahuna.simulator.records import MICROSECONDS, Campaign, Device, Record
-from service.kahuna.simulator.stops import ADDRESS_KEYS
 from service.kahuna.simulator.world import World
 
 Act = Literal[
@@ -73,7 +72,7 @@ class Deed(NamedTuple):
     skipped: list[Any]
 
 
-def act(
+def let_act(
     world: World, act: Act, people: Iterable[Person], campaign: Campaign | None = None, timestamp: int | None = None
 ) -> Deed:
     """Let these people do this: remembered, written down, and handed back for the webhook."""
@@ -94,7 +93,8 @@ def person_at(world: World, act: Act, address: str) -> Person | None:
     channel = _TOLD.get(act) or ("email" if _CATEGORIES[act] == "email" else None)
     if channel is None:
         return None
-    return world.people.meet({ADDRESS_CREDENTIALS[channel]: address}, world.now())
+    now, kind = world.now(), ADDRESS_CREDENTIALS[channel]
+    return world.people.of(kind, address) or world.people.meet({kind: address}, now)
 
 
 def share(world: World, act: Act, part: float) -> list[Person]:
@@ -148,8 +148,8 @@ def _tell(world: World, person: Person, act: Act, timestamp: int | None) -> list
         return []
     address = world.address(person, channel) or ""
     # Kahuna's numbers are digits without a plus sign, in its samples.
-    told: dict[str, Any] = {"reason": act, "email": address} if channel == "email" else {}
-    entry = told or {ADDRESS_KEYS[channel]: address.removeprefix("+")}
+    email, number = {"reason": act, "email": address}, {"number": address.removeprefix("+")}
+    entry: dict[str, Any] = {**(email if channel == "email" else number)}
     entry["timestamp"] = world.seconds() if timestamp is None else timestamp
     if act == "start":
         entry["opt-in"] = True
@@ -158,7 +158,7 @@ def _tell(world: World, person: Person, act: Act, timestamp: int | None) -> list
 
 
 def _seed_person(world: World, now: int) -> None:
-    number = len(world.people) + 1
+    number = next(world.seeded)
     name = f"seeded-{world.env}-{number}"
     credentials = {"username": name, "email": f"{name}@example.com", "mobile_number": f"1555{number:07d}"}
     person = world.people.meet(credentials, now)

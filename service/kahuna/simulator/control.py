@@ -196,7 +196,7 @@ class Control:
         world = self._kahuna.worlds[order.env]
         campaign = _campaign(world, order)
         people, unknown = _people(world, order)
-        deed = acts.act(world, order.act, people, campaign, order.timestamp)
+        deed = acts.let_act(world, order.act, people, campaign, order.timestamp)
         deed.skipped.extend(unknown)
         return await self._done(order, deed)
 
@@ -207,7 +207,7 @@ class Control:
         campaign = _campaign(world, order)
         world.now()
         people = acts.share(world, order.act, order.share)
-        return await self._done(order, acts.act(world, order.act, people, campaign, order.timestamp))
+        return await self._done(order, acts.let_act(world, order.act, people, campaign, order.timestamp))
 
     async def seed(self, request: Request) -> Response:
         """Make many users and records."""

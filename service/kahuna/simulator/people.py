@@ -163,7 +163,14 @@ def profile(person: Person) -> dict[str, Any]:
 
 
 def _key(kind: str, value: str) -> tuple[str, str]:
-    return kind, folded(value) if kind == "email" else value
+    match kind:
+        case "email":
+            return kind, folded(value)
+        case "mobile_number":
+            # A number is the same with its plus sign and without; assumed, as the Sync API knows it only without.
+            return kind, value.strip().removeprefix("+")
+        case _:
+            return kind, value
 
 
 def _labels(credentials: Mapping[str, str]) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ knows neither requests nor callbacks.
 """
 
 import hashlib
+import itertools
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ class World:
         self.stops = Stops()
         self.campaigns = Campaigns(env)
         self.jobs: dict[str, Job] = {}
+        self.seeded = itertools.count(1)
         pauses = (_micro(config.push_cooldown_seconds), _micro(config.ingestion_seconds))
         self.schedule = Schedule(self.people, self.stops, self.log, *pauses)
         # Nobody is protected by these numbers, and they must come again with the same seed.

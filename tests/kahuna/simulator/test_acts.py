@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from . import speaking
-from .speaking import NOW, Vendor
+from .speaking import NOW, Vendor, checksum
 
 EMAIL = 1002
 EMAIL_HOOK, SMS_HOOK = "https://us.test/api/email_callback", "https://us.test/api/sms_callback"
@@ -75,6 +75,8 @@ async def test_a_stop_and_a_start_by_text() -> None:
         ]
         assert vendor.receiver.requests[0].headers["X-Kahuna-Signature"] == signature(["15550100001"])
         assert [slot["action"] for slot in await slots(vendor, env="p")] == ["opt-in"]
+        await vendor.control("acts", {"act": "stop", "addresses": ["15550100001"], "env": "p"})
+        assert (await vendor.web.get("/simulator/users?env=p")).json()["count"] == 1
 
 
 async def test_nobody_opens_what_was_never_sent(vendor: Vendor) -> None:
@@ -210,6 +212,13 @@ async def test_a_fault_of_all_that_says_nothing_of_callbacks_is_not_used_up() ->
 
 
 # Many at once.
+
+
+async def test_a_deleted_user_leaves_no_gap_to_be_seeded_into(vendor: Vendor) -> None:
+    await vendor.control("seed", {"users": 3})
+    email = "seeded-s-1@example.com"
+    await vendor.call("userdelete", {"target_user": {"email": email}}, KAHUNA_API_CHECKSUM=checksum(email))
+    assert await vendor.control("seed", {"users": 3}) == {"users": 5, "records": 0}
 
 
 async def test_many_users_and_records_can_be_seeded() -> None:

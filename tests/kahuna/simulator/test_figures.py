@@ -102,6 +102,17 @@ async def test_the_figures_of_a_period_and_of_one_campaign(vendor: Vendor) -> No
     assert (await vendor.raw("campaignstats", {"start_date": "soon"})).status_code == 400
 
 
+async def test_texts_are_counted_too(vendor: Vendor) -> None:
+    await vendor.meet("ann", "bob", env="p")
+    for _ in range(2):
+        await vendor.populate(SMS, "ann", "bob", env="p")
+        vendor.clock.seconds += 60
+        await vendor.act("stop", "bob", env="p")
+    assert (await statistics(vendor, "p"))[SMS] == {"delivered": 3, "opt_outs": 2, "opt_ins": 0}
+    records = await reached(vendor, campaign_name="Sale by text", action="sms")
+    assert [len(record["campaigns"]) for record in records] == [2, 1]
+
+
 # User/Campaign.
 
 
