@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
-from service import app, demo, embedded, settings, up, worker
+from service import app, demo, embedded, settings, shell, up, worker
 from service.errors import KahunaSyncError, SettingsError
 from service.flows import ingest, reconcile
 from service.kahuna import webhook
@@ -46,6 +46,9 @@ _NAMESPACE = click.option("--namespace", help="Which namespace; needed only if t
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def cli() -> None:
     """Keeps a company's suppression list and Kahuna's in agreement."""
+
+
+cli.add_command(shell.kahuna)
 
 
 def main() -> None:
@@ -153,7 +156,7 @@ def token_create(name: str, scopes: str, namespace: str | None) -> None:
     if not name.strip():
         raise click.BadParameter("must say who will use it", param_hint="--name")
     if namespace is not None:
-        _namespace(settings.load(os.environ), namespace)
+        settings.chosen(settings.load(os.environ), namespace)
 
     async def create(database: Database) -> str:
         async with database.begin() as connection:
@@ -206,7 +209,7 @@ def token_revoke(name: str) -> None:
 def send_command(channel: str, file: Any, to: str, namespace: str | None) -> None:
     """Sign a body as Kahuna does and post it: the smoke test of a deployment."""
     loaded = settings.load(os.environ)
-    keys = _namespace(loaded, namespace).api_key
+    keys = settings.chosen(loaded, namespace).api_key
     if not keys:
         raise SettingsError("KAHUNA_API_KEY is not set: the body cannot be signed.")
     body = file.read()
@@ -230,7 +233,7 @@ def send_command(channel: str, file: Any, to: str, namespace: str | None) -> Non
 @_NAMESPACE
 def reconcile_command(channel: str, source: str, auto_approve: bool, namespace: str | None) -> None:
     """Compare the list with what Kahuna holds, as far as the ledger knows."""
-    chosen = _namespace(settings.load(os.environ), namespace).name
+    chosen = settings.chosen(settings.load(os.environ), namespace).name
     run = Run(uuid.uuid4(), chosen, "email" if channel == "email" else "sms", source, auto_approve, "shell")
     row = _with_database(lambda database, loaded: _reconcile(database, loaded, run))
     table = Table("count", "of", title=f"Reconciliation of {chosen}, {channel}: {row.state}")
@@ -364,15 +367,6 @@ def _with_database(work: Any) -> Any:
 
     with _started(os.environ) as loaded:
         return asyncio.run(run(loaded))
-
-
-def _namespace(loaded: Settings, name: str | None) -> settings.Namespace:
-    found = loaded.main_namespace if name is None else loaded.namespace(name)
-    if found is None:
-        known = ", ".join(namespace.name for namespace in loaded.namespaces)
-        wanted = "Say which namespace with --namespace" if name is None else f"There is no namespace {name}"
-        raise SettingsError(f"{wanted}; there are: {known}.")
-    return found
 
 
 def _refuse_taken(host: str, port: int) -> None:

@@ -194,6 +194,16 @@ def check_namespaces(settings: Settings) -> None:
         raise SettingsError(f"DEFAULT_NAMESPACE names no namespace; there are {known}.")
 
 
+def chosen(settings: Settings, name: str | None) -> Namespace:
+    """The namespace of that name; without one, the only or the main one."""
+    found = settings.main_namespace if name is None else settings.namespace(name)
+    if found is None:
+        known = ", ".join(namespace.name for namespace in settings.namespaces)
+        wanted = "Say which namespace with --namespace" if name is None else f"There is no namespace {name}"
+        raise SettingsError(f"{wanted}; there are: {known}.")
+    return found
+
+
 def names(kind: type) -> dict[str, dataclasses.Field[Any]]:
     """The settings of a class, by their names in the environment."""
     fields = (f for f in dataclasses.fields(kind) if "says" in f.metadata)
