@@ -264,6 +264,8 @@ def _sorted(member: Member, place: int, namespace: Namespace) -> _Sorted:
         at = received_at if at is None else at
         row = Entry(address, received, entry.reason, entry.action, at, entry.index, batch=place)
         (found.facts if entry.action == "suppress" else found.opt_ins).append(row)
+    # The database sorts them all the same, for its locks: in a tenth of the time if they come in order.
+    found.facts.sort()
     return found
 
 

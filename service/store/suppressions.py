@@ -90,9 +90,9 @@ _ENTRIES: Final = """
 
 def _kept(times: str, clear_at: str) -> str:
     """The newest distinct bounce times since the latest clear, ascending: `domain.suppression.merge` in SQL."""
-    return f"""(select array_agg(at order by at) from (
+    return f"""case when {times} is not null then (select array_agg(at order by at) from (
         select distinct at from unnest({times}) as bounce(at)
-        where at >= coalesce({clear_at}, at) order by at desc limit :kept) as newest)"""  # noqa: S608 (our own words)
+        where at >= coalesce({clear_at}, at) order by at desc limit :kept) as newest) end"""  # noqa: S608 (our own words)
 
 
 _APPLY: Final = text(
@@ -101,7 +101,7 @@ _APPLY: Final = text(
     -- Every row of these addresses, in the order of the keys, also where the facts turn out to be known: what is owed
     -- is judged after this, and nobody may change it meanwhile.
     locked as materialized (
-        select from (select distinct address from entry order by address) as given
+        select from (select address from entry order by address) as given
         cross join lateral (
             select from suppressions as s
             where s.address = given.address and s.channel = :channel and s.namespace = :namespace
