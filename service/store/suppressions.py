@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Final, NamedTuple
 
-from sqlalchemy import DateTime, Uuid, bindparam, func, select, text
+from sqlalchemy import DateTime, Text, Uuid, bindparam, func, select, text
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -192,20 +192,27 @@ _APPLY: Final = text(
 )
 
 
-# Built once: the hot question.
-_CAUSES: Final = select(
-    suppressions.c.reason,
-    suppressions.c.stop_at,
-    suppressions.c.clear_at,
-    suppressions.c.bounces,
-    suppressions.c.recorded_at,
-    suppressions.c.origin,
-    suppressions.c.batch_id,
-).where(
-    suppressions.c.address == bindparam("address"),
-    suppressions.c.channel == bindparam("channel"),
-    suppressions.c.namespace == bindparam("namespace"),
-)
+class Subject(NamedTuple):
+    """Whom a question is about: the key of the list without the reason."""
+
+    namespace: str
+    channel: Channel
+    address: str
+
+
+# The hot question, for many at once. By key whatever the planner knows of the list: one index range for each.
+_CAUSES: Final = text(
+    """
+    select place, reason, stop_at, clear_at, bounces, recorded_at, origin, batch_id
+    from unnest(cast(:namespaces as text[]), cast(:channels as text[]), cast(:addresses as text[]))
+         with ordinality as given(namespace, channel, address, place)
+    cross join lateral (
+        select s.reason, s.stop_at, s.clear_at, s.bounces, s.recorded_at, s.origin, s.batch_id
+        from suppressions as s
+        where s.address = given.address and s.channel = given.channel and s.namespace = given.namespace
+    ) as held
+    """
+).bindparams(*(bindparam(name, type_=ARRAY(Text)) for name in ("namespaces", "channels", "addresses")))
 
 
 async def apply(
@@ -250,13 +257,21 @@ async def make_homes(connection: AsyncConnection, namespace: str, channel: Chann
 
 
 async def causes_of(connection: AsyncConnection, namespace: str, channel: Channel, address: str) -> list[CauseRow]:
-    """Every cause of one address, whether in force or not. The hot query: one index range."""
-    rows = await connection.execute(_CAUSES, {"address": address, "channel": channel, "namespace": namespace})
-    causes = (
-        CauseRow(Cause(r.reason, r.stop_at, r.clear_at, tuple(r.bounces or ())), r.recorded_at, r.origin, r.batch_id)
-        for r in rows
-    )
-    return [row for row in causes if row.cause.decided is not None]
+    """Every cause of one address, whether in force or not."""
+    [causes] = await causes_of_each(connection, [Subject(namespace, channel, address)])
+    return causes
+
+
+async def causes_of_each(connection: AsyncConnection, subjects: Sequence[Subject]) -> list[list[CauseRow]]:
+    """The causes of many, in their order."""
+    namespaces, channels, addresses = zip(*subjects, strict=True)
+    values = {"namespaces": list(namespaces), "channels": list(channels), "addresses": list(addresses)}
+    found: list[list[CauseRow]] = [[] for _ in subjects]
+    for r in await connection.execute(_CAUSES, values):
+        cause = Cause(r.reason, r.stop_at, r.clear_at, tuple(r.bounces or ()))
+        if cause.decided is not None:
+            found[r.place - 1].append(CauseRow(cause, r.recorded_at, r.origin, r.batch_id))
+    return found
 
 
 async def facts_of(connection: AsyncConnection, namespace: str, channel: Channel, address: str) -> list[FactRow]:
