@@ -122,15 +122,21 @@ def migrate_command() -> None:
 
 @cli.command("simulator")
 @click.option("--port", type=int, default=8701, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Decides everything that is left to chance.")
+@click.option("--email-webhook", help="Where its Email Sync callbacks go; can be changed while it runs.")
+@click.option("--sms-webhook", help="Where its SMS Sync callbacks go; can be changed while it runs.")
 @_PARENT
-def simulator_command(port: int, parent: int | None) -> None:
+def simulator_command(
+    port: int, seed: int, email_webhook: str | None, sms_webhook: str | None, parent: int | None
+) -> None:
     """A stand-in Kahuna on loopback, with faults that can be switched on."""
     loaded = settings.load(os.environ)
     set_up_logging(loaded.log_level, loaded.log_format)
     namespace = loaded.main_namespace or loaded.namespaces[0]
     secret_key = namespace.secret_key or Secret(demo.SECRET_KEY)
     api_key = namespace.api_key[0] if namespace.api_key else Secret(demo.API_KEY)
-    simulator = build_simulator(SimulatorConfig(secret_key, api_key), time.time)
+    config = SimulatorConfig(secret_key, api_key, seed=seed, email_webhook=email_webhook, sms_webhook=sms_webhook)
+    simulator = build_simulator(config, time.time)
     click.echo(f"A stand-in Kahuna listens on http://127.0.0.1:{port}", err=True)
     _run(_serve(simulator, "127.0.0.1", port, parent))
 

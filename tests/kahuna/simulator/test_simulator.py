@@ -1,10 +1,12 @@
 """The stand-in: held against the contract, and against the client that it is there to test."""
 
+import ast
 import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,6 +15,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from service import kahuna
+from service.kahuna import simulator as simulator_package
 from service.kahuna.simulator import SimulatorConfig, build_simulator
 from service.kahuna.webhook import read, verify
 from service.settings import Secret
@@ -336,3 +339,33 @@ async def test_on_a_port_the_connection_is_really_cut(simulator: Starlette) -> N
             with pytest.raises(kahuna.Ambiguous, match="RemoteProtocolError"):
                 await client.email_sync([ANN])
         assert len(await slots(web)) == 2
+        await fail(web, drop_request=True, times=1)
+        with pytest.raises(httpx.RemoteProtocolError):
+            await web.post("/api/emailsync?env=p", auth=AUTH, json=[{"reason": "unsub", "email": "eve@example.com"}])
+        assert len(await slots(web)) == 2
+
+
+async def test_on_a_port_the_checksum_header_arrives(simulator: Starlette) -> None:
+    async with on_a_port(simulator) as url, httpx.AsyncClient(base_url=url, auth=AUTH) as web:
+        form = {"key": AUTH[0], "env": "p", "dev_id": "d", "event": "start", "username": "dana@example.com"}
+        assert (await web.post("/log", data=form)).json() == {"success": True}
+        headers = {"KAHUNA_API_CHECKSUM": "065e58b672d230042a64d2f63188e444"}
+        body = {"target_user": {"username": "dana@example.com"}}
+        assert (await web.post("/api/userinfo?env=p", json=body, headers=headers)).json()["success"] is True
+
+
+# What it may know.
+
+
+def test_it_knows_nothing_of_the_service_that_it_tests() -> None:
+    allowed = {"service.kahuna.webhook", "service.settings", "service.domain.addresses"}
+    folder = Path(simulator_package.__file__).parent
+    imported = set()
+    for file in folder.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(node.module or "")
+    own = {name for name in imported if name.startswith("service.") and "simulator" not in name}
+    assert own == allowed
