@@ -10,13 +10,13 @@ from datetime import datetime
 from typing import Final, NamedTuple
 
 from sqlalchemy import DateTime, Text, Uuid, bindparam, func, select, text
-from sqlalchemy.dialects.postgresql import ARRAY, insert
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.domain.addresses import Channel
 from service.domain.facts import Action, Fact, Origin, Source
 from service.domain.suppression import Cause, Policy
-from service.store.database import among
+from service.store.database import SEPARATOR, among, aside
 from service.store.tables import facts, suppressions
 
 
@@ -67,9 +67,6 @@ class FactRow(NamedTuple):
     origin: str
     batch_id: uuid.UUID | None
 
-
-SEPARATOR: Final = "\x1f"
-"""Between the values of a bulk column. No normal form holds a control character, and no form as received does."""
 
 HOME: Final = """case when :channel = 'sms' then 'do_not_call'
               when reason = 'manual' then 'unsubscribe' else reason end"""
@@ -215,6 +212,15 @@ _CAUSES: Final = text(
 ).bindparams(*(bindparam(name, type_=ARRAY(Text)) for name in ("namespaces", "channels", "addresses")))
 
 
+_HOMES: Final = text(
+    """
+    insert into suppressions (address, channel, namespace, reason)
+    select address, :channel, :namespace, 'do_not_call' from unnest(string_to_array(:addresses, :separator)) as address
+    order by address on conflict do nothing
+    """
+)
+
+
 async def apply(
     connection: AsyncConnection, entries: Sequence[Entry], provenance: Provenance, policy: Policy
 ) -> dict[uuid.UUID | None, int]:
@@ -222,7 +228,14 @@ async def apply(
     of an audit row). One statement."""
     if not entries:
         return {}
-    columns = {
+    columns = await aside(len(entries), _columns, entries)
+    values = columns | provenance._asdict() | {"separator": SEPARATOR, "kept": policy.soft_bounces_kept}
+    new = await connection.execute(_APPLY, values)
+    return {row.batch_id: row.facts for row in new}
+
+
+def _columns(entries: Sequence[Entry]) -> dict[str, str]:
+    return {
         "address": SEPARATOR.join(e.address for e in entries),
         "received": SEPARATOR.join(e.received for e in entries),
         "reason": ",".join(e.reason for e in entries),
@@ -231,11 +244,7 @@ async def apply(
         "index": ",".join("" if e.entry_index is None else str(e.entry_index) for e in entries),
         "awaits": ",".join("t" if e.awaits else "f" for e in entries),
         "batch": ",".join(str(e.batch + 1) for e in entries),
-        "separator": SEPARATOR,
-        "kept": policy.soft_bounces_kept,
     }
-    new = await connection.execute(_APPLY, columns | provenance._asdict())
-    return {row.batch_id: row.facts for row in new}
 
 
 async def lock(connection: AsyncConnection, namespace: str, channel: Channel, addresses: Iterable[str]) -> None:
@@ -249,11 +258,8 @@ async def lock(connection: AsyncConnection, namespace: str, channel: Channel, ad
 async def make_homes(connection: AsyncConnection, namespace: str, channel: Channel, addresses: Iterable[str]) -> None:
     """Sees to it that every one of these numbers has the row that whoever changes it must lock. Waits for one that is
     being made right now."""
-    rows = [
-        {"address": address, "channel": channel, "namespace": namespace, "reason": "do_not_call"}
-        for address in sorted(addresses)
-    ]
-    await connection.execute(insert(suppressions).on_conflict_do_nothing(), rows)
+    values = {"namespace": namespace, "channel": channel, "separator": SEPARATOR}
+    await connection.execute(_HOMES, values | {"addresses": SEPARATOR.join(sorted(addresses))})
 
 
 async def causes_of(connection: AsyncConnection, namespace: str, channel: Channel, address: str) -> list[CauseRow]:
