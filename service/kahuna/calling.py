@@ -6,7 +6,7 @@ Owns authentication, the environment, limits of time, size and number, retries, 
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -309,7 +309,7 @@ class Caller:
         except TimeoutError:
             raise errors.Ambiguous(api, cause="deadline") from None
 
-    def _stream(self, request: Request) -> Any:
+    def _stream(self, request: Request) -> AbstractAsyncContextManager[httpx.Response]:
         """The exchange as httpx has it."""
         return self.http.stream(
             request.method,

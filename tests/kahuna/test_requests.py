@@ -409,6 +409,7 @@ UNSENT: list[Callable[[KahunaClient], Awaitable[Any]]] = [
     lambda k: all_of(k.push_logs(datetime(2017, 1, 1))),  # noqa: DTZ001 - that is what is refused
     lambda k: all_of(k.push_logs(SINCE, page_size=1001)),
     lambda k: all_of(k.user_campaign()),
+    lambda k: all_of(k.user_campaign(kahuna.CampaignQuery(start=datetime(2017, 1, 1)))),  # noqa: DTZ001 - as above
     lambda k: all_of(k.user_campaign(kahuna.CampaignQuery(credentials=[ANN] * 101))),
 ]
 
