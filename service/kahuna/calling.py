@@ -302,6 +302,8 @@ class Caller:
         try:
             async with asyncio.timeout(self._deadline), self._stream(request) as response:
                 return await self._answer(request.api, response)
+        except (httpx.InvalidURL, UnicodeEncodeError):
+            raise unsent(request.api, "it cannot be written as HTTP") from None
         except _NEVER_SENT as error:
             raise errors.Unreachable(api, cause=type(error).__name__) from None
         except httpx.RequestError as error:

@@ -111,8 +111,8 @@ class KahunaClient:
 
     Every method raises KahunaErrors alone, of the tree in `errors`. Calls that may be repeated without a second effect
     are, as `retry` says; the others are repeated only when surely nothing was done, and end in Ambiguous otherwise.
-    `observe` is told of every request. `concurrency` is how many are under way at most. The last four parameters are
-    where time comes from: Unix seconds, seconds that never go back, sleep, and a number in [0, 1).
+    `observe` is told of every request, and must not raise. `concurrency` is how many are under way at most. The last
+    four parameters are where time comes from: Unix seconds, seconds that never go back, sleep, and a number in [0, 1).
     """
 
     def __init__(  # noqa: PLR0913 - each is a setting of its own
@@ -180,7 +180,7 @@ class KahunaClient:
         Page: https://support.kahuna.com/hc/en-us/articles/360008462633-User-Attribute-API.
         """
         opening = b'{"user_attributes_array":'
-        parts = Cut[UserAttributes](MAX_USERS, envelope=len(opening) + 1).parts(users)
+        cut = Cut[UserAttributes](MAX_USERS, envelope=len(opening) + 1, plain=sending.attributes_item)
 
         async def send(part: Part, _number: int) -> list[Outcome]:
             read = partial(answers.outcomes, count=part.count, of_one=_UNKNOWN_USER)
@@ -188,7 +188,7 @@ class KahunaClient:
                 _USER_ATTRIBUTES, contract.USER_ATTRIBUTES_PATH, opening + part.body + b"}", read
             )
 
-        return await in_parts(_USER_ATTRIBUTES, parts, send, answers.joined)
+        return await in_parts(_USER_ATTRIBUTES, cut.parts(users), send, answers.joined)
 
     async def adaptive_campaign(
         self,

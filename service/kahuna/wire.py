@@ -74,11 +74,6 @@ def is_timed(entry: SyncEntry) -> bool:
     return isinstance(entry, EmailSyncEntry) or entry.timestamp is not None or not entry.opt_in
 
 
-def encode(entries: Sequence[SyncEntry]) -> bytes:
-    """The body of one request."""
-    return msgspec.json.encode(entries)
-
-
 def cut(
     entries: Iterable[_Entry], max_entries: int = MAX_ENTRIES, max_bytes: int = MAX_BYTES
 ) -> Iterator[list[_Entry]]:

@@ -2,11 +2,12 @@
 
 import json
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
 from service.kahuna.parts import Cut, Part
-from service.kahuna.wire import EmailSyncEntry, SmsSyncEntry, SyncEntry, cut, encode, is_timed
+from service.kahuna.wire import EmailSyncEntry, SmsSyncEntry, SyncEntry, cut, is_timed
 
 ENTRIES = st.lists(st.builds(EmailSyncEntry, st.just("unsub"), st.text("ab@é\\", max_size=30), st.none()), max_size=20)
 
@@ -19,7 +20,7 @@ async def parts_of(rule: Cut[SyncEntry], entries: list[EmailSyncEntry] | list[Sm
 async def test_what_the_worker_cuts_is_never_cut_again(entries: list[EmailSyncEntry], most: int, size: int) -> None:
     chunks = list(cut(entries, most, size))
     parts = await parts_of(Cut(most, size), entries)
-    assert [part.body for part in parts] == [encode(chunk) for chunk in chunks]
+    assert [part.body for part in parts] == [msgspec.json.encode(chunk) for chunk in chunks]
     assert [part.count for part in parts] == [len(chunk) for chunk in chunks]
     for chunk in chunks:
         assert len(await parts_of(Cut(most, size), chunk)) == 1
@@ -28,7 +29,7 @@ async def test_what_the_worker_cuts_is_never_cut_again(entries: list[EmailSyncEn
 @given(entries=ENTRIES, envelope=st.integers(0, 50))
 async def test_the_envelope_counts(entries: list[EmailSyncEntry], envelope: int) -> None:
     parts = await parts_of(Cut(100, 200, envelope=envelope), entries)
-    assert [entry for part in parts for entry in json.loads(part.body)] == json.loads(encode(entries))
+    assert [entry for part in parts for entry in json.loads(part.body)] == json.loads(msgspec.json.encode(entries))
     assert all(len(part.body) + envelope < 200 or part.count == 1 for part in parts)
 
 
