@@ -219,7 +219,7 @@ class KahunaClient:
             raise unsent(_JOB_STATUS, "this is no job")
         asked = Request(
             api=_JOB_STATUS,
-            path=f"{contract.ADAPTIVE_CAMPAIGN_PATH}/{quote(job_id, safe='')}",
+            path=f"{contract.ADAPTIVE_CAMPAIGN_PATH}/{quote(job_id, safe='', errors='replace')}",
             method="GET",
             before=partial(self._job_pace.turn, job_id),
         )
@@ -230,7 +230,8 @@ class KahunaClient:
     ) -> JobStatus:
         """Ask for a job every 30 s until it is complete or failed; `progress` is told of each answer.
 
-        JobUnfinished as soon as the next look would be more than `deadline` seconds from now. A failed job is returned.
+        JobUnfinished as soon as the next look would be more than `deadline` seconds after the call. A job that failed
+        is returned.
         """
         end = self._times.monotonic() + deadline
         while True:

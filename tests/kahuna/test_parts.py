@@ -3,7 +3,7 @@
 import json
 
 import msgspec
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.kahuna.parts import Cut, Part
@@ -16,6 +16,7 @@ async def parts_of(rule: Cut[SyncEntry], entries: list[EmailSyncEntry] | list[Sm
     return [part async for part in rule.parts(entries)]
 
 
+@settings(deadline=None)
 @given(entries=ENTRIES, most=st.integers(1, 7), size=st.integers(1, 300))
 async def test_what_the_worker_cuts_is_never_cut_again(entries: list[EmailSyncEntry], most: int, size: int) -> None:
     chunks = list(cut(entries, most, size))
@@ -26,6 +27,7 @@ async def test_what_the_worker_cuts_is_never_cut_again(entries: list[EmailSyncEn
         assert len(await parts_of(Cut(most, size), chunk)) == 1
 
 
+@settings(deadline=None)
 @given(entries=ENTRIES, envelope=st.integers(0, 50))
 async def test_the_envelope_counts(entries: list[EmailSyncEntry], envelope: int) -> None:
     parts = await parts_of(Cut(100, 200, envelope=envelope), entries)

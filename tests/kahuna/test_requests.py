@@ -407,6 +407,7 @@ UNSENT: list[Callable[[KahunaClient], Awaitable[Any]]] = [
     lambda k: k.server(kahuna.ServerRequest(dev_id="ann\ud800@example.com")),
     lambda k: k.server(kahuna.ServerRequest(dev_id="d", credentials={"email": "ann\ud800@example.com"})),
     lambda k: k.job_status(".."),
+    lambda k: k.job_status(""),
     lambda k: all_of(k.push_logs()),
     lambda k: all_of(k.push_logs(datetime(2017, 1, 1))),  # noqa: DTZ001 - that is what is refused
     lambda k: all_of(k.push_logs(SINCE, page_size=1001)),
