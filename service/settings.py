@@ -72,6 +72,12 @@ class Namespace:
         "KAHUNA_API_KEY",
     )
     secret_key: Secret | None = setting(None, "Basic user name", "KAHUNA_SECRET_KEY")
+    contract: str | None = setting(
+        None,
+        "Corrections of what this release only guesses of Kahuna's APIs: `name=value,name=value`, the names as in "
+        "`service/kahuna/contract.py`",
+        "KAHUNA_CONTRACT",
+    )
     callback_token: Secret | None = setting(
         None,
         "If set, every webhook path needs it as its last segment, the vendor's example paths too",

@@ -15,7 +15,7 @@ from service.domain.addresses import CHANNELS
 from service.errors import SettingsError, StorageUnavailable
 from service.flows import ingest, push, reconcile
 from service.flows.push import Pusher
-from service.kahuna.client import Credentials, KahunaClient, Timeouts
+from service.kahuna import NO_RETRY, Contract, Credentials, KahunaClient, Timeouts, WrongCorrection
 from service.settings import Namespace, Settings
 from service.store import access
 from service.store.database import Database
@@ -41,7 +41,17 @@ def client_for(namespace: Namespace, settings: Settings) -> KahunaClient:
     if namespace.env is None or namespace.secret_key is None:
         raise SettingsError(f"Namespace {namespace.name} lacks KAHUNA_ENV or KAHUNA_SECRET_KEY.")
     credentials = Credentials(namespace.base_url, namespace.env, namespace.secret_key, namespace.api_key[0])
-    return KahunaClient(credentials, timeouts=Timeouts(deadline=settings.push_timeout_seconds))
+    timeouts = Timeouts(deadline=settings.push_timeout_seconds)
+    # What is to be sent again is written in the outbox, where it outlives this process.
+    return KahunaClient(credentials, timeouts=timeouts, retry=NO_RETRY, contract=contract_of(namespace))
+
+
+def contract_of(namespace: Namespace) -> Contract:
+    """Kahuna's contract with the corrections of a namespace."""
+    try:
+        return Contract.corrected(namespace.contract or "")
+    except WrongCorrection as error:
+        raise SettingsError(f"KAHUNA_CONTRACT of namespace {namespace.name}: {error}.") from None
 
 
 async def run(

@@ -3,35 +3,63 @@
     KahunaError
     ├── CredentialsRefused   401         the keys are wrong: every call will fail until somebody acts
     ├── NotPermitted         409 (403)   the keys are right, but may not use this API
-    ├── BadRequest           400 (422)   this request will never be taken as it is
+    ├── BadRequest           400 (422)   this request will never be taken as it is; without a status, it was not sent
+    ├── Refused              200 (400)   `success: false`: read and understood, and not done
     ├── TooLarge             413         smaller requests may be taken
     ├── RateLimited          429         later; `retry_after` says when, if Kahuna did
     ├── Unavailable          the rest    later; a 404 or a redirect too, since they say nothing of the request
-    ├── Ambiguous            –           sent, or perhaps sent, and no whole answer came back
+    ├── Ambiguous            –           sent, or perhaps sent, and no whole answer came back; for Push, Flex, Adaptive
+    │                                    Campaign and Server events after a 5xx too
     ├── Unreachable          –           surely not sent
+    ├── JobUnfinished        –           a job was waited for in vain; it goes on at Kahuna
     └── UnreadableAnswer     2xx         taken, or so it seems, but the answer is not the contract's
 
-Refuses to carry what the vendor wrote, any address and any key: messages are made here, of our own words, so that an
-error may be logged, stored and shown as it is.
+Refuses to show what the vendor wrote, any address and any key: messages are made here, of our own words, so that an
+error may be logged, stored and shown as it is. What the vendor wrote is kept apart, in `detail`.
 """
 
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """How far a call that takes several requests got: `index` items were answered, `answer` is what was said of them.
+
+    Resume with the items from `index` on. After an Ambiguous error the request that began there may have worked too.
+    """
+
+    index: int
+    answer: Any = field(repr=False)
 
 
 class KahunaError(Exception):
-    """A call to Kahuna that did not succeed. `retry_after` is in seconds, unbounded, as Kahuna asked."""
+    """A call to Kahuna that did not succeed.
+
+    `retry_after` is in seconds, unbounded, as Kahuna asked. `done` is set by calls that take several requests.
+    `detail` is what Kahuna wrote about the failure. It may name addresses, so it is in neither str() nor repr(): show
+    it to a person who may see them, and log it nowhere.
+    """
 
     slug: ClassVar[str] = "kahuna-error"
     meaning: ClassVar[str] = "the call failed"
+    done: Done | None = None
 
     def __init__(
-        self, api: str, status: int | None = None, retry_after: float | None = None, cause: str | None = None
+        self,
+        api: str,
+        status: int | None = None,
+        retry_after: float | None = None,
+        cause: str | None = None,
+        *,
+        detail: str | None = None,
     ) -> None:
         answered = f" (status {status})" if status is not None else ""
         super().__init__(f"{api}: {self.meaning}{answered}" + (f": {cause}" if cause else ""))
         self.api = api
         self.status = status
         self.retry_after = retry_after
+        self.detail = detail
 
 
 class CredentialsRefused(KahunaError):
@@ -55,8 +83,15 @@ class BadRequest(KahunaError):
     meaning = "Kahuna does not accept the request"
 
 
+class Refused(KahunaError):
+    """`success: false`, under a status of success (the Server API under 400 too): Kahuna read it and did nothing."""
+
+    slug = "refused"
+    meaning = "Kahuna says that it did not do it"
+
+
 class TooLarge(KahunaError):
-    """413: the body is over the vendor's limit."""
+    """413: the body is over the vendor's limit. Without a status, it was seen to be so and was not sent."""
 
     slug = "too-large"
     meaning = "the request is too large for Kahuna"
@@ -88,6 +123,13 @@ class Unreachable(KahunaError):
 
     slug = "unreachable"
     meaning = "no connection to Kahuna"
+
+
+class JobUnfinished(KahunaError):
+    """The deadline of waiting came first. The job goes on; its status may be asked again."""
+
+    slug = "job-unfinished"
+    meaning = "the job was not done by the deadline"
 
 
 class UnreadableAnswer(KahunaError):

@@ -69,9 +69,9 @@ SyncEntry: TypeAlias = EmailSyncEntry | SmsSyncEntry
 _Entry = TypeVar("_Entry", EmailSyncEntry, SmsSyncEntry)
 
 
-def encode(entries: Sequence[SyncEntry]) -> bytes:
-    """The body of one request."""
-    return msgspec.json.encode(entries)
+def is_timed(entry: SyncEntry) -> bool:
+    """Whether a second receipt means the same: an opt-in without a time would count from then."""
+    return isinstance(entry, EmailSyncEntry) or entry.timestamp is not None or not entry.opt_in
 
 
 def cut(
@@ -112,8 +112,8 @@ class _Counts(msgspec.Struct):
     errors: Any = None
 
 
-def read_sync_answer(body: bytes, sent: int, *, api: str, status: int = 200) -> SyncAnswer:
-    """What the answer to `sent` entries proves.
+def read_sync_answer(body: bytes, sent: int, *, api: str, status: int = 200, errors_name: str = "errors") -> SyncAnswer:
+    """What the answer to `sent` entries proves. `errors_name` is the field that lists what was rejected.
 
     Counts that do not add up to what was sent prove nothing: taking them as they are would either mark an entry as
     delivered that was not, or look for a culprit that does not exist.
@@ -125,8 +125,14 @@ def read_sync_answer(body: bytes, sent: int, *, api: str, status: int = 200) -> 
     if counts.accepted + counts.rejected != sent:
         raise UnreadableAnswer(api, status, cause="its counts do not add up to the entries sent")
     # The contract names a list but shows none, so anything else only means that no culprit is named.
-    errors = counts.errors if isinstance(counts.errors, list) else []
-    return SyncAnswer(counts.accepted, counts.rejected, errors)
+    errors = counts.errors if errors_name == "errors" else msgspec.json.decode(body).get(errors_name)
+    return SyncAnswer(counts.accepted, counts.rejected, errors if isinstance(errors, list) else [])
+
+
+def joined(answers: Sequence[SyncAnswer]) -> SyncAnswer:
+    """The answers of several requests as one."""
+    errors = [error for answer in answers for error in answer.errors]
+    return SyncAnswer(sum(a.accepted for a in answers), sum(a.rejected for a in answers), errors)
 
 
 def culprits(answer: SyncAnswer, entries: Sequence[SyncEntry]) -> frozenset[int] | None:

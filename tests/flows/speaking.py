@@ -17,8 +17,7 @@ from service.flows import push, write
 from service.flows.ingest import Ingested, Intake, rules_of
 from service.flows.push import Pusher, limits_of
 from service.flows.write import Statement
-from service.kahuna import webhook
-from service.kahuna.client import Credentials, KahunaClient
+from service.kahuna import NO_RETRY, Credentials, KahunaClient, webhook
 from service.kahuna.simulator import SimulatorConfig, build_simulator
 from service.settings import Secret, Settings
 from service.store import outbox
@@ -111,7 +110,7 @@ class World:
     async def push(self, channel: Channel = "email", **limits: Any) -> bool:
         """One round of the worker's push."""
         credentials = Credentials("http://kahuna.test", "s", KEYS.secret_key, KEYS.api_key)
-        async with KahunaClient(credentials, transport=self.wire) as client:
+        async with KahunaClient(credentials, transport=self.wire, retry=NO_RETRY) as client:
             return await push.push_due(self.pusher(client, **limits), channel)
 
     def pusher(self, client: KahunaClient, **limits: Any) -> Pusher:

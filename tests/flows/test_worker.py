@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from service import worker
-from service.kahuna.client import Credentials, KahunaClient
+from service.kahuna import NO_RETRY, Credentials, KahunaClient
 from service.settings import Namespace, Settings
 from tests.flows.speaking import KEYS, World
 
@@ -20,7 +20,7 @@ async def working(world: World) -> AsyncIterator[None]:
 
     def client(namespace: Namespace, _: Settings) -> KahunaClient:
         credentials = Credentials(namespace.base_url, "s", KEYS.secret_key, KEYS.api_key)
-        return KahunaClient(credentials, transport=httpx.ASGITransport(app=world.simulator.app))
+        return KahunaClient(credentials, transport=httpx.ASGITransport(app=world.simulator.app), retry=NO_RETRY)
 
     stop = asyncio.Event()
     running = asyncio.create_task(worker.run(world.settings, stop, client))

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service import kahuna
-from service.kahuna import client as kahuna_client
+from service.kahuna.calling import retry_after
 from service.settings import Secret
 
 NOW = 1_500_000_000.0
@@ -30,6 +30,7 @@ def client(answering: Answering, **timeouts: float) -> kahuna.KahunaClient:
         CREDENTIALS,
         transport=httpx.MockTransport(answering),
         timeouts=kahuna.Timeouts(**timeouts),
+        retry=kahuna.NO_RETRY,
         clock=lambda: NOW,
     )
 
@@ -227,12 +228,12 @@ async def test_the_wait_that_kahuna_asks_for_is_told() -> None:
     ],
 )
 def test_retry_after_is_a_count_or_a_date(value: str, seconds: float | None) -> None:
-    assert kahuna_client.retry_after(value, NOW) == seconds
+    assert retry_after(value, NOW) == seconds
 
 
 @given(st.text() | st.text("0123456789 :,+-JanGMT"))
 def test_no_retry_after_breaks_the_call(value: str) -> None:
-    seconds = kahuna_client.retry_after(value, NOW)
+    seconds = retry_after(value, NOW)
     assert seconds is None or seconds >= 0
 
 

@@ -62,7 +62,8 @@ async def web(simulator: Starlette) -> AsyncIterator[httpx.AsyncClient]:
 async def client(simulator: Starlette) -> AsyncIterator[kahuna.KahunaClient]:
     """The real client, in front of the stand-in."""
     credentials = kahuna.Credentials("http://kahuna.test", "s", Secret(AUTH[0]), Secret(AUTH[1]))
-    async with kahuna.KahunaClient(credentials, transport=httpx.ASGITransport(simulator), clock=lambda: NOW) as one:
+    transport = httpx.ASGITransport(simulator)
+    async with kahuna.KahunaClient(credentials, transport=transport, retry=kahuna.NO_RETRY, clock=lambda: NOW) as one:
         yield one
 
 
@@ -333,7 +334,7 @@ async def on_a_port(app: Starlette) -> AsyncIterator[str]:
 async def test_on_a_port_the_connection_is_really_cut(simulator: Starlette) -> None:
     async with on_a_port(simulator) as url, httpx.AsyncClient(base_url=url) as web:
         credentials = kahuna.Credentials(url, "p", Secret(AUTH[0]), Secret(AUTH[1]))
-        async with kahuna.KahunaClient(credentials) as client:
+        async with kahuna.KahunaClient(credentials, retry=kahuna.NO_RETRY) as client:
             assert (await client.email_sync([BOB])).accepted == 1
             await fail(web, drop_answer=True, times=1)
             with pytest.raises(kahuna.Ambiguous, match="RemoteProtocolError"):

@@ -1,0 +1,389 @@
+"""The one way to Kahuna and back: every request of every API goes through `Caller.call`.
+
+Owns authentication, the environment, limits of time, size and number, retries, the translation of every outcome into
+`errors`, and what an observer is told. Refuses to know any API's words, and to send twice what may not be.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass, field
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from hashlib import md5
+from types import MappingProxyType
+from typing import Any, Final, Literal, TypeVar
+
+import httpx
+import msgspec
+
+from service.kahuna import errors
+from service.settings import Secret
+
+_T = TypeVar("_T")
+
+# Raised before a byte of the request is written, or for want of anything to write it to.
+_NEVER_SENT: Final = (
+    httpx.ConnectError,
+    httpx.ConnectTimeout,
+    httpx.PoolTimeout,
+    httpx.ProxyError,
+    httpx.UnsupportedProtocol,
+)
+# What is said of the entries themselves is 400 alone (and 422, which says the same more exactly). Everything else, such
+# as the 404 of a wrong base URL, is about the caller or the moment: nothing that was sent may be condemned for it.
+_ERRORS: Final = MappingProxyType(
+    {
+        400: errors.BadRequest,
+        401: errors.CredentialsRefused,
+        403: errors.NotPermitted,
+        409: errors.NotPermitted,
+        413: errors.TooLarge,
+        422: errors.BadRequest,
+        429: errors.RateLimited,
+    }
+)
+_DETAIL_CHARACTERS: Final = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """One namespace of Kahuna in one environment: `p` for production, `s` for the sandbox."""
+
+    base_url: str
+    env: Literal["p", "s"]
+    secret_key: Secret
+    api_key: Secret
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Limits in seconds. `read` and `write` are for each silence; `deadline` is for a whole request, however chatty."""
+
+    connect: float = 5.0
+    pool: float = 10.0
+    write: float = 30.0
+    read: float = 30.0
+    deadline: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """How often a request is sent at most, and the seconds between: `first`, doubled each time, never over `longest`.
+
+    A wait that Kahuna asks for counts if it is the longer one, up to `longest` as well.
+    """
+
+    attempts: int = 4
+    first: float = 1.0
+    longest: float = 60.0
+
+    @classmethod
+    def none(cls) -> "Retry":
+        """Every request is sent once."""
+        return NO_RETRY
+
+    def wait(self, attempt: int, asked: float | None, jitter: float) -> float:
+        """Seconds to wait after this attempt, the first being 1. `jitter` in [0, 1) takes up to half of it away."""
+        grown: float = self.first * 2 ** min(attempt - 1, 60)
+        return min(max(min(grown, self.longest) * (1 - jitter / 2), asked or 0.0), self.longest)
+
+
+NO_RETRY: Final = Retry(attempts=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request, for whoever counts them. `outcome` is `ok`, `cancelled` or an error's slug."""
+
+    api: str
+    outcome: str
+    status: int | None
+    seconds: float
+    attempt: int
+    bytes_out: int
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Where time comes from, so that tests wait for nothing: Unix seconds, seconds that never go back, sleep, and a
+    number in [0, 1) for each retry."""
+
+    clock: Callable[[], float]
+    monotonic: Callable[[], float]
+    sleep: Callable[[float], Awaitable[object]]
+    jitter: Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    """What is to be known of an API besides its shapes.
+
+    Unless it is `idempotent`, a second request may have a second effect: after a failure that leaves open whether the
+    first had one, the caller is told so and decides.
+    """
+
+    name: str
+    idempotent: bool = True
+    at_once: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back, whatever its status."""
+
+    api: Api
+    status: int
+    body: bytes = field(repr=False)
+    retry_after: float | None = None
+
+    @property
+    def is_success(self) -> bool:
+        """Whether the status says so; some bodies disagree."""
+        return 200 <= self.status <= 299
+
+    def document(self) -> Any:
+        """The body as JSON; UnreadableAnswer if it is none."""
+        try:
+            return msgspec.json.decode(self.body)
+        except (ValueError, RecursionError):
+            raise self.unreadable("it is not JSON") from None
+
+    def unreadable(self, cause: str) -> errors.UnreadableAnswer:
+        """The error of a body that is not the contract's."""
+        return errors.UnreadableAnswer(self.api.name, self.status, cause=cause)
+
+    def refused(self, document: Mapping[str, Any]) -> errors.Refused:
+        """The error of `success: false`."""
+        return errors.Refused(self.api.name, self.status, self.retry_after, detail=_detail_of(document))
+
+    def failure(self) -> errors.KahunaError:
+        """The error of a status that is no success."""
+        kind = _ERRORS.get(self.status, errors.Unavailable)
+        # Half of the work may have been done before it broke.
+        if not self.api.idempotent and (self.status >= 500 or self.status == 408):
+            kind = errors.Ambiguous
+        return kind(self.api.name, self.status, self.retry_after, detail=self._detail())
+
+    def _detail(self) -> str | None:
+        try:
+            document = msgspec.json.decode(self.body)
+        except (ValueError, RecursionError):
+            return None
+        return _detail_of(document) if isinstance(document, dict) else None
+
+
+def _detail_of(document: Mapping[str, Any]) -> str | None:
+    """What the common error object says in words."""
+    texts = (document.get(name) for name in ("error", "error_message", "error_detail"))
+    return ": ".join(text for text in texts if isinstance(text, str))[:_DETAIL_CHARACTERS] or None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One request of an API. `repeatable` says whether this very request may be sent again after any failure.
+
+    `before` is awaited ahead of each attempt. `open` goes without authentication and `env`: its body has them.
+    """
+
+    api: Api
+    path: str
+    content: bytes = field(default=b"", repr=False)
+    method: Literal["GET", "POST"] = "POST"
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    repeatable: bool = True
+    open: bool = False
+    before: Callable[[], Awaitable[object]] | None = None
+
+    def may_repeat(self, error: errors.KahunaError) -> bool:
+        """Whether this failure may be followed by the same request."""
+        if isinstance(error, errors.Unreachable | errors.RateLimited):
+            return True
+        if not (self.api.idempotent and self.repeatable):
+            return False
+        # A 404 or a redirect is about the set-up, and will be there after any wait.
+        passing = error.status is None or error.status >= 500 or error.status == 408
+        return isinstance(error, errors.Ambiguous | errors.Unavailable) and passing
+
+
+class Caller:
+    """Speaks for one namespace; safe for any number of concurrent calls, of which `concurrency` are under way."""
+
+    def __init__(
+        self,
+        credentials: Credentials,
+        *,
+        transport: httpx.AsyncBaseTransport | None,
+        timeouts: Timeouts,
+        retry: Retry,
+        times: Times,
+        observe: Callable[[Call], None],
+        concurrency: int,
+        answer_limit: int,
+    ) -> None:
+        self._retry = retry
+        self._times = times
+        self._env = credentials.env
+        self._deadline = timeouts.deadline
+        self._observe = observe
+        self._answer_limit = answer_limit
+        self._slots = asyncio.Semaphore(concurrency)
+        self._own_slots: dict[str, asyncio.Semaphore] = {}
+        # The Secret Key is the user name and the API Key the password: not the order one would guess.
+        self._auth = httpx.BasicAuth(credentials.secret_key.reveal(), credentials.api_key.reveal())
+        self.http = httpx.AsyncClient(
+            base_url=credentials.base_url,
+            headers={"Accept": "application/json"},
+            timeout=httpx.Timeout(
+                connect=timeouts.connect, read=timeouts.read, write=timeouts.write, pool=timeouts.pool
+            ),
+            limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
+            # A redirect would carry addresses, or the keys, to a host that nobody configured.
+            follow_redirects=False,
+            transport=transport,
+        )
+
+    async def call(self, request: Request, read: Callable[[Answer], _T]) -> _T:
+        """What `read` makes of the answer, which may have any status; every failure is a KahunaError."""
+        attempt = 1
+        while True:
+            if request.before is not None:
+                await request.before()
+            try:
+                return await self._attempt(request, read, attempt)
+            except errors.KahunaError as error:
+                if attempt >= self._retry.attempts or not request.may_repeat(error):
+                    raise
+                wait = self._retry.wait(attempt, error.retry_after, self._times.jitter())
+            await self._times.sleep(wait)
+            attempt += 1
+
+    async def post(
+        self,
+        api: Api,
+        path: str,
+        content: bytes,
+        read: Callable[[Answer], _T],
+        *,
+        headers: Mapping[str, str] = MappingProxyType({}),
+        repeatable: bool = True,
+    ) -> _T:
+        """A request as most are: a POST of JSON."""
+        headers = {"Content-Type": "application/json", **headers}
+        return await self.call(
+            Request(api=api, path=path, content=content, headers=headers, repeatable=repeatable), read
+        )
+
+    async def _attempt(self, request: Request, read: Callable[[Answer], _T], attempt: int) -> _T:
+        """One request, in its slots, and what the observer is told of it."""
+        async with AsyncExitStack() as slots:
+            if request.api.at_once is not None:
+                own = self._own_slots.setdefault(request.api.name, asyncio.Semaphore(request.api.at_once))
+                await slots.enter_async_context(own)
+            await slots.enter_async_context(self._slots)
+            begun = self._times.monotonic()
+            outcome, status = "cancelled", None
+            try:
+                answer = await self._exchange(request)
+                outcome, status = "ok", answer.status
+                return _read(read, answer)
+            except errors.KahunaError as error:
+                outcome, status = error.slug, error.status
+                raise
+            finally:
+                seconds = self._times.monotonic() - begun
+                self._observe(Call(request.api.name, outcome, status, seconds, attempt, len(request.content)))
+
+    async def _exchange(self, request: Request) -> Answer:
+        """The only place that touches the network."""
+        api = request.api.name
+        # Causes are cut off (`from None`) and only their type is told: an httpx error carries the request, and with it
+        # the keys and the addresses.
+        try:
+            async with asyncio.timeout(self._deadline), self._stream(request) as response:
+                return await self._answer(request.api, response)
+        except (httpx.InvalidURL, UnicodeEncodeError):
+            raise unsent(request.api, "it cannot be written as HTTP") from None
+        except _NEVER_SENT as error:
+            raise errors.Unreachable(api, cause=type(error).__name__) from None
+        except httpx.RequestError as error:
+            raise errors.Ambiguous(api, cause=type(error).__name__) from None
+        except TimeoutError:
+            raise errors.Ambiguous(api, cause="deadline") from None
+
+    def _stream(self, request: Request) -> AbstractAsyncContextManager[httpx.Response]:
+        """The exchange as httpx has it."""
+        return self.http.stream(
+            request.method,
+            request.path,
+            content=request.content or None,
+            headers=dict(request.headers),
+            params=None if request.open else {"env": self._env},
+            auth=None if request.open else self._auth,
+        )
+
+    async def _answer(self, api: Api, response: httpx.Response) -> Answer:
+        body = bytearray()
+        async for piece in response.aiter_bytes():
+            body += piece
+            if len(body) > self._answer_limit:
+                if response.is_success:
+                    raise errors.UnreadableAnswer(api.name, response.status_code, cause="it is too long")
+                # The status says enough, and is what the caller decides by.
+                body.clear()
+                break
+        asked = retry_after(response.headers.get("Retry-After", ""), self._times.clock())
+        return Answer(api, response.status_code, bytes(body), asked)
+
+
+def unsent(api: Api, cause: str) -> errors.BadRequest:
+    """The error of a request that is not sent, since it could not be taken."""
+    return errors.BadRequest(api.name, cause=cause)
+
+
+def checksum(api_key: str, value: str) -> str:
+    """What User Info wants in a header: MD5 in hex of the reversed API Key and the credential's value [DOC]."""
+    return md5((api_key[::-1] + value).encode(), usedforsecurity=False).hexdigest()
+
+
+def _read(read: Callable[[Answer], _T], answer: Answer) -> _T:
+    """What is made of the answer. Whatever it holds, a caller meets no error but those of the tree."""
+    try:
+        return read(answer)
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise answer.unreadable(type(error).__name__) from None
+
+
+class Pace:
+    """Keeps calls about the same thing apart by so many seconds; the later ones wait."""
+
+    def __init__(self, seconds: float, times: Times) -> None:
+        self._seconds = seconds
+        self._times = times
+        self._free_at: dict[str, float] = {}
+
+    async def turn(self, name: str) -> None:
+        """Returns when it is this call's turn, which is taken at once, so that two callers never share one."""
+        now = self._times.monotonic()
+        self._free_at = {other: at for other, at in self._free_at.items() if at > now}
+        at = self._free_at.get(name, now)
+        self._free_at[name] = at + self._seconds
+        if at > now:
+            await self._times.sleep(at - now)
+
+
+def retry_after(value: str, now: float) -> float | None:
+    """Seconds to wait, from either form of the header: a count or an HTTP date. None for anything else.
+
+    Unbounded above: how long is too long is the caller's to say.
+    """
+    text = value.strip()
+    if text.isascii() and text.isdigit():
+        return float(text)
+    try:
+        moment = parsedate_to_datetime(text)
+        # An offset of -0000 gives a naive moment; HTTP dates are UTC whatever they say.
+        aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        return max(0.0, aware.timestamp() - now)
+    except (ValueError, OverflowError):
+        return None

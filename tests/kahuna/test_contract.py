@@ -1,0 +1,50 @@
+"""The one place of guesses: each is explained, and each can be corrected."""
+
+import dataclasses
+
+import pytest
+
+from service.errors import SettingsError
+from service.kahuna import Contract, WrongCorrection
+from service.settings import Namespace, Secret, Settings
+from service.worker import client_for
+
+FIELDS = dataclasses.fields(Contract)
+
+
+@pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
+def test_every_guess_is_explained_and_can_be_corrected(field: dataclasses.Field[object]) -> None:
+    assert field.metadata["says"]
+    assert field.metadata["evidence"] in ("SIB", "DATA", "ASSUME")
+    value = "no" if isinstance(field.default, bool) else f"/%{field.name}"
+    corrected = getattr(Contract.corrected(f"{field.name} = {value} ,"), field.name)
+    assert corrected == (False if isinstance(field.default, bool) else value)
+
+
+def test_no_correction_is_the_best_guess() -> None:
+    assert Contract.corrected("") == Contract.corrected(" , ") == Contract()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("flex_evnts=x", "'flex_evnts' is no name"),
+        ("flex_events", "'flex_events' is no name"),
+        ("flex_events=", "flex_events must be a text"),
+        ("flex_events=ü", "flex_events must be a text"),
+        ("user_delete_path=api/x", "user_delete_path must begin with a slash"),
+        ("user_delete_checksum=maybe", "user_delete_checksum must be yes or no"),
+        ("log_time=noon", "log_time must be a pattern"),
+    ],
+)
+def test_a_wrong_correction_is_named(text: str, says: str) -> None:
+    with pytest.raises(WrongCorrection, match=says):
+        Contract.corrected(text)
+
+
+def test_a_wrong_correction_ends_the_start_of_the_worker() -> None:
+    namespace = Namespace(
+        env="s", secret_key=Secret("a"), api_key=(Secret("b"),), base_url="http://127.0.0.1", contract="a=b"
+    )
+    with pytest.raises(SettingsError, match="KAHUNA_CONTRACT of namespace default: 'a' is no name"):
+        client_for(namespace, Settings())
