@@ -2,7 +2,7 @@
 
 # The first of these that is new enough makes the virtual environment. Name another with `make setup PYTHON=...`.
 PYTHON ?= python3.13 python3.12 python3.11 python3
-# Extra arguments for pytest, as in `make test ARGS="-k webhook"`.
+# Extra arguments for pytest or the benchmark, as in `make test ARGS="-k webhook"`.
 ARGS ?=
 
 VENV := .venv
@@ -56,8 +56,8 @@ fmt: setup ## Format the code and repair what the linter can
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-bench: setup ## Measure the speed beside bare Starlette and bare SQL
-	$(BIN)/python -m tests.bench
+bench: setup ## Measure the speed beside bare Starlette and bare SQL (ARGS="--help" for the choices)
+	$(BIN)/python -m tests.bench $(ARGS)
 
 lock: $(UV) ## Resolve the locks anew (UPGRADE=--upgrade for newer versions)
 	$(COMPILE) --extra embedded --group dev --output-file requirements.lock pyproject.toml

@@ -1,10 +1,10 @@
 """The composition root of the web process: routes, middleware, error handlers and the lifespan, in one place."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
-from typing import TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -12,15 +12,30 @@ from starlette.middleware import Middleware
 
 from service.errors import KahunaSyncError
 from service.flows.ingest import Intake, rules_of
+from service.flows.together import Together
 from service.settings import Settings
-from service.store import migrations
-from service.store.database import Database
+from service.store import access, migrations, suppressions
+from service.store.database import Connection, Database
 from service.telemetry import Metrics, logger
-from service.web import admin, health, suppressions, webhook
+from service.web import admin, health, webhook
+from service.web import suppressions as queries
 from service.web.http import Budget, Service, Telling, on_error, on_http_exception
 
 Application: TypeAlias = Starlette
 """What a server runs; the command line knows it by this name only."""
+
+
+Q = TypeVar("Q")
+A = TypeVar("A")
+
+LOOKUPS_AT_ONCE: Final = 2
+"""Shared lookups under way; each has a connection of the pool."""
+
+LOOKUPS_SHARED: Final = 500
+"""Questions that share one lookup at most."""
+
+LOOKUPS_WAITING: Final = 10_000
+"""Questions that may wait before the next is told to come again."""
 
 
 def utc_now() -> datetime:
@@ -32,7 +47,7 @@ def build(settings: Settings, clock: Callable[[], datetime] = utc_now) -> Applic
     """The web application of these settings."""
     metrics = Metrics()
     application = Starlette(
-        routes=[*webhook.ROUTES, *suppressions.ROUTES, *admin.ROUTES, *health.ROUTES],
+        routes=[*webhook.ROUTES, *queries.ROUTES, *admin.ROUTES, *health.ROUTES],
         middleware=[Middleware(Telling, metrics=metrics)],
         exception_handlers={KahunaSyncError: on_error, HTTPException: on_http_exception},
         lifespan=_lifespan(settings, metrics, clock),
@@ -50,6 +65,8 @@ def _lifespan(
         settings=settings,
         database=database,
         intake=Intake(database, rules, clock),
+        lookups=_sharing(database, suppressions.causes_of_each),
+        callers=_sharing(database, access.callers_of),
         rules=rules,
         metrics=metrics,
         clock=clock,
@@ -69,3 +86,13 @@ def _lifespan(
             logger().info("web.stopped")
 
     return lifespan
+
+
+def _sharing(database: Database, query: Callable[[Connection, Sequence[Q]], Awaitable[Sequence[A]]]) -> Together[Q, A]:
+    """One statement for all who ask at the same time."""
+
+    async def look(questions: Sequence[Q]) -> Sequence[A]:
+        async with database.read() as connection:
+            return await query(connection, questions)
+
+    return Together(look, at_once=LOOKUPS_AT_ONCE, most=LOOKUPS_SHARED, waiting=LOOKUPS_WAITING)

@@ -5,8 +5,7 @@ Nothing that is signed and well-formed is lost to a fault of ours: if applying f
 and the sweeper applies it later, with the time of receipt that was stored with it.
 """
 
-import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, NamedTuple
@@ -20,13 +19,10 @@ from service.kahuna import webhook
 from service.settings import Namespace, Settings
 from service.store import batches, outbox, reviews, suppressions
 from service.store.batches import Outcome, Received, Rejected
-from service.store.database import Connection, Database, until_settled
+from service.store.database import Connection, Database, aside, until_settled
 from service.store.reviews import Held
 from service.store.suppressions import Entry, Provenance
 from service.telemetry import logger, told
-
-MANY: Final = 1000
-"""Entries up to which a batch is sorted on the spot."""
 
 SMALL: Final = 200
 """Entries up to which a batch shares its transaction: a large one would hold up its companions."""
@@ -211,36 +207,40 @@ async def _apply(connection: Connection, members: Sequence[Member], rules: Rules
     the caller's transaction."""
     shared = members[0].batch
     namespace = rules.namespaces[shared.namespace]
-    found = [await _sorted_apart(member, place, namespace) for place, member in enumerate(members)]
+    many = sum(len(member.callback.values) for member in members)
+    found = await aside(many, lambda: [_sorted(member, place, namespace) for place, member in enumerate(members)])
     held = await _held(connection, shared.channel, [e for one in found for e in one.opt_ins], namespace)
-    rows = [entry for one in found for entry in one.facts]
-    rows += [e._replace(awaits=(e.batch, e.entry_index) in held) for one in found for e in one.opt_ins]
+    rows = await aside(many, _rows, found, held)
     ids = tuple(member.batch.id for member in members)
     provenance = Provenance(shared.namespace, shared.channel, "kahuna", shared.origin, now, ids)
     new = await suppressions.apply(connection, rows, provenance, rules.policy)
-    rejected = [(m.batch, r) for m, one in zip(members, found, strict=True) for r in _with_bytes(m.batch, one.rejected)]
-    await batches.quarantine_entries(connection, rejected)
+    await batches.quarantine_entries(connection, await aside(many, _rejected, members, found))
     outcomes = []
     for place, (member, one) in enumerate(zip(members, found, strict=True)):
         waits = one.untimed + [review for key, review in held.items() if key[0] == place]
         fresh = new.get(member.batch.id, 0) + await reviews.hold(connection, member.batch, waits)
-        outcomes.append(_outcome(member, one, fresh))
+        outcomes.append(await aside(many, _outcome, member, one, fresh))
     scope = outbox.Scope(shared.namespace, shared.channel, now, rules.policy)
-    await outbox.owe(connection, scope, {e.address for e in rows})
+    await outbox.owe(connection, scope, await aside(many, lambda: {entry.address for entry in rows}))
     return outcomes
+
+
+def _rows(found: Sequence[_Sorted], held: Collection[tuple[int, int | None]]) -> list[Entry]:
+    """What is stored of these batches: facts, and opt-ins that wait."""
+    rows = [entry for one in found for entry in one.facts]
+    return rows + [e._replace(awaits=(e.batch, e.entry_index) in held) for one in found for e in one.opt_ins]
+
+
+def _rejected(members: Sequence[Member], found: Sequence[_Sorted]) -> list[tuple[Received, Rejected]]:
+    """What goes to quarantine, with the bytes of each entry."""
+    parts = ((member.batch, one.rejected) for member, one in zip(members, found, strict=True))
+    return [(batch, rejected) for batch, errors in parts for rejected in _with_bytes(batch, errors)]
 
 
 def _outcome(member: Member, found: _Sorted, new: int) -> Outcome:
     rejected = len(found.rejected)
     errors = [{"index": index, "error": error} for index, error in sorted(found.rejected.items())]
     return Outcome(new, len(member.callback.entries) - new - rejected, rejected, errors)
-
-
-async def _sorted_apart(member: Member, place: int, namespace: Namespace) -> _Sorted:
-    """Sorting many entries must not hold up the other callbacks."""
-    if len(member.callback.values) <= MANY:
-        return _sorted(member, place, namespace)
-    return await asyncio.to_thread(_sorted, member, place, namespace)
 
 
 def _sorted(member: Member, place: int, namespace: Namespace) -> _Sorted:
@@ -264,6 +264,8 @@ def _sorted(member: Member, place: int, namespace: Namespace) -> _Sorted:
         at = received_at if at is None else at
         row = Entry(address, received, entry.reason, entry.action, at, entry.index, batch=place)
         (found.facts if entry.action == "suppress" else found.opt_ins).append(row)
+    # The database sorts them all the same, for its locks: in a tenth of the time if they come in order.
+    found.facts.sort()
     return found
 
 
@@ -281,11 +283,10 @@ async def _held(
     await suppressions.lock(connection, namespace.name, channel, addresses)
     stops = await suppressions.local_stops(connection, namespace.name, channel, addresses)
     seen = await reviews.not_approved(connection, namespace.name, channel, addresses)
-    return {
-        (entry.batch, entry.entry_index): _as_held(entry, "local-stop")
-        for entry in opt_ins
-        if entry.occurred_at > stops.get(entry.address, entry.occurred_at) or (entry.address, entry.occurred_at) in seen
-    }
+    late = [
+        e for e in opt_ins if e.occurred_at > stops.get(e.address, e.occurred_at) or (e.address, e.occurred_at) in seen
+    ]
+    return {(entry.batch, entry.entry_index): _as_held(entry, "local-stop") for entry in late}
 
 
 def _as_held(entry: Entry, why: str) -> Held:

@@ -1,7 +1,12 @@
 """Everything that Kahuna defines: its words, its signature, its APIs, and a stand-in for it.
 
-Usable by itself: `async with KahunaClient(Credentials(...)) as kahuna: await kahuna.user_info("email", address)`. This
-face is what other code needs for calls; webhooks are in `webhook`, the words of the two syncs in `wire`.
+Usable by itself:
+
+    credentials = Credentials(VENDOR_BASE_URL, "p", Secret(secret_key), Secret(api_key))
+    async with KahunaClient(credentials) as kahuna:
+        print((await kahuna.user_info("email", "ann@example.com")).found)
+
+This face is what other code needs for calls; webhooks are in `webhook`, the words of the two syncs in `wire`.
 """
 
 from service.kahuna.calling import NO_RETRY, Call, Credentials, Retry, Timeouts
@@ -54,9 +59,11 @@ from service.kahuna.sending import (
     UserAttributes,
 )
 from service.kahuna.wire import EmailSyncEntry, SmsSyncEntry, SyncAnswer
+from service.settings import VENDOR_BASE_URL, Secret
 
 __all__ = [
     "NO_RETRY",
+    "VENDOR_BASE_URL",
     "AdaptiveAnswer",
     "Ambiguous",
     "BadRequest",
@@ -94,6 +101,7 @@ __all__ = [
     "Recipient",
     "Refused",
     "Retry",
+    "Secret",
     "ServerAnswer",
     "ServerEvent",
     "ServerRequest",

@@ -6,7 +6,7 @@ Owns authentication, the environment, limits of time, size and number, retries, 
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -302,6 +302,8 @@ class Caller:
         try:
             async with asyncio.timeout(self._deadline), self._stream(request) as response:
                 return await self._answer(request.api, response)
+        except (httpx.InvalidURL, UnicodeEncodeError):
+            raise unsent(request.api, "it cannot be written as HTTP") from None
         except _NEVER_SENT as error:
             raise errors.Unreachable(api, cause=type(error).__name__) from None
         except httpx.RequestError as error:
@@ -309,7 +311,7 @@ class Caller:
         except TimeoutError:
             raise errors.Ambiguous(api, cause="deadline") from None
 
-    def _stream(self, request: Request) -> Any:
+    def _stream(self, request: Request) -> AbstractAsyncContextManager[httpx.Response]:
         """The exchange as httpx has it."""
         return self.http.stream(
             request.method,

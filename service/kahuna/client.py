@@ -5,7 +5,6 @@ remember anything between calls but when a job was last asked for.
 
 How sure a fact is stands beside it: [DOC] is read on Kahuna's help page, [CODE] seen in public clients, [SIB] stated of
 a sibling API, [DATA] an internal name, [ASSUME] our choice. What is not [DOC] or [CODE] can be mended by a `Contract`.
-The help pages are named by their number at https://support.kahuna.com/hc/en-us/articles/.
 """
 
 import asyncio
@@ -36,7 +35,7 @@ from service.kahuna.calling import (
 )
 from service.kahuna.contract import Contract
 from service.kahuna.paging import MAX_RECORDS, Pages, RawPage, Span
-from service.kahuna.parts import Cut, Part, Stream, in_parts
+from service.kahuna.parts import Cut, Part, Stream, in_parts, whole
 from service.kahuna.reading import read_each
 from service.kahuna.retrieval import (
     CampaignFigures,
@@ -50,6 +49,7 @@ from service.kahuna.retrieval import (
     UserInfoAnswer,
     query_body,
     written,
+    zoned,
 )
 from service.kahuna.sending import (
     NOTHING,
@@ -69,7 +69,6 @@ from service.kahuna.sending import (
     ServerRequest,
     Unencodable,
     UserAttributes,
-    encoded,
 )
 
 MAX_USERS: Final = 100
@@ -112,8 +111,8 @@ class KahunaClient:
 
     Every method raises KahunaErrors alone, of the tree in `errors`. Calls that may be repeated without a second effect
     are, as `retry` says; the others are repeated only when surely nothing was done, and end in Ambiguous otherwise.
-    `observe` is told of every request. `concurrency` is how many are under way at most. The last four parameters are
-    where time comes from: Unix seconds, seconds that never go back, sleep, and a number in [0, 1).
+    `observe` is told of every request, and must not raise. `concurrency` is how many are under way at most. The last
+    four parameters are where time comes from: Unix seconds, seconds that never go back, sleep, and a number in [0, 1).
     """
 
     def __init__(  # noqa: PLR0913 - each is a setting of its own
@@ -159,10 +158,11 @@ class KahunaClient:
     # Sending.
 
     async def server(self, request: ServerRequest) -> ServerAnswer:
-        """Record what a device did and who uses it, as the SDK does (360008462593 [DOC]).
+        """Record what a device did and who uses it, as the SDK does.
 
         Not idempotent. Kahuna takes it in later: wait about 60 s before the users are used elsewhere [DOC]. Raises
         Refused for `success: false`, under 200 [CODE] and under 400 [ASSUME]. Limits: not known.
+        Page: https://support.kahuna.com/hc/en-us/articles/360008462593-Server-API.
         """
         key, env = self._credentials.secret_key.reveal(), self._credentials.env
         try:
@@ -173,13 +173,14 @@ class KahunaClient:
         return await self._caller.call(asked, answers.server)
 
     async def user_attributes(self, users: Stream[UserAttributes]) -> tuple[Outcome, ...]:
-        """Set, change or (None [ASSUME]) delete attributes of users that Kahuna knows (360008462633 [DOC]).
+        """Set, change or (None [ASSUME]) delete attributes of users that Kahuna knows.
 
         Any number of users, sent 100 at a time [DOC]; outcomes in their order [ASSUME]. An unknown user is an outcome,
         not an error [CODE]. An error says in `done` how far it got. Idempotent.
+        Page: https://support.kahuna.com/hc/en-us/articles/360008462633-User-Attribute-API.
         """
         opening = b'{"user_attributes_array":'
-        parts = Cut[UserAttributes](MAX_USERS, envelope=len(opening) + 1).parts(users)
+        cut = Cut[UserAttributes](MAX_USERS, envelope=len(opening) + 1, plain=sending.attributes_item)
 
         async def send(part: Part, _number: int) -> list[Outcome]:
             read = partial(answers.outcomes, count=part.count, of_one=_UNKNOWN_USER)
@@ -187,7 +188,7 @@ class KahunaClient:
                 _USER_ATTRIBUTES, contract.USER_ATTRIBUTES_PATH, opening + part.body + b"}", read
             )
 
-        return await in_parts(_USER_ATTRIBUTES, parts, send, answers.joined)
+        return await in_parts(_USER_ATTRIBUTES, cut.parts(users), send, answers.joined)
 
     async def adaptive_campaign(
         self,
@@ -197,26 +198,28 @@ class KahunaClient:
         default_params: Params = NOTHING,
         start: int | None = None,
     ) -> AdaptiveAnswer:
-        """Add users to an Adaptive campaign, by a job that `job_status` tells of (360008279554 [DOC]).
+        """Add users to an Adaptive campaign, by a job that `job_status` tells of.
 
         Not idempotent, and not cut: each request is a job of its own. `start` in Unix seconds [SIB]; at once if None.
         At most 10 at once, the client waits; body under 10 MB, about 100,000 users, else TooLarge [DOC].
+        Page: https://support.kahuna.com/hc/en-us/articles/360008279554-Adaptive-Campaign-API.
         """
         body = sending.adaptive_body(config, recipients, default_params, start, self._names)
         path = contract.ADAPTIVE_CAMPAIGN_PATH
-        return await self._caller.post(_ADAPTIVE_CAMPAIGN, path, _body(_ADAPTIVE_CAMPAIGN, body), answers.adaptive)
+        return await self._caller.post(_ADAPTIVE_CAMPAIGN, path, whole(_ADAPTIVE_CAMPAIGN, body), answers.adaptive)
 
     async def job_status(self, job_id: str) -> JobStatus:
-        """How far the job of an Adaptive campaign is (360008462373 [DOC]).
+        """How far the job of an Adaptive campaign is.
 
         At most one call in 30 s for each job [DOC]: the client waits until then. BadRequest for an unknown job [DOC].
         The names in the answer are [ASSUME]; unknown states are told as they are. Idempotent.
+        Page: https://support.kahuna.com/hc/en-us/articles/360008462373-Job-Status-API.
         """
         if job_id in ("", ".", ".."):
             raise unsent(_JOB_STATUS, "this is no job")
         asked = Request(
             api=_JOB_STATUS,
-            path=f"{contract.ADAPTIVE_CAMPAIGN_PATH}/{quote(job_id, safe='')}",
+            path=f"{contract.ADAPTIVE_CAMPAIGN_PATH}/{quote(job_id, safe='', errors='replace')}",
             method="GET",
             before=partial(self._job_pace.turn, job_id),
         )
@@ -227,7 +230,8 @@ class KahunaClient:
     ) -> JobStatus:
         """Ask for a job every 30 s until it is complete or failed; `progress` is told of each answer.
 
-        JobUnfinished as soon as the next look would be more than `deadline` seconds from now. A failed job is returned.
+        JobUnfinished as soon as the next look would be more than `deadline` seconds after the call. A job that failed
+        is returned.
         """
         end = self._times.monotonic() + deadline
         while True:
@@ -246,13 +250,14 @@ class KahunaClient:
         default_params: Params = NOTHING,
         default_config: PushConfig | None = None,
     ) -> tuple[Outcome, ...]:
-        """Send push notifications to chosen users, iOS and Android (360008319734 [DOC]).
+        """Send push notifications to chosen users, iOS and Android.
 
         Any number, sent 100 at a time [CODE]; outcomes in their order. A user who is unknown or not enabled for push is
         an outcome, not an error [CODE]. Not idempotent: an error says in `done` how far it got, and after Ambiguous the
         up to 100 pushes from there on may have gone out. Requests a day: at most a quarter of the users [DOC].
+        Page: https://support.kahuna.com/hc/en-us/articles/360008319734-Push-API.
         """
-        opening, closing = sending.push_envelope(_body(_PUSH, sending.push_defaults(default_params, default_config)))
+        opening, closing = sending.push_envelope(whole(_PUSH, sending.push_defaults(default_params, default_config)))
         cut = Cut[PushMessage](MAX_USERS, envelope=len(opening) + len(closing), plain=sending.push_item)
 
         async def send(part: Part, _number: int) -> list[Outcome]:
@@ -264,41 +269,45 @@ class KahunaClient:
     async def email_sync(
         self, entries: Stream[wire.EmailSyncEntry], *, request_id: str | None = None
     ) -> wire.SyncAnswer:
-        """Tell Kahuna about e-mail errors and unsubscribes (360008461793 [DOC]).
+        """Tell Kahuna about e-mail errors and unsubscribes.
 
         Any number of entries, cut under 10 MB and at 100,000 [DOC]. Counts and `errors` are those of all requests
         [SIB]; an answer whose counts do not add up is unreadable. An error says in `done` how far it got. Idempotent.
+        Page: https://support.kahuna.com/hc/en-us/articles/360008461793-Email-Sync-API.
         """
         return await self._sync(_EMAIL_SYNC, contract.EMAIL_SYNC_PATH, entries, request_id)
 
     async def sms_sync(self, entries: Stream[wire.SmsSyncEntry], *, request_id: str | None = None) -> wire.SyncAnswer:
-        """Tell Kahuna which numbers must not be messaged, or opted in again (360008462493 [DOC]).
+        """Tell Kahuna which numbers must not be messaged, or opted in again.
 
         As `email_sync`; the limit of a body is [SIB]. Idempotent but for an opt-in without a time, which would count
         from its second receipt: a request with one is repeated only when surely nothing was done.
+        Page: https://support.kahuna.com/hc/en-us/articles/360008462493-SMS-Sync-API.
         """
         return await self._sync(_SMS_SYNC, contract.SMS_SYNC_PATH, entries, request_id)
 
     async def user_delete(self, cred_type: str, value: str) -> DeleteAnswer:
-        """Delete a user's profile (named in 360008462313 [DOC]; no page of its own was found).
+        """Delete a user's profile.
 
         Path, body, checksum header and answer are modelled on User Info [ASSUME]: see `Contract`, and try it on the
         sandbox. An unknown user is an answer. Idempotent.
+        Page: https://kahuna.zendesk.com/hc/en-us/articles/360008462313 [DOC], which has its name alone.
         """
         names = self._names
         headers = self._checksum(_USER_DELETE, value) if names.user_delete_checksum else {}
-        body = _body(_USER_DELETE, {names.user_delete_target: {cred_type: value}})
+        body = whole(_USER_DELETE, {names.user_delete_target: {cred_type: value}})
         return await self._caller.post(_USER_DELETE, names.user_delete_path, body, answers.user_delete, headers=headers)
 
     async def flex(
         self, config: FlexConfig, events: Sequence[FlexEvent], *, default_params: Params = NOTHING
     ) -> FlexAnswer:
-        """Fire an External Trigger campaign for events outside Kahuna (360008319574 [DOC]).
+        """Fire an External Trigger campaign for events outside Kahuna.
 
         Not idempotent. At most 10 at once, the client waits [DOC]. The list of events, the limit of 10 MB and the
         answer are [ASSUME].
+        Page: https://support.kahuna.com/hc/en-us/articles/360008319574-Flex-API.
         """
-        body = _body(_FLEX, sending.flex_body(config, events, default_params, self._names))
+        body = whole(_FLEX, sending.flex_body(config, events, default_params, self._names))
         return await self._caller.post(_FLEX, contract.FLEX_PATH, body, partial(answers.flex, names=self._names))
 
     # Retrieval.
@@ -306,10 +315,11 @@ class KahunaClient:
     def user_campaign(
         self, query: CampaignQuery | None = None, *, cursor: str | None = None
     ) -> Pages[UserCampaignRecord]:
-        """Whom campaigns reached and what those users did (360008462673 [DOC]).
+        """Whom campaigns reached and what those users did.
 
         Up to 100 users; no sandbox, so BadRequest there without a call [DOC]. Give a query, or a cursor to go on. Names
         of fields but `suite_id`, `cursor` and `more_records` are [ASSUME]. Idempotent.
+        Page: https://support.kahuna.com/hc/en-us/articles/360008462673-User-Campaign-API.
         """
         api = _USER_CAMPAIGN
         if self._credentials.env != "p":
@@ -318,18 +328,21 @@ class KahunaClient:
             raise unsent(api, "it needs a query or a cursor")
         if query is not None and len(query.credentials) > MAX_USERS:
             raise unsent(api, "100 users at most")
+        if query is not None and not (zoned(query.start) and zoned(query.end)):
+            raise unsent(api, "a time needs its zone")
         first = {} if query is None else query_body(query, self._names)
         names = (self._names.user_campaign_records,)
         fetch = self._fetcher(api, contract.USER_CAMPAIGN_PATH, names, first)
         return paging.single(api.name, fetch, cursor, answers.user_campaigns(self._names))
 
     async def user_info(self, cred_type: str, value: str) -> UserInfoAnswer:
-        """The profile and events that Kahuna stores of one user (360008462733 [DOC]).
+        """The profile and events that Kahuna stores of one user.
 
         One credential of one user, signed by a checksum header [DOC]. An unknown user is an answer [DOC]. The body of
         the answer is [ASSUME]: fields by other names are in `extra`. Idempotent.
+        Page: https://support.kahuna.com/hc/en-us/articles/360008462733-User-Info-API.
         """
-        body = _body(_USER_INFO, {"target_user": {cred_type: value}})
+        body = whole(_USER_INFO, {"target_user": {cred_type: value}})
         headers = self._checksum(_USER_INFO, value)
         read = partial(answers.user_info, names=self._names)
         return await self._caller.post(_USER_INFO, contract.USER_INFO_PATH, body, read, headers=headers)
@@ -342,9 +355,10 @@ class KahunaClient:
         cursor: str | None = None,
         page_size: int = MAX_RECORDS,
     ) -> Pages[MergeRecord]:
-        """Which credentials were involved when two users became one (360008462433 [DOC]).
+        """Which credentials were involved when two users became one.
 
         As `push_logs`. The category's word and the fields are [ASSUME].
+        Page: https://support.kahuna.com/hc/en-us/articles/360008462433-Logs-API-for-User-Merge.
         """
         words = (self._names.log_user_merge, "user_merges", "user_merge")
         read = answers.merge_records(self._names)
@@ -358,11 +372,12 @@ class KahunaClient:
         cursor: str | None = None,
         page_size: int = MAX_RECORDS,
     ) -> Pages[PushRecord]:
-        """What became of pushes (360008319714 [DOC]): records or pages of them, for as long as there are any.
+        """What became of pushes: records or pages of them, for as long as there are any.
 
         Records from `since` on and before `until`, or all until now; with a time zone. Kahuna gives the rest of a day
         at a time [DOC], so a range is asked day by day (UTC). To go on after a page give its `position`, both parts; a
         `cursor` alone goes on to the end of its own day. Up to 1,000 records a page [CODE]. Idempotent.
+        Page: https://support.kahuna.com/hc/en-us/articles/360008319714-Logs-API-for-Push.
         """
         words = (self._names.log_push,)
         return self._logs(_PUSH_LOGS, words, partial(read_each, PushRecord), Span(since, until, cursor, page_size))
@@ -375,9 +390,10 @@ class KahunaClient:
         cursor: str | None = None,
         page_size: int = MAX_RECORDS,
     ) -> Pages[InAppRecord]:
-        """What became of in-app messages (360008319694 [DOC]).
+        """What became of in-app messages.
 
         As `push_logs`. The category's word and the fields are [ASSUME].
+        Page: https://support.kahuna.com/hc/en-us/articles/360008319694-Logs-API-for-In-app-Messages.
         """
         words = (self._names.log_in_app, "inapp", "in_app")
         read = partial(read_each, InAppRecord)
@@ -391,9 +407,10 @@ class KahunaClient:
         cursor: str | None = None,
         page_size: int = MAX_RECORDS,
     ) -> Pages[EmailRecord]:
-        """What happened to emails, several records for each possible (360008462393 [DOC]).
+        """What happened to emails, several records for each possible.
 
         As `push_logs`. The category's word is [DATA], the fields are [ASSUME].
+        Page: https://support.kahuna.com/hc/en-us/articles/360008462393-Logs-API-for-Email.
         """
         read = answers.email_records(self._names)
         return self._logs(_EMAIL_LOGS, (self._names.log_email,), read, Span(since, until, cursor, page_size))
@@ -406,10 +423,11 @@ class KahunaClient:
         *,
         cursor: str | None = None,
     ) -> Pages[CampaignFigures]:
-        """Figures of campaigns (named in 360008462313 [DOC]; no page of its own was found).
+        """Figures of campaigns.
 
         From the first day to the last; what is None is left out. Give a cursor alone to go on. Path, body and answer
         are [ASSUME]: see `Contract`. Idempotent.
+        Page: https://kahuna.zendesk.com/hc/en-us/articles/360008462313 [DOC], which has its name alone.
         """
         names = self._names
         given = {
@@ -432,7 +450,7 @@ class KahunaClient:
             return await self._caller.post(api, path, part.body, read, headers=headers, repeatable=part.repeatable)
 
         # A call without entries is a request too: it tells whether the keys are taken.
-        cut = Cut[wire.SyncEntry](wire.MAX_ENTRIES, repeatable=_is_timed, at_least_one=True)
+        cut = Cut[wire.SyncEntry](wire.MAX_ENTRIES, repeatable=wire.is_timed, at_least_one=True)
         return await in_parts(api, cut.parts(entries), send, wire.joined)
 
     def _checksum(self, api: Api, value: str) -> Mapping[str, str]:
@@ -448,7 +466,7 @@ class KahunaClient:
 
         async def fetch(cursor: str | None) -> RawPage:
             body = {**always, **({"cursor": cursor} if cursor is not None else first)}
-            return await self._caller.post(api, path, _body(api, body), partial(paging.raw_page, names=lists))
+            return await self._caller.post(api, path, whole(api, body), partial(paging.raw_page, names=lists))
 
         return fetch
 
@@ -468,19 +486,3 @@ class KahunaClient:
             return self._fetcher(api, contract.LOGS_PATH, words, first, always)
 
         return paging.ranged(api.name, fetch_from, span, read, self._times.clock)
-
-
-def _is_timed(entry: wire.SyncEntry) -> bool:
-    """Whether a second receipt means the same: an opt-in without a time would count from then."""
-    return isinstance(entry, wire.EmailSyncEntry) or entry.timestamp is not None or not entry.opt_in
-
-
-def _body(api: Api, document: Params) -> bytes:
-    """A whole body, checked before it is sent."""
-    try:
-        body = encoded(document)
-    except Unencodable:
-        raise unsent(api, "it cannot be written as JSON") from None
-    if len(body) >= wire.MAX_BYTES:
-        raise errors.TooLarge(api.name, cause="10 MB at most")
-    return body

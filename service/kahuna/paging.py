@@ -11,7 +11,7 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from service.kahuna import errors
 from service.kahuna.calling import Answer, Api, unsent
-from service.kahuna.retrieval import LogRecord
+from service.kahuna.retrieval import LogRecord, zoned
 
 MAX_RECORDS: Final = 1_000
 """Records that a page of the log APIs has at most [DOC clients]."""
@@ -65,19 +65,20 @@ class Span:
         """Refuses what cannot be asked."""
         if self.since is None and self.cursor is None:
             raise unsent(api, "it needs a time or a cursor")
-        if any(moment is not None and moment.tzinfo is None for moment in (self.since, self.until)):
+        if not (zoned(self.since) and zoned(self.until)):
             raise unsent(api, "a time needs its zone")
         if not 1 <= self.page_size <= MAX_RECORDS:
             raise unsent(api, f"a page has 1 to {MAX_RECORDS} records")
 
-    def holds(self, record: LogRecord) -> bool:
-        """Whether a record is of the span. Kahuna gives days to their ends; one without a time is better kept."""
-        if self.since is None and self.until is None:
-            return True
+    def holds(self, record: LogRecord, asked: datetime | None) -> bool:
+        """Whether a record is of the span, and of the day that was asked for: should a cursor lead beyond its day, the
+        rest would come twice. A record without a time is better kept."""
         time_ = record.time
         if time_ is None:
             return True
-        return (self.since is None or self.since <= time_) and (self.until is None or time_ < self.until)
+        ended = self.until is not None and time_ >= self.until
+        tomorrow = asked is not None and time_ >= next_midnight(asked)
+        return not ended and not tomorrow and (self.since is None or self.since <= time_)
 
 
 Fetch: TypeAlias = Callable[[str | None], Awaitable[RawPage]]
@@ -180,7 +181,7 @@ def ranged(
         until = span.until or datetime.fromtimestamp(clock(), UTC)
         for moment in [None] if start.since is None else days(start.since.astimezone(UTC), until):
             async for raw in chain(api, fetch_from(moment), cursor):
-                records = [record for record in read(raw.items) if span.holds(record)]
+                records = [record for record in read(raw.items) if span.holds(record, moment)]
                 yield Page(records, _after(moment, raw.cursor), raw.more)
             cursor = None
 

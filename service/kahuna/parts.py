@@ -3,7 +3,7 @@
 Owns the cut, measured on the bytes that are sent. Refuses to hold more than one part, and to know what items mean.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -88,6 +88,17 @@ class _Growing(Generic[_T]):
         part = Part(b"[" + b",".join(self.pieces) + b"]", len(self.pieces), self._repeatable)
         self.pieces, self._size, self._repeatable, self.any_cut = [], self._empty, True, True
         return part
+
+
+def whole(api: Api, document: Mapping[str, Any]) -> bytes:
+    """A body that is not cut, checked before it is sent."""
+    try:
+        body = encoded(document)
+    except Unencodable:
+        raise unsent(api, "it cannot be written as JSON") from None
+    if len(body) >= MAX_BYTES:
+        raise errors.TooLarge(api.name, cause="10 MB at most")
+    return body
 
 
 async def in_parts(

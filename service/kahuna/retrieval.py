@@ -145,6 +145,11 @@ def query_body(query: CampaignQuery, names: Contract) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
+def zoned(time: datetime | None) -> bool:
+    """Whether the time, if there is one, says which moment it is."""
+    return time is None or time.tzinfo is not None
+
+
 def written(time: datetime, names: Contract) -> str:
     """A time as Kahuna reads it: in UTC, whatever its own zone, and cut to seconds."""
     return time.astimezone(UTC).strftime(names.log_time)

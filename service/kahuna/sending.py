@@ -4,6 +4,7 @@ Refuses to send. Times are Unix seconds, in UTC. A repr shows no credential: a s
 """
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from types import MappingProxyType
 from typing import Any, ClassVar, Final, TypeAlias
 
@@ -215,6 +216,14 @@ def push_item(message: PushMessage) -> dict[str, Any]:
     item = {"target": message.target, "notification": {"alert": message.alert} | dict(message.notification)}
     optional = {"params": message.params, "config": message.config}
     return item | {name: value for name, value in optional.items() if value is not None}
+
+
+def attributes_item(user: UserAttributes) -> UserAttributes:
+    """An item of `user_attributes_array`. JSON has no NaN and no infinity, and the null that is written for them would
+    delete the attribute."""
+    if any(isinstance(value, float) and not isfinite(value) for value in user.attributes.values()):
+        raise Unencodable
+    return user
 
 
 def push_defaults(params: Params, config: PushConfig | None) -> dict[str, Any]:

@@ -69,9 +69,9 @@ SyncEntry: TypeAlias = EmailSyncEntry | SmsSyncEntry
 _Entry = TypeVar("_Entry", EmailSyncEntry, SmsSyncEntry)
 
 
-def encode(entries: Sequence[SyncEntry]) -> bytes:
-    """The body of one request."""
-    return msgspec.json.encode(entries)
+def is_timed(entry: SyncEntry) -> bool:
+    """Whether a second receipt means the same: an opt-in without a time would count from then."""
+    return isinstance(entry, EmailSyncEntry) or entry.timestamp is not None or not entry.opt_in
 
 
 def cut(

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 import zstandard
-from sqlalchemy import LargeBinary, Uuid, bindparam, func, literal, select, text, update
+from sqlalchemy import DateTime, Integer, LargeBinary, Text, Uuid, bindparam, func, literal, select, text, update
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -64,6 +64,27 @@ _CLAIM: Final = text(
 ).bindparams(bindparam("digests", type_=ARRAY(LargeBinary)), bindparam("ids", type_=ARRAY(Uuid)))
 
 _ARCHIVE: Final = insert(batches)
+
+
+_QUARANTINE: Final = text(
+    """
+    insert into quarantine (batch_id, entry_index, namespace, channel, error, entry, received_at)
+    select batch_id, entry_index, :namespace, :channel, error, entry, received_at
+    from unnest(cast(:batch_id as uuid[]), cast(:entry_index as int[]), cast(:error as text[]),
+                cast(:entry as bytea[]), cast(:received_at as timestamptz[]))
+         as rejected(batch_id, entry_index, error, entry, received_at)
+    on conflict do nothing
+    """
+).bindparams(
+    bindparam("batch_id", type_=ARRAY(Uuid)),
+    bindparam("entry_index", type_=ARRAY(Integer)),
+    bindparam("error", type_=ARRAY(Text)),
+    bindparam("entry", type_=ARRAY(LargeBinary)),
+    bindparam("received_at", type_=ARRAY(DateTime(timezone=True))),
+)
+
+SLICE: Final = 2000
+"""Rows with bytes that one statement binds: more would hold up the event loop."""
 
 
 async def claim_digests(connection: AsyncConnection, received: Sequence[Received]) -> set[uuid.UUID]:
@@ -128,22 +149,20 @@ async def postpone(connection: AsyncConnection, batch_id: uuid.UUID, error: str,
 
 
 async def quarantine_entries(connection: AsyncConnection, rejected: Sequence[tuple[Received, Rejected]]) -> None:
-    """Keeps the entries that could not be understood, each with its batch, its reason and its bytes."""
-    if not rejected:
-        return
-    rows = [
-        {
-            "batch_id": batch.id,
-            "entry_index": entry.entry_index,
-            "namespace": batch.namespace,
-            "channel": batch.channel,
-            "error": entry.error,
-            "entry": entry.entry,
-            "received_at": batch.received_at,
+    """Keeps the entries of one namespace and channel that could not be understood, each with its batch, its reason and
+    its bytes."""
+    for start in range(0, len(rejected), SLICE):
+        part = rejected[start : start + SLICE]
+        values = {
+            "namespace": part[0][0].namespace,
+            "channel": part[0][0].channel,
+            "received_at": [batch.received_at for batch, _ in part],
+            "batch_id": [batch.id for batch, _ in part],
+            "entry_index": [entry.entry_index for _, entry in part],
+            "error": [entry.error for _, entry in part],
+            "entry": [entry.entry for _, entry in part],
         }
-        for batch, entry in rejected
-    ]
-    await connection.execute(insert(quarantine).on_conflict_do_nothing(), rows)
+        await connection.execute(_QUARANTINE, values)
 
 
 async def quarantined(connection: AsyncConnection, namespace: str, limit: int) -> Sequence[Any]:

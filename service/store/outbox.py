@@ -29,8 +29,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.domain.addresses import Channel
 from service.domain.corrections import Correction, Marks, Slot, owed, sayable, slots_of
 from service.domain.suppression import Cause, Policy
-from service.store.database import among
-from service.store.suppressions import HOME, SEPARATOR, lock
+from service.store.database import SEPARATOR, among
+from service.store.suppressions import HOME, lock
 from service.store.tables import circuits, corrections, suppressions
 
 

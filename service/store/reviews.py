@@ -3,15 +3,14 @@
 import uuid
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from sqlalchemy import RowMapping, func, select, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import DateTime, RowMapping, Uuid, bindparam, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.domain.addresses import Channel
 from service.store.batches import Received
-from service.store.database import among
+from service.store.database import SEPARATOR, among, aside
 from service.store.tables import reviews
 
 
@@ -26,28 +25,49 @@ class Held(NamedTuple):
     why: str
 
 
+_HOLD: Final = text(
+    """
+    with added as (
+    insert into reviews (id, namespace, channel, address, reason, occurred_at, why, address_received, batch_id,
+                         entry_index, received_at)
+    select gen_random_uuid(), :namespace, :channel, address, reason, occurred_at, why, nullif(received, address),
+           :batch_id, index, :received_at
+    from unnest(string_to_array(:address, :separator), string_to_array(:received, :separator),
+                string_to_array(:reason, ','), string_to_array(:why, ','),
+                string_to_array(:occurred_at, ',', '')::bigint[], string_to_array(:index, ',')::int[])
+         as held(address, received, reason, why, occurred_at, index)
+    order by address, reason, occurred_at nulls first, index
+    on conflict do nothing returning id
+    )
+    select count(*) from added
+    """
+).bindparams(bindparam("batch_id", type_=Uuid), bindparam("received_at", type_=DateTime(timezone=True)))
+
+
 async def hold(connection: AsyncConnection, batch: Received, held: Sequence[Held]) -> int:
     """Adds those that are new; returns how many were. A decision stands: the same opt-in is not asked about twice."""
     if not held:
         return 0
-    rows = [
-        {
-            "id": uuid.uuid4(),
-            "namespace": batch.namespace,
-            "channel": batch.channel,
-            "address": h.address,
-            "reason": h.reason,
-            "occurred_at": h.occurred_at,
-            "why": h.why,
-            "address_received": None if h.received == h.address else h.received,
-            "batch_id": batch.id,
-            "entry_index": h.entry_index,
-            "received_at": batch.received_at,
-        }
-        for h in sorted(held, key=lambda h: (h.address, h.reason, h.occurred_at or 0, h.entry_index))
-    ]
-    added = insert(reviews).on_conflict_do_nothing().returning(reviews.c.id)
-    return len((await connection.execute(added, rows)).all())
+    values = {
+        "namespace": batch.namespace,
+        "channel": batch.channel,
+        "batch_id": batch.id,
+        "received_at": batch.received_at,
+        "separator": SEPARATOR,
+    }
+    added: int = (await connection.execute(_HOLD, values | await aside(len(held), _columns, held))).scalar_one()
+    return added
+
+
+def _columns(held: Sequence[Held]) -> dict[str, str]:
+    return {
+        "address": SEPARATOR.join(h.address for h in held),
+        "received": SEPARATOR.join(h.received for h in held),
+        "reason": ",".join(h.reason for h in held),
+        "why": ",".join(h.why for h in held),
+        "occurred_at": ",".join("" if h.occurred_at is None else str(h.occurred_at) for h in held),
+        "index": ",".join(str(h.entry_index) for h in held),
+    }
 
 
 async def not_approved(

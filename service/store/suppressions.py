@@ -9,14 +9,14 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Final, NamedTuple
 
-from sqlalchemy import DateTime, Uuid, bindparam, func, select, text
-from sqlalchemy.dialects.postgresql import ARRAY, insert
+from sqlalchemy import DateTime, Text, Uuid, bindparam, func, select, text
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.domain.addresses import Channel
 from service.domain.facts import Action, Fact, Origin, Source
 from service.domain.suppression import Cause, Policy
-from service.store.database import among
+from service.store.database import SEPARATOR, among, aside
 from service.store.tables import facts, suppressions
 
 
@@ -68,9 +68,6 @@ class FactRow(NamedTuple):
     batch_id: uuid.UUID | None
 
 
-SEPARATOR: Final = "\x1f"
-"""Between the values of a bulk column. No normal form holds a control character, and no form as received does."""
-
 HOME: Final = """case when :channel = 'sms' then 'do_not_call'
               when reason = 'manual' then 'unsubscribe' else reason end"""
 """`domain.facts.home_of` in SQL."""
@@ -90,9 +87,9 @@ _ENTRIES: Final = """
 
 def _kept(times: str, clear_at: str) -> str:
     """The newest distinct bounce times since the latest clear, ascending: `domain.suppression.merge` in SQL."""
-    return f"""(select array_agg(at order by at) from (
+    return f"""case when {times} is not null then (select array_agg(at order by at) from (
         select distinct at from unnest({times}) as bounce(at)
-        where at >= coalesce({clear_at}, at) order by at desc limit :kept) as newest)"""  # noqa: S608 (our own words)
+        where at >= coalesce({clear_at}, at) order by at desc limit :kept) as newest) end"""  # noqa: S608 (our own words)
 
 
 _APPLY: Final = text(
@@ -101,7 +98,7 @@ _APPLY: Final = text(
     -- Every row of these addresses, in the order of the keys, also where the facts turn out to be known: what is owed
     -- is judged after this, and nobody may change it meanwhile.
     locked as materialized (
-        select from (select distinct address from entry order by address) as given
+        select from (select address from entry order by address) as given
         cross join lateral (
             select from suppressions as s
             where s.address = given.address and s.channel = :channel and s.namespace = :namespace
@@ -192,19 +189,35 @@ _APPLY: Final = text(
 )
 
 
-# Built once: the hot question.
-_CAUSES: Final = select(
-    suppressions.c.reason,
-    suppressions.c.stop_at,
-    suppressions.c.clear_at,
-    suppressions.c.bounces,
-    suppressions.c.recorded_at,
-    suppressions.c.origin,
-    suppressions.c.batch_id,
-).where(
-    suppressions.c.address == bindparam("address"),
-    suppressions.c.channel == bindparam("channel"),
-    suppressions.c.namespace == bindparam("namespace"),
+class Subject(NamedTuple):
+    """Whom a question is about: the key of the list without the reason."""
+
+    namespace: str
+    channel: Channel
+    address: str
+
+
+# The hot question, for many at once. By key whatever the planner knows of the list: one index range for each.
+_CAUSES: Final = text(
+    """
+    select place, reason, stop_at, clear_at, bounces, recorded_at, origin, batch_id
+    from unnest(cast(:namespaces as text[]), cast(:channels as text[]), cast(:addresses as text[]))
+         with ordinality as given(namespace, channel, address, place)
+    cross join lateral (
+        select s.reason, s.stop_at, s.clear_at, s.bounces, s.recorded_at, s.origin, s.batch_id
+        from suppressions as s
+        where s.address = given.address and s.channel = given.channel and s.namespace = given.namespace
+    ) as held
+    """
+).bindparams(*(bindparam(name, type_=ARRAY(Text)) for name in ("namespaces", "channels", "addresses")))
+
+
+_HOMES: Final = text(
+    """
+    insert into suppressions (address, channel, namespace, reason)
+    select address, :channel, :namespace, 'do_not_call' from unnest(string_to_array(:addresses, :separator)) as address
+    order by address on conflict do nothing
+    """
 )
 
 
@@ -215,7 +228,14 @@ async def apply(
     of an audit row). One statement."""
     if not entries:
         return {}
-    columns = {
+    columns = await aside(len(entries), _columns, entries)
+    values = columns | provenance._asdict() | {"separator": SEPARATOR, "kept": policy.soft_bounces_kept}
+    new = await connection.execute(_APPLY, values)
+    return {row.batch_id: row.facts for row in new}
+
+
+def _columns(entries: Sequence[Entry]) -> dict[str, str]:
+    return {
         "address": SEPARATOR.join(e.address for e in entries),
         "received": SEPARATOR.join(e.received for e in entries),
         "reason": ",".join(e.reason for e in entries),
@@ -224,11 +244,7 @@ async def apply(
         "index": ",".join("" if e.entry_index is None else str(e.entry_index) for e in entries),
         "awaits": ",".join("t" if e.awaits else "f" for e in entries),
         "batch": ",".join(str(e.batch + 1) for e in entries),
-        "separator": SEPARATOR,
-        "kept": policy.soft_bounces_kept,
     }
-    new = await connection.execute(_APPLY, columns | provenance._asdict())
-    return {row.batch_id: row.facts for row in new}
 
 
 async def lock(connection: AsyncConnection, namespace: str, channel: Channel, addresses: Iterable[str]) -> None:
@@ -242,21 +258,26 @@ async def lock(connection: AsyncConnection, namespace: str, channel: Channel, ad
 async def make_homes(connection: AsyncConnection, namespace: str, channel: Channel, addresses: Iterable[str]) -> None:
     """Sees to it that every one of these numbers has the row that whoever changes it must lock. Waits for one that is
     being made right now."""
-    rows = [
-        {"address": address, "channel": channel, "namespace": namespace, "reason": "do_not_call"}
-        for address in sorted(addresses)
-    ]
-    await connection.execute(insert(suppressions).on_conflict_do_nothing(), rows)
+    values = {"namespace": namespace, "channel": channel, "separator": SEPARATOR}
+    await connection.execute(_HOMES, values | {"addresses": SEPARATOR.join(sorted(addresses))})
 
 
 async def causes_of(connection: AsyncConnection, namespace: str, channel: Channel, address: str) -> list[CauseRow]:
-    """Every cause of one address, whether in force or not. The hot query: one index range."""
-    rows = await connection.execute(_CAUSES, {"address": address, "channel": channel, "namespace": namespace})
-    causes = (
-        CauseRow(Cause(r.reason, r.stop_at, r.clear_at, tuple(r.bounces or ())), r.recorded_at, r.origin, r.batch_id)
-        for r in rows
-    )
-    return [row for row in causes if row.cause.decided is not None]
+    """Every cause of one address, whether in force or not."""
+    [causes] = await causes_of_each(connection, [Subject(namespace, channel, address)])
+    return causes
+
+
+async def causes_of_each(connection: AsyncConnection, subjects: Sequence[Subject]) -> list[list[CauseRow]]:
+    """The causes of many, in their order."""
+    namespaces, channels, addresses = zip(*subjects, strict=True)
+    values = {"namespaces": list(namespaces), "channels": list(channels), "addresses": list(addresses)}
+    found: list[list[CauseRow]] = [[] for _ in subjects]
+    for r in await connection.execute(_CAUSES, values):
+        cause = Cause(r.reason, r.stop_at, r.clear_at, tuple(r.bounces or ()))
+        if cause.decided is not None:
+            found[r.place - 1].append(CauseRow(cause, r.recorded_at, r.origin, r.batch_id))
+    return found
 
 
 async def facts_of(connection: AsyncConnection, namespace: str, channel: Channel, address: str) -> list[FactRow]:

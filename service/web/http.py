@@ -26,10 +26,11 @@ from service.errors import (
     Unprocessable,
 )
 from service.flows.ingest import Intake, Rules
+from service.flows.together import Together
 from service.settings import Settings
-from service.store import access
 from service.store.access import Caller
 from service.store.database import Database
+from service.store.suppressions import CauseRow, Subject
 from service.telemetry import REQUEST_ID, Metrics, RequestIds, logger
 
 _T = TypeVar("_T", bound=msgspec.Struct)
@@ -62,6 +63,8 @@ class Service:
     settings: Settings
     database: Database
     intake: Intake
+    lookups: Together[Subject, list[CauseRow]]
+    callers: Together[str, Caller | None]
     rules: Rules
     metrics: Metrics
     clock: Callable[[], datetime]
@@ -167,8 +170,7 @@ async def caller_with(request: Request, scope: str) -> Caller:
     kind, _, token = request.headers.get("Authorization", "").partition(" ")
     if kind.lower() != "bearer" or not token.strip():
         raise Unauthenticated("Send an API token as `Authorization: Bearer <token>`.")
-    async with service_of(request).database.read() as connection:
-        caller = await access.caller_of(connection, token.strip())
+    caller = await service_of(request).callers.ask(token.strip())
     if caller is None:
         raise Unauthenticated("This API token is unknown or revoked; ask for another.")
     if scope not in caller.scopes:

@@ -19,7 +19,7 @@ from service.errors import BadRequest, NotFound, Unprocessable
 from service.flows import write
 from service.flows.write import Statement, normalised
 from service.store import suppressions
-from service.store.suppressions import CauseRow, FactRow
+from service.store.suppressions import CauseRow, FactRow, Subject
 from service.web.http import (
     answer,
     body_of,
@@ -58,12 +58,12 @@ async def status(request: Request) -> Response:
     basis = _choice(given, "basis", ("recorded", "occurred"), "recorded")
     service = service_of(request)
     at = _past(moment_from(given["at"], "at"), service.now) if "at" in given else None
-    async with service.database.read() as connection:
-        if at is None:
-            causes = await suppressions.causes_of(connection, namespace, channel, address)
-        else:
+    if at is None:
+        causes = await service.lookups.ask(Subject(namespace, channel, address))
+    else:
+        async with service.database.read() as connection:
             facts = await suppressions.facts_of(connection, namespace, channel, address)
-            causes = _causes_at(facts, at, basis, request)
+        causes = _causes_at(facts, at, basis, request)
     moment = int((at or service.now).timestamp())
     judged = verdict({row.cause.reason: row.cause for row in causes}, moment, service.rules.policy, purpose)
     return _tagged(request, _document(namespace, channel, address, judged, causes))

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from service import kahuna
 from service.kahuna import Contract, KahunaClient
 from service.settings import Secret
+from tests.kahuna.calls import EVERY
 from tests.kahuna.listening import Clock
-from tests.kahuna.test_calling import EVERY
 
 WORDS = [
     *("success", "error", "error_code", "error_detail", "error_message", "accepted", "rejected", "errors", "job_id"),
@@ -79,7 +79,7 @@ DEEP_OBJECT = b'{"success":true,"accepted":1,"rejected":0,"more_records":false,"
 
 
 @pytest.mark.parametrize("api", EVERY)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(status=STATUSES, headers=HEADERS, body=BODIES)
 @example(200, {}, b"<html><body>502 Bad Gateway</body></html>")
 @example(200, {}, b"")

@@ -401,14 +401,18 @@ UNSENT: list[Callable[[KahunaClient], Awaitable[Any]]] = [
     lambda k: k.user_delete("email", "ann\ud800@example.com"),
     lambda k: k.email_sync([kahuna.EmailSyncEntry("unsub", "ann\ud800@example.com")]),
     lambda k: k.user_attributes([kahuna.UserAttributes({"a": "b"}, {"ann@example.com": object()})]),
+    lambda k: k.user_attributes([kahuna.UserAttributes({"a": "b"}, {"visits": float("nan")})]),
+    lambda k: k.email_sync([], request_id="ann@\u20ac"),
     lambda k: k.flex(kahuna.FlexConfig(7), [kahuna.FlexEvent("e", {"a": object()})]),
     lambda k: k.server(kahuna.ServerRequest(dev_id="ann\ud800@example.com")),
     lambda k: k.server(kahuna.ServerRequest(dev_id="d", credentials={"email": "ann\ud800@example.com"})),
     lambda k: k.job_status(".."),
+    lambda k: k.job_status(""),
     lambda k: all_of(k.push_logs()),
     lambda k: all_of(k.push_logs(datetime(2017, 1, 1))),  # noqa: DTZ001 - that is what is refused
     lambda k: all_of(k.push_logs(SINCE, page_size=1001)),
     lambda k: all_of(k.user_campaign()),
+    lambda k: all_of(k.user_campaign(kahuna.CampaignQuery(start=datetime(2017, 1, 1)))),  # noqa: DTZ001 - as above
     lambda k: all_of(k.user_campaign(kahuna.CampaignQuery(credentials=[ANN] * 101))),
 ]
 

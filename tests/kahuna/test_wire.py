@@ -5,6 +5,7 @@ from collections.abc import Set
 from itertools import pairwise
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +19,6 @@ from service.kahuna.wire import (
     SyncAnswer,
     culprits,
     cut,
-    encode,
     read_sync_answer,
     reason_of,
     word_of,
@@ -65,11 +65,13 @@ def test_an_unknown_word_has_no_reason(word: str) -> None:
 
 
 def test_entries_are_spelled_as_in_the_contracts_examples() -> None:
-    assert json.loads(encode([ANN, BOB])) == [
+    assert json.loads(msgspec.json.encode([ANN, BOB])) == [
         {"reason": "unsub", "email": "ann@example.com", "timestamp": 1500000000},
         {"reason": "hard_bounce", "email": "bob@example.com"},
     ]
-    assert json.loads(encode([SmsSyncEntry("15550100001", 1500000000, opt_in=True), SmsSyncEntry("15550100002")])) == [
+    assert json.loads(
+        msgspec.json.encode([SmsSyncEntry("15550100001", 1500000000, opt_in=True), SmsSyncEntry("15550100002")])
+    ) == [
         {"number": "15550100001", "timestamp": 1500000000, "opt-in": True},
         {"number": "15550100002"},
     ]
@@ -89,7 +91,7 @@ def test_cutting_loses_and_reorders_nothing(entries: list[EmailSyncEntry], max_e
     chunks = list(cut(entries, max_entries, max_bytes))
     assert [entry for chunk in chunks for entry in chunk] == entries
     assert all(0 < len(chunk) <= max_entries for chunk in chunks)
-    assert all(len(encode(chunk)) < max_bytes for chunk in chunks if len(chunk) > 1)
+    assert all(len(msgspec.json.encode(chunk)) < max_bytes for chunk in chunks if len(chunk) > 1)
 
 
 @given(st.lists(NUMBERS), st.integers(1, 5), st.integers(2, 200))
@@ -99,7 +101,7 @@ def test_a_chunk_ends_only_where_the_next_entry_does_not_fit(
     chunks = list(cut(entries, max_entries, max_bytes))
     for chunk, following in pairwise(chunks):
         fuller = [*chunk, following[0]]
-        assert len(fuller) > max_entries or len(encode(fuller)) >= max_bytes
+        assert len(fuller) > max_entries or len(msgspec.json.encode(fuller)) >= max_bytes
 
 
 def test_an_entry_too_large_for_any_request_travels_alone() -> None:

@@ -1,0 +1,127 @@
+"""Starts what is measured and what it is measured beside, runs the rounds, prints the table, writes the JSON."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from service import embedded
+from service.store import migrations
+from service.store.database import single_connection
+from tests.bench import bare
+from tests.bench.load import CONNECTIONS, KEY
+from tests.bench.works import LARGE_LIST, Bench, Rows, Server
+
+PORT, BARE_PORT = 8740, 8741
+
+COLUMNS = {
+    "per_second": ("per second", "{:,.0f}"),
+    "p50_ms": ("p50 ms", "{:.1f}"),
+    "p99_ms": ("p99 ms", "{:.1f}"),
+    "cpu_us_per_fact": ("CPU µs a fact", "{:.0f}"),
+    "idle_mb": ("idle MB", "{:.0f}"),
+    "peak_over_idle_mb": ("peak over idle MB", "{:.0f}"),
+    "ratio": ("ratio", "{:.2f}"),
+}
+
+
+@contextmanager
+def started(command: list[str], environ: dict[str, str], port: int) -> Iterator[Server]:
+    """A process that listens, ended at the end."""
+    running = subprocess.Popen([sys.executable, *command], env=environ)
+    try:
+        yield Server(port, running.pid)
+    finally:
+        running.terminate()
+        running.wait(30)
+
+
+async def listens(server: Server) -> None:
+    """Waits until somebody answers."""
+    for _ in range(200):
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        except OSError:
+            await asyncio.sleep(0.1)
+            continue
+        writer.close()
+        return
+    raise SystemExit(f"nobody listens on port {server.port}")
+
+
+async def token_of(environ: dict[str, str]) -> str:
+    """A token that may read."""
+    command = [sys.executable, "-m", "service", "token", "create", "--name", "bench", "--scopes", "read"]
+    made = await asyncio.create_subprocess_exec(*command, env=environ, stdout=subprocess.PIPE)
+    return (await made.communicate())[0].decode().strip()
+
+
+async def measure(url: str, environ: dict[str, str], rounds: int, grow_to: int) -> Rows:
+    """The rounds, then the growth of the list."""
+    await migrations.upgrade(url)
+    token = await token_of(environ)
+    with (
+        started(["-m", "service", "web"], environ, PORT) as service,
+        started(["-m", "tests.bench", "--bare"], environ, BARE_PORT) as beside,
+    ):
+        await listens(service)
+        await listens(beside)
+        async with single_connection(url) as connection:
+            await bare.make_tables(connection)
+            bench = Bench(service, beside, connection, token)
+            for _ in range(rounds):
+                await bench.round()
+            if grow_to:
+                await bench.growth(grow_to)
+            return bench.rows
+
+
+def table_of(rows: Rows, rounds: int) -> Table:
+    """The figures as people read them."""
+    table = Table("work", title=f"{CONNECTIONS} connections, medians of {rounds} rounds; ratios are of the bare row")
+    for title, _ in COLUMNS.values():
+        table.add_column(title, justify="right")
+    for work, figures in rows.items():
+        cells = (form.format(figures[name]) if name in figures else "" for name, (_, form) in COLUMNS.items())
+        table.add_row(work, *cells)
+    return table
+
+
+@click.command()
+@click.option("--rounds", default=3, show_default=True, help="How often each work is measured.")
+@click.option("--grow-to", default=LARGE_LIST, show_default=True, help="Addresses of the large list; 0 leaves it out.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Where the figures are written as JSON.")
+@click.option("--bare", "only_bare", is_flag=True, hidden=True)
+def main(rounds: int, grow_to: int, json_file: str | None, only_bare: bool) -> None:
+    """Measure the service beside bare Starlette and bare SQL, as ratios within this run."""
+    if only_bare:
+        bare.serve(BARE_PORT)
+        return
+    with tempfile.TemporaryDirectory(prefix="ks-bench-") as folder:
+        Path(folder).chmod(0o755)
+        with embedded.server(Path(folder)) as url:
+            environ = dict(os.environ) | {
+                "DATABASE_URL": url,
+                "PORT": str(PORT),
+                "LOG_LEVEL": "warning",
+                "KAHUNA_API_KEY": KEY.reveal(),
+                "KAHUNA_SECRET_KEY": "bench-secret-key",
+                "KAHUNA_BASE_URL": "http://127.0.0.1:9",
+            }
+            rows = asyncio.run(measure(url, environ, rounds, grow_to))
+    Console(width=120).print(table_of(rows, rounds))
+    if json_file:
+        Path(json_file).write_text(json.dumps(rows, indent=2), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Owns what is measured: each work once a round, its figures, and the bare row that it stands beside."""
+
+import asyncio
+import json
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from tests.bench import bare
+from tests.bench.load import Taken, ask, callback, callbacks, forget_peak, memory_of, pump, request
+
+BULK = 100_000
+SECONDS = 3.0
+SMALL_LIST, LARGE_LIST = 10_000, 10_000_000
+# Of the list that is made in SQL; the callbacks of the load add theirs.
+CHUNK = 250_000
+
+Row = dict[str, float]
+Rows = dict[str, Row]
+
+
+class Server(NamedTuple):
+    """A process that is asked."""
+
+    port: int
+    pid: int
+
+
+class Bench:
+    """The figures of all rounds, and whom to ask."""
+
+    def __init__(self, service: Server, beside: Server, connection: AsyncConnection, token: str) -> None:
+        self._service = service
+        self._beside = beside
+        self._connection = connection
+        self._authorization = f"Bearer {token}"
+        self._found: defaultdict[str, defaultdict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+
+    @property
+    def rows(self) -> Rows:
+        """The medians of all rounds, and each work's ratio beside its bare row of the same round."""
+        return {
+            work: {name: statistics.median(values) for name, values in figures.items()}
+            for work, figures in self._found.items()
+        }
+
+    def _note(self, work: str, **figures: float) -> None:
+        for name, value in figures.items():
+            self._found[work][name].append(value)
+
+    def _note_load(self, work: str, taken: Taken, facts: int = 1, beside: Taken | None = None) -> None:
+        figures = {
+            "per_second": taken.per_second,
+            "p50_ms": taken.percentile(50),
+            "p99_ms": taken.percentile(99),
+            "cpu_us_per_fact": taken.cpu_microseconds / facts,
+        }
+        if beside is not None:
+            figures["ratio"] = taken.per_second / beside.per_second
+        self._note(work, **figures)
+
+    async def round(self) -> None:
+        """Everything once."""
+        posts = await self._pump(self._beside, [request("POST", "/", b"x" * 80)] * 200_000)
+        self._note_load("bare Starlette POST", posts)
+        for entries, count in ((1, 30_000), (10, 10_000), (100, 2_000)):
+            taken = await self._pump(self._service, callbacks(count, entries))
+            self._note_load(f"callback of {entries}", taken, entries, posts)
+        gets = await self._pump(self._beside, [request("GET", "/")] * 200_000)
+        self._note_load("bare Starlette GET", gets)
+        known = request("GET", "/v1/suppressions/email/u1x1@example.com", Authorization=self._authorization)
+        self._note_load("status of one", await self._pump(self._service, [known] * 100_000), 1, gets)
+        await self._bulk()
+
+    async def _pump(self, server: Server, requests: list[bytes], seconds: float = SECONDS) -> Taken:
+        return await pump(server.port, server.pid, requests, seconds)
+
+    async def _bulk(self) -> None:
+        """One callback of very many entries, alone, beside the bare SQL, and beside small ones."""
+        salt = time.time_ns()
+        addresses = [f"u{salt}x{n}@example.com" for n in range(BULK)]
+        seconds = await bare.store(self._connection, addresses, callback(addresses).partition(b"\r\n\r\n")[2])
+        self._note("bare SQL of 100,000", per_second=BULK / seconds)
+        with self._memory():
+            ours = await self._callback_of([f"v{address}" for address in addresses])
+        self._note("callback of 100,000 (facts)", per_second=BULK / ours, ratio=seconds / ours)
+        quiet = await self._pump(self._service, callbacks(20_000, 1))
+        bulk = asyncio.create_task(self._callback_of([f"w{address}" for address in addresses]))
+        loud = await self._pump(self._service, callbacks(20_000, 1), 2.0)
+        await bulk
+        slower = loud.percentile(99) / quiet.percentile(99)
+        self._note("callback of 1 beside 100,000", p99_ms=loud.percentile(99), ratio=slower)
+
+    async def _callback_of(self, addresses: list[str]) -> float:
+        asked = callback(addresses)
+        started = time.perf_counter()
+        answer = json.loads(await ask(self._service.port, asked))
+        if answer.get("accepted") != len(addresses):
+            raise SystemExit(f"bulk: {answer}")
+        return time.perf_counter() - started
+
+    @contextmanager
+    def _memory(self) -> Iterator[None]:
+        pid = self._service.pid
+        before = memory_of(pid, "VmRSS")
+        forget_peak(pid)
+        yield
+        self._note("memory of web", idle_mb=before, peak_over_idle_mb=memory_of(pid, "VmHWM") - before)
+
+    async def growth(self, addresses: int) -> None:
+        """What a callback of one costs while the list grows to so many addresses."""
+        small = await self._cost_at(SMALL_LIST)
+        large = await self._cost_at(addresses)
+        ratio = small.per_second / large.per_second
+        self._note(f"cost of a callback at {addresses:,}", per_second=large.per_second, ratio=ratio)
+
+    async def _cost_at(self, addresses: int) -> Taken:
+        have = (await self._connection.execute(text("select count(*) from suppressions"))).scalar_one()
+        for start in range(have, addresses, CHUNK):
+            await self._connection.execute(_GROW, {"first": start, "last": min(start + CHUNK, addresses) - 1})
+            await self._connection.commit()
+        await self._settled()
+        runs = [await self._pump(self._service, callbacks(30_000, 1)) for _ in range(3)]
+        return sorted(runs, key=lambda run: run.per_second)[1]
+
+    async def _settled(self) -> None:
+        """What the growing left behind for the server to do is not to be paid by the load."""
+        await self._connection.commit()
+        raw: Any = (await self._connection.get_raw_connection()).driver_connection
+        for statement in ("vacuum (analyze) suppressions", "vacuum (analyze) facts", "checkpoint"):
+            await raw.execute(statement)
+
+
+_GROW = text(
+    """
+    with given as (
+        select 'g' || md5(n::text) || '@example.com' as address from generate_series(cast(:first as int), :last) as n
+    ),
+    fresh as (
+        insert into facts (address, channel, namespace, reason, action, occurred_at, source, origin, batch_id,
+                           entry_index, recorded_at)
+        select address, 'email', 'default', 'unsubscribe', 'suppress', 1700000000, 'kahuna', 'kahuna_webhook',
+               '00000000-0000-0000-0000-000000000000', 0, now() from given on conflict do nothing
+    )
+    insert into suppressions (address, channel, namespace, reason, stop_at, held_stop_at, origin, batch_id, recorded_at)
+    select address, 'email', 'default', 'unsubscribe', 1700000000, 1700000000, 'kahuna_webhook',
+           '00000000-0000-0000-0000-000000000000', now() from given on conflict do nothing
+    """
+)
