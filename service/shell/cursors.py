@@ -15,8 +15,7 @@ from typing import Any, Final
 import click
 import msgspec
 
-from service.kahuna import Page, Pages, Position
-from service.kahuna.paging import next_midnight
+from service.kahuna import Pages, Position
 from service.shell.options import CURSOR, MOMENT
 from service.shell.printing import DONE
 from service.shell.running import Session
@@ -96,14 +95,8 @@ async def _print(session: Session, pages: Pages[Any], keep: Callable[[Position],
     async for page in pages.pages():
         session.print(*page.records)
         session.done += len(page.records)
-        session.notes[:] = [keep(_after(page))]
+        session.notes[:] = [keep(page.position)]
         session.tell(f"{session.done} records")
-
-
-def _after(page: Page[Any]) -> Position:
-    """Where to go on: where a day is at its end, with the next one. Its last cursor might lead there as well."""
-    position = page.position
-    return position if page.more or position.since is None else Position(next_midnight(position.since))
 
 
 def _told(position: Position) -> str:
