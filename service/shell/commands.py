@@ -290,7 +290,13 @@ async def _sms_sync(session: Session, file: IO[bytes], skip: int) -> int:
     FILE has items {"number": …, "timestamp": Unix seconds, "opt-in": true}; without "opt-in" it is a stop. Sent again,
     an opt-in without a time counts from its second receipt.
     """
-    return await _sync(session, items.read(file, SmsSyncEntry, skip), session.kahuna.sms_sync, skip)
+
+    def watched() -> Iterator[SmsSyncEntry]:
+        for entry in items.read(file, SmsSyncEntry, skip):
+            session.repeatable = session.repeatable and wire.is_timed(entry)
+            yield entry
+
+    return await _sync(session, watched(), session.kahuna.sms_sync, skip)
 
 
 @_api("user-delete", *CREDENTIALS, danger="deletes a user's profile")

@@ -128,8 +128,12 @@ def _write(file: Path, mark: Mark, rehearsing: bool) -> None:
     if rehearsing:
         return
     new = file.with_name(f"{file.name}.new")
-    with new.open("wb") as out:
-        out.write(msgspec.json.encode(mark) + b"\n")
-        out.flush()
-        os.fsync(out.fileno())
-    new.replace(file)
+    try:
+        with new.open("wb") as out:
+            out.write(msgspec.json.encode(mark) + b"\n")
+            out.flush()
+            os.fsync(out.fileno())
+        new.replace(file)
+    except OSError as error:
+        says = f"The file of --cursor-file cannot be written ({error.strerror}): what was printed last will come again."
+        raise click.UsageError(says) from None

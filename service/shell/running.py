@@ -60,12 +60,16 @@ class Order:
 
 
 class Session:
-    """One command under way: its client, and how it tells of itself. `done` counts the items that were answered."""
+    """One command under way: its client, and how it tells of itself.
 
-    def __init__(self, kahuna: KahunaClient, namespace: str, rehearsing: bool, clock: Callable[[], float]) -> None:
+    `done` counts the items that were answered; `repeatable` is whether what was given may be sent again without harm.
+    """
+
+    def __init__(self, kahuna: KahunaClient, namespace: str, order: Order, clock: Callable[[], float]) -> None:
         self.kahuna = kahuna
         self.namespace = namespace
-        self.rehearsing = rehearsing
+        self.rehearsing = order.dry_run
+        self.repeatable = order.repeatable
         self.clock = clock
         self.interrupts = Interrupts()
         self.notes: list[str] = []
@@ -221,28 +225,28 @@ def run(surroundings: Surroundings, order: Order, act: Act) -> int:
         _ask(order, namespace, surroundings.may_ask())
     more = {"transport": Rehearsal(_show)} if order.dry_run else {}
     kahuna = surroundings.connect(_credentials(namespace), contract=contract, **more)
-    session = Session(kahuna, namespace.name, order.dry_run, surroundings.clock)
-    return asyncio.run(_run(session, order, act))
+    session = Session(kahuna, namespace.name, order, surroundings.clock)
+    return asyncio.run(_run(session, act))
 
 
-async def _run(session: Session, order: Order, act: Act) -> int:
+async def _run(session: Session, act: Act) -> int:
     try:
         with session.interrupts:
             async with session.kahuna:
                 return await act(session)
     except KahunaError as error:
-        raise printing.ended(error, order.repeatable, session.notes) from None
+        raise printing.ended(error, session.repeatable, session.notes) from None
     except (asyncio.CancelledError, Interrupted):
-        raise Ended(" ".join(["Interrupted.", *_left_open(session, order)]), printing.INTERRUPTED) from None
+        raise Ended(" ".join(["Interrupted.", *_left_open(session)]), printing.INTERRUPTED) from None
     finally:
         session.end_progress()
 
 
-def _left_open(session: Session, order: Order) -> list[str]:
+def _left_open(session: Session) -> list[str]:
     """How far it got, and whether something may have gone out that nobody will tell of."""
     if not session.interrupts.cut_short:
         return session.notes
-    then = "it is safe to send it again" if order.repeatable else "find out before you send it again"
+    then = "it is safe to send it again" if session.repeatable else "find out before you send it again"
     return [*session.notes, f"The request that was under way may have been processed: {then}."]
 
 

@@ -33,6 +33,15 @@ ENDINGS: Mapping[str, tuple[tuple[str, ...], dict[str, Any], int, str]] = {
 }
 
 
+@pytest.mark.parametrize(("timestamp", "says"), [(5, "safe to send it again"), (None, "Find out whether it was done")])
+def test_an_opt_in_without_a_time_is_not_safe_to_repeat(shell: Shell, timestamp: int | None, says: str) -> None:
+    shell.fail(drop_answer=True)
+    entries = [{"number": "15550100001"}, {"number": "15550100002", "opt-in": True, "timestamp": timestamp}]
+    result = shell("sms-sync", "-", given=ndjson(*entries))
+    assert result.exit_code == 6
+    assert says in result.stderr
+
+
 @pytest.mark.parametrize("name", ENDINGS)
 def test_an_ending_has_a_code_and_says_what_to_do_next(shell: Shell, name: str) -> None:
     words, fault, code, says = ENDINGS[name]

@@ -85,3 +85,8 @@ def test_without_a_file_the_position_is_told(seeded: Shell) -> None:
     assert words[::2] == ["--since", "--cursor"]
     rest = seeded.done("logs", "email", *words)
     assert lines(first) + rest == seeded.done("logs", "email", "--since", "2017-07-13")
+
+
+def test_a_position_that_cannot_be_kept_ends_the_run(seeded: Shell, tmp_path: Path) -> None:
+    code, printed = walk(seeded, tmp_path / "nowhere" / "position", "--since", "2017-07-13")
+    assert (code, len(printed)) == (2, 10)
