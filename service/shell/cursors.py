@@ -75,6 +75,9 @@ async def _go_on(
     """Ends the walk that was under way, if there was one, and then makes the new one."""
     now = datetime.fromtimestamp(session.clock(), UTC)
     end = min(until or now, now)
+    if mark.until is not None and mark.since is not None and mark.since > mark.until:
+        # The last page of a day that had no cursor; what comes between that time and midnight is still to be asked for.
+        mark = _moved(mark, Position(mark.until), mark.until)
     for goal in [mark.until, end] if mark.until is not None else [end]:
         if mark.since is None or mark.since < goal:
             pages = ask(mark.since, until=goal, cursor=mark.cursor, page_size=page_size)
@@ -84,8 +87,6 @@ async def _go_on(
 
 
 def _keep(session: Session, mark: Mark, goal: datetime, file: Path, position: Position) -> str:
-    if position.since is not None and position.since > goal:
-        position = Position(goal)
     _write(file, _moved(mark, position, goal), session.rehearsing)
     return "The same command goes on after what was printed."
 

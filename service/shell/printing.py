@@ -90,13 +90,13 @@ def ended(error: KahunaError, repeatable: bool, notes: Iterable[str]) -> Ended:
         then = _SET_UP
     if error.retry_after is not None:
         then = f"Try again in {error.retry_after:.0f} s."
-    said = [f"Kahuna says: {_printable(error.detail)}."] if error.detail else []
+    said = [f"Kahuna says: {printable(error.detail).rstrip('.')}."] if error.detail else []
     return Ended(" ".join([f"{error}.", *said, *notes, then]), code)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """The vendor's text without signs that a terminal would obey."""
-    return "".join(sign if sign.isprintable() else " " for sign in text).rstrip(".")
+    return "".join(sign if sign.isprintable() else " " for sign in text)
 
 
 def line(value: Any) -> bytes:

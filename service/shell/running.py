@@ -19,6 +19,7 @@ from typing import Any, Self, TypeVar
 import click
 from rich.console import Console
 from rich.status import Status
+from rich.text import Text
 
 from service import settings
 from service.errors import SettingsError
@@ -134,16 +135,17 @@ class Progress:
         self._last = ""
 
     def show(self, text: str, lasting: bool) -> None:
-        """This, instead of what was shown before."""
+        """This, instead of what was shown before. It may hold the vendor's words."""
+        text = printing.printable(text)
         if not self._console.is_terminal:
             if lasting and text != self._last:
                 click.echo(text, err=True)
             self._last = text
         elif self._status is None:
-            self._status = self._console.status(text)
+            self._status = self._console.status(Text(text))
             self._status.start()
         else:
-            self._status.update(text)
+            self._status.update(Text(text))
 
     def end(self) -> None:
         """Nothing is shown any more."""
