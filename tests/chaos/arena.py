@@ -1,0 +1,118 @@
+"""Owns what is broken: a database, two web processes and a worker, each started again when it is gone."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import text
+
+from service import embedded
+from service.store import migrations
+from service.store.database import single_connection
+from tests.chaos.load import KEY
+
+PORTS = (8751, 8752)
+
+
+class Arena:
+    """The processes under test. Whatever is killed comes back: the web processes by themselves, the database by
+    `start_postgres`."""
+
+    def __init__(self, folder: Path, **settings: str) -> None:
+        self._folder = folder
+        self._database = ExitStack()
+        self._settings = settings
+        self._ending = False
+        self._keepers: list[asyncio.Task[None]] = []
+        self._running: dict[str, asyncio.subprocess.Process] = {}
+        self.url = ""
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator["Arena"]:
+        """Everything, for as long as the block lasts."""
+        self.start_postgres()
+        try:
+            await migrations.upgrade(self.url)
+            for port in PORTS:
+                self._keepers.append(asyncio.create_task(self._keep(f"web-{port}", ["web"], PORT=str(port))))
+            self._keepers.append(asyncio.create_task(self._keep("worker", ["worker"])))
+            for port in PORTS:
+                await self.ready(port)
+            yield self
+        finally:
+            await self._end()
+            self._database.close()
+
+    def start_postgres(self) -> None:
+        """Starts the database, also after a kill."""
+        self.url = self._database.enter_context(embedded.server(self._folder))
+
+    def kill_postgres(self) -> None:
+        """SIGKILL to the postmaster and everything under it: as near to a power loss as a test can come."""
+        postmaster = int((self._folder / "postgres" / "postmaster.pid").read_text().split()[0])
+        children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
+        for pid in (postmaster, *map(int, children)):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def kill(self, name: str) -> None:
+        """SIGKILL to one process."""
+        process = self._running.get(name)
+        if process is not None and process.returncode is None:
+            process.kill()
+
+    async def sql(self, statement: str) -> list[Any]:
+        """Rows of the database, as a superuser sees them."""
+        async with single_connection(self.url) as connection:
+            result = await connection.execute(text(statement))
+            rows = list(result) if result.returns_rows else []
+            await connection.commit()
+            return rows
+
+    async def ready(self, port: int) -> None:
+        """Waits until a web process listens."""
+        for _ in range(300):
+            with suppress(OSError):
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.close()
+                return
+            await asyncio.sleep(0.1)
+        raise SystemExit(f"nobody listens on port {port}")
+
+    async def _keep(self, name: str, command: list[str], **more: str) -> None:
+        environ = dict(os.environ) | {
+            "DATABASE_URL": self.url,
+            "LOG_LEVEL": "error",
+            "KAHUNA_API_KEY": KEY.reveal(),
+            "KAHUNA_SECRET_KEY": "chaos-secret-key",
+            "KAHUNA_BASE_URL": "http://127.0.0.1:9",
+            "OPT_IN_REVIEW": "off",
+            "SPOOL_DIR": str(self._folder / f"spool-{name}"),
+            **self._settings,
+            **more,
+        }
+        with (self._folder / f"{name}.log").open("ab") as log:
+            while not self._ending:
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable, "-m", "service", *command, env=environ, stdout=log, stderr=log
+                )
+                self._running[name] = process
+                await process.wait()
+                await asyncio.sleep(0.1)
+
+    async def _end(self) -> None:
+        self._ending = True
+        for process in self._running.values():
+            if process.returncode is None:
+                process.terminate()
+        for process in self._running.values():
+            try:
+                await asyncio.wait_for(process.wait(), 20)
+            except TimeoutError:
+                process.kill()
+        await asyncio.gather(*self._keepers)
