@@ -1,5 +1,6 @@
 """Owns the engine and the only begin and commit. Tells apart what can be retried, what is away, and what is a bug."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeAlias, TypeVar
@@ -8,7 +9,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 import asyncpg
 import msgspec
 import sqlalchemy.exc
-from sqlalchemy import ColumnElement, any_, literal, text
+from sqlalchemy import ColumnElement, any_, event, literal, text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
@@ -34,14 +35,19 @@ REFUSAL_STATES: Final = frozenset({"28000", "28P01", "3D000"})
 OUTDATED_STATES: Final = frozenset({"42P01", "42703"})
 """No such table or column."""
 
+_READ_ONLY: Final = text("select current_setting('transaction_read_only')")
+
 
 class Database:
     """The one way to PostgreSQL. `begin` writes in a transaction; `read` runs single statements without one."""
 
-    def __init__(self, engine: AsyncEngine, *, settings_per_transaction: str | None = None) -> None:
+    def __init__(self, engine: AsyncEngine, apart: AsyncEngine, *, settings_per_transaction: str | None = None) -> None:
         self._engine = engine
+        self._apart = apart
         self._autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._settings_per_transaction = settings_per_transaction
+        self._distrusted = False
+        event.listen(engine.sync_engine, "checkout", self._on_checkout)
 
     @classmethod
     def of(cls, settings: Settings) -> "Database":
@@ -49,8 +55,16 @@ class Database:
         if settings.database_url is None:
             raise SettingsError("DATABASE_URL is not set, and no embedded database was started.")
         pooled = settings.database_pooler == "transaction"
-        engine = _engine(settings, settings.database_url)
-        return cls(engine, settings_per_transaction=_as_local(settings) if pooled else None)
+        engine = _engine(
+            settings,
+            settings.database_url,
+            pool_size=settings.database_pool_size,
+            max_overflow=0,
+            pool_timeout=settings.database_connect_timeout_seconds,
+            pool_use_lifo=True,
+        )
+        apart = _engine(settings, settings.database_url, poolclass=NullPool)
+        return cls(engine, apart, settings_per_transaction=_as_local(settings) if pooled else None)
 
     async def __aenter__(self) -> "Database":
         return self
@@ -71,6 +85,25 @@ class Database:
         """A connection on which each statement stands alone: one round trip for one answer."""
         async with _weather(), self._autocommit.connect() as connection:
             yield connection
+
+    async def answers(self, seconds: float) -> bool:
+        """Whether the database takes writes now. Asked on a connection of its own, since those at hand may be the ones
+        that hang, and given up after so many seconds."""
+        try:
+            async with asyncio.timeout(seconds), self._apart.connect() as connection:
+                return (await connection.execute(_READ_ONLY)).scalar() == "off"
+        except Exception:  # noqa: BLE001 (whatever it is, it is no answer)
+            return False
+
+    def distrust(self) -> None:
+        """Has every connection replaced before it is used again: a server that went away without a word leaves some
+        behind that would wait for ever."""
+        self._distrusted = True
+
+    def _on_checkout(self, *_: object) -> None:
+        if self._distrusted:
+            self._distrusted = False
+            raise sqlalchemy.exc.InvalidatePoolError
 
     async def close(self) -> None:
         """Closes every connection."""
@@ -95,7 +128,7 @@ def async_url(url: str) -> str:
     return urlunsplit(parts._replace(scheme="postgresql+asyncpg", query=query))
 
 
-def _engine(settings: Settings, url: str) -> AsyncEngine:
+def _engine(settings: Settings, url: str, **pool: Any) -> AsyncEngine:
     pooled = settings.database_pooler == "transaction"
     connect_args: dict[str, Any] = {"timeout": settings.database_connect_timeout_seconds}
     if pooled:
@@ -107,13 +140,10 @@ def _engine(settings: Settings, url: str) -> AsyncEngine:
     return create_async_engine(
         async_url(url),
         connect_args=connect_args,
-        pool_size=settings.database_pool_size,
-        max_overflow=0,
-        pool_timeout=settings.database_connect_timeout_seconds,
-        pool_use_lifo=True,
         hide_parameters=True,
         json_serializer=lambda value: msgspec.json.encode(value).decode(),
         json_deserializer=msgspec.json.decode,
+        **pool,
     )
 
 
