@@ -38,6 +38,10 @@ class Relay:
         """Lets nothing through, and tells nobody: connections stay, and new ones are taken."""
         self._do(self._hang())
 
+    def replace(self) -> None:
+        """Lets new connections through. Those from before stay silent, and nobody tells them."""
+        self._do(self._replace())
+
     def end(self) -> None:
         """Cuts, and ends the thread."""
         self.cut()
@@ -53,6 +57,10 @@ class Relay:
         if self._server is None:
             self._server = await asyncio.start_server(self._connected, "127.0.0.1", self.port)
             self.port = self._server.sockets[0].getsockname()[1]
+
+    async def _replace(self) -> None:
+        self._open = asyncio.Event()
+        self._open.set()
 
     async def _hang(self) -> None:
         self._open.clear()
@@ -73,8 +81,8 @@ class Relay:
     async def _line(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         far_reader, far_writer = await asyncio.open_unix_connection(self._socket)
         ways = [
-            asyncio.create_task(self._pump(reader, far_writer)),
-            asyncio.create_task(self._pump(far_reader, writer)),
+            asyncio.create_task(self._pump(reader, far_writer, self._open)),
+            asyncio.create_task(self._pump(far_reader, writer, self._open)),
         ]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -85,9 +93,10 @@ class Relay:
             for one in (writer, far_writer):
                 one.transport.abort()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    @staticmethod
+    async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, is_open: asyncio.Event) -> None:
         while part := await reader.read(65536):
-            await self._open.wait()
+            await is_open.wait()
             writer.write(part)
             await writer.drain()
 

@@ -131,7 +131,7 @@ class Spool:
     def refusal(self) -> str | None:
         """Why the next batch could not be kept, if so."""
         try:
-            if self.look().size >= self._limit:
+            if self.look().size + BLOCK > self._limit:
                 return "full: raise SPOOL_LIMIT_BYTES, or bring the database back"
             self._try()
         except OSError as error:

@@ -3,7 +3,7 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from service.app import build
 from service.domain.addresses import Channel
 from service.errors import StorageUnavailable
-from service.flows.ingest import Ingested, Intake, rules_of
+from service.flows.ingest import AT_ONCE, Ingested, Intake, rules_of
 from service.flows.shelter import FAILURES, Shelter
 from service.flows.weather import Weather
 from service.kahuna import webhook
@@ -62,7 +62,7 @@ class House:
     relay: Relay
     folder: Path
     shelter: Shelter
-    intake: Intake
+    database: Database
 
     async def callback(self, entries: list[Any], channel: Channel = "email", name: str = "default") -> Ingested:
         """A verified callback that came to this replica."""
@@ -104,7 +104,7 @@ async def housed(
 
         weather = Weather(database.answers, patience, on_loss, look=0.02)
         watch = asyncio.create_task(weather.watch())
-        yield House(world, relay, folder, Shelter(intake, spool, weather, rules), intake)
+        yield House(world, relay, folder, Shelter(intake, spool, weather, rules), database)
         watch.cancel()
         await asyncio.gather(watch, return_exceptions=True)
 
@@ -211,11 +211,17 @@ async def test_a_database_that_hangs_is_not_waited_for(hasty: House) -> None:
 
 async def test_connections_that_died_without_a_word_are_not_used_again(hasty: House) -> None:
     house = hasty
-    await asyncio.gather(*(house.callback([unsub(f"a{n}@example.com")]) for n in range(8)))
+    async with AsyncExitStack() as stack:
+        for _ in range(AT_ONCE * 3):
+            await (await stack.enter_async_context(house.database.read())).exec_driver_sql("select 1")
     house.relay.hang()
-    assert (await house.callback([unsub("b@example.com")])).state == "spooled"
-    house.relay.cut()
-    await house.drained()
+    waiting = []
+    for n in range(AT_ONCE):
+        waiting.append(asyncio.create_task(house.callback([unsub(f"b{n}@example.com")])))
+        await asyncio.sleep(0.02)
+    assert {answer.state for answer in await asyncio.gather(*waiting)} == {"spooled"}
+    house.relay.replace()
+    await house.shelter.weather.back()
     answers = await asyncio.gather(*(house.callback([unsub(f"c{n}@example.com")]) for n in range(8)))
     assert {answer.state for answer in answers} == {"applied"}
 
