@@ -74,6 +74,7 @@ def up_command(port: int | None, demonstrate: bool, simulator_port: int) -> None
         loaded = stack.enter_context(_started(environ, namespaces=True))
         _refuse_taken(loaded.host, loaded.port)
         environ["DATABASE_URL"] = loaded.database_url or ""
+        environ["SPOOL_DIR"] = str(loaded.spool_dir or loaded.data_dir / "spool")
         asyncio.run(migrations.upgrade(loaded.database_direct_url or environ["DATABASE_URL"]))
         stack.enter_context(up.only_one(loaded.data_dir))
         commands = [["web"], ["worker"]]
@@ -273,7 +274,7 @@ async def _reconcile(database: Database, loaded: Settings, run: Run) -> Any:
 def _demo_environ(environ: dict[str, str], simulator_port: int) -> dict[str, str]:
     """The demonstration's own namespace and database, whatever else is set: it must touch nothing real."""
     kept = {k: v for k, v in environ.items() if not k.startswith(("KAHUNA_", "DATABASE_"))}
-    for name in ("CONFIG_FILE", "CALLBACK_TOKEN", "OPT_IN_REVIEW", "UNTIMED_OPT_IN"):
+    for name in ("CONFIG_FILE", "CALLBACK_TOKEN", "OPT_IN_REVIEW", "UNTIMED_OPT_IN", "SPOOL_DIR"):
         kept.pop(name, None)
     return (
         {"LOG_LEVEL": "warning"}

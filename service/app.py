@@ -11,11 +11,14 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from service.errors import KahunaSyncError
-from service.flows.ingest import Intake, rules_of
+from service.flows.ingest import Intake, Rules, rules_of
+from service.flows.shelter import Shelter
 from service.flows.together import Together
+from service.flows.weather import Weather
 from service.settings import Settings
 from service.store import access, migrations, suppressions
 from service.store.database import Connection, Database
+from service.store.spool import Spool
 from service.telemetry import Metrics, logger
 from service.web import admin, health, webhook
 from service.web import suppressions as queries
@@ -61,10 +64,12 @@ def _lifespan(
     settings: Settings, metrics: Metrics, clock: Callable[[], datetime]
 ) -> Callable[[Starlette], AbstractAsyncContextManager[dict[str, Service]]]:
     database, rules = Database.of(settings), rules_of(settings)
+    intake = Intake(database, rules, clock)
     service = Service(
         settings=settings,
         database=database,
-        intake=Intake(database, rules, clock),
+        intake=intake,
+        shelter=_shelter(settings, database, intake, rules),
         lookups=_sharing(database, suppressions.causes_of_each),
         callers=_sharing(database, access.callers_of),
         rules=rules,
@@ -78,9 +83,10 @@ def _lifespan(
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[dict[str, Service]]:
-        logger().info("web.started", namespaces=len(settings.namespaces))
+        logger().info("web.started", namespaces=len(settings.namespaces), spool=service.shelter is not None)
         try:
-            yield {"service": service}
+            async with _sheltered(service.shelter):
+                yield {"service": service}
         finally:
             await service.database.close()
             logger().info("web.stopped")
@@ -96,3 +102,30 @@ def _sharing(database: Database, query: Callable[[Connection, Sequence[Q]], Awai
             return await query(connection, questions)
 
     return Together(look, at_once=LOOKUPS_AT_ONCE, most=LOOKUPS_SHARED, waiting=LOOKUPS_WAITING)
+
+
+def _shelter(settings: Settings, database: Database, intake: Intake, rules: Rules) -> Shelter | None:
+    """What callbacks are kept in while the database is away, if there is a folder for it."""
+    if settings.spool_dir is None:
+        return None
+    spool = Spool(settings.spool_dir, settings.spool_limit_bytes)
+    spool.prepare()
+
+    def on_loss() -> None:
+        intake.abandon()
+        database.distrust()
+
+    return Shelter(intake, spool, Weather(database.answers, settings.spool_patience_seconds, on_loss), rules)
+
+
+@asynccontextmanager
+async def _sheltered(shelter: Shelter | None) -> AsyncIterator[None]:
+    """With the look-out for the database, and the draining of the spool, running beside the block. A drain that is cut
+    short has either committed or not: the file is still there, and at worst a redelivery."""
+    tasks = [asyncio.create_task(work) for work in (shelter.weather.watch(), shelter.drain())] if shelter else []
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -116,7 +116,16 @@ class Settings:
         2000, "Milliseconds that a statement waits for a lock before it is retried"
     )
     statement_timeout_seconds: int = setting(60, "Seconds after which the server ends a statement")
-    data_dir: Path = setting(Path(".data"), "Folder of the embedded database")
+    data_dir: Path = setting(Path(".data"), "Folder of the embedded database, and of the spool of `up`")
+    spool_dir: Path | None = setting(
+        None,
+        "Folder that keeps verified callbacks while the database is away; it must outlive the replica. Unset: they are "
+        "answered with 503 (`up`: `spool` under `DATA_DIR`)",
+    )
+    spool_limit_bytes: int = setting(1024**3, "Bytes of disk that the spool may take before callbacks get 503")
+    spool_patience_seconds: float = setting(
+        2.0, "Seconds without an answer of the database after which callbacks are spooled"
+    )
     host: str = setting("127.0.0.1", "Address that the web process listens on")
     port: int = setting(8700, "Port that the web process listens on")
     default_namespace: str | None = setting(

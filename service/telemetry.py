@@ -121,7 +121,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.callbacks = Counter(
             "kahuna_sync_callbacks",
-            "Callbacks by channel and answer: the status, or for a 200 the state of the batch (applied, recorded)",
+            "Callbacks by channel and answer: the status, or for a 200 the batch's state (applied, recorded, spooled)",
             ["channel", "answer"],
             registry=self.registry,
         )

@@ -62,10 +62,16 @@ def policy_of(settings: Settings) -> Policy:
 
 
 class Ingested(NamedTuple):
-    """The answer to a callback. `outcome` is None while the batch is only recorded."""
+    """The answer to a callback. `outcome` is None while the batch is only recorded or spooled."""
 
     batch_id: str
     outcome: Outcome | None
+    spooled: bool = False
+
+    @property
+    def state(self) -> str:
+        """How far the batch has come, in the contract's word."""
+        return "spooled" if self.spooled else "recorded" if self.outcome is None else "applied"
 
 
 class Member(NamedTuple):
@@ -101,6 +107,15 @@ class Intake:
             return await ingest(self._database, batch, callback, self._rules, self._clock)
         _log(batch, ingested)
         return ingested
+
+    async def ingest_alone(self, batch: Received, callback: webhook.Callback) -> Ingested:
+        """The same, sharing with nobody: for a batch that may be taken in twice at the same time."""
+        return await ingest(self._database, batch, callback, self._rules, self._clock)
+
+    def abandon(self) -> None:
+        """Ends the shared transactions under way, for the database will not: who waits for them has been told."""
+        for group in self._groups.values():
+            group.abandon()
 
     async def _in_company(self, member: Member) -> Ingested | None:
         """What came of it; None if it must be tried by itself, for a fault that may be another's."""

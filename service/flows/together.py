@@ -42,6 +42,11 @@ class Together(Generic[Q, A]):
         self._start()
         return await answer
 
+    def abandon(self) -> None:
+        """Ends the work under way: for when it is known that it would never end. Whoever still waits is cancelled."""
+        for task in self._under_way:
+            task.cancel()
+
     def _start(self) -> None:
         if self._asked and len(self._under_way) < self._at_once:
             task = asyncio.create_task(self._share())

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 import asyncpg
 import msgspec
 import sqlalchemy.exc
-from sqlalchemy import ColumnElement, Text, any_, func, literal, text
+from sqlalchemy import ColumnElement, Text, any_, event, func, literal, text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
@@ -42,14 +42,22 @@ REFUSAL_STATES: Final = frozenset({"28000", "28P01", "3D000"})
 OUTDATED_STATES: Final = frozenset({"42P01", "42703"})
 """No such table or column."""
 
+GOODBYE: Final = 0.5
+"""Seconds that a server may take to say goodbye."""
+
+_READ_ONLY: Final = text("select current_setting('transaction_read_only')")
+
 
 class Database:
     """The one way to PostgreSQL. `begin` writes in a transaction; `read` runs single statements without one."""
 
-    def __init__(self, engine: AsyncEngine, *, settings_per_transaction: str | None = None) -> None:
+    def __init__(self, engine: AsyncEngine, apart: AsyncEngine, *, settings_per_transaction: str | None = None) -> None:
         self._engine = engine
+        self._apart = apart
         self._autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._settings_per_transaction = settings_per_transaction
+        self._distrusted = False
+        event.listen(engine.sync_engine, "checkout", self._on_checkout)
 
     @classmethod
     def of(cls, settings: Settings) -> "Database":
@@ -57,8 +65,16 @@ class Database:
         if settings.database_url is None:
             raise SettingsError("DATABASE_URL is not set, and no embedded database was started.")
         pooled = settings.database_pooler == "transaction"
-        engine = _engine(settings, settings.database_url)
-        return cls(engine, settings_per_transaction=_as_local(settings) if pooled else None)
+        engine = _engine(
+            settings,
+            settings.database_url,
+            pool_size=settings.database_pool_size,
+            max_overflow=0,
+            pool_timeout=settings.database_connect_timeout_seconds,
+            pool_use_lifo=True,
+        )
+        apart = _engine(settings, settings.database_url, poolclass=NullPool)
+        return cls(engine, apart, settings_per_transaction=_as_local(settings) if pooled else None)
 
     async def __aenter__(self) -> "Database":
         return self
@@ -80,9 +96,33 @@ class Database:
         async with _weather(), self._autocommit.connect() as connection:
             yield connection
 
+    async def answers(self, seconds: float) -> bool:
+        """Whether the database takes writes now. Asked on a connection of its own, since those at hand may be the ones
+        that hang, and given up after so many seconds."""
+        try:
+            async with asyncio.timeout(seconds), self._apart.connect() as connection:
+                return (await connection.execute(_READ_ONLY)).scalar() == "off"
+        except Exception:  # noqa: BLE001 (whatever it is, it is no answer)
+            return False
+
+    def distrust(self) -> None:
+        """Has every connection replaced before it is used again: a server that went away without a word leaves some
+        behind that would wait for ever."""
+        self._distrusted = True
+
+    def _on_checkout(self, *_: object) -> None:
+        if self._distrusted:
+            self._distrusted = False
+            raise sqlalchemy.exc.InvalidatePoolError
+
     async def close(self) -> None:
-        """Closes every connection."""
-        await self._engine.dispose()
+        """Closes every connection; one whose server no longer answers is dropped, which takes half a second each."""
+        while True:
+            try:
+                async with asyncio.timeout(GOODBYE):
+                    return await self._engine.dispose()
+            except TimeoutError:
+                continue  # the one that hung is gone; those behind it are next
 
 
 def is_conflict(error: BaseException) -> bool:
@@ -103,7 +143,7 @@ def async_url(url: str) -> str:
     return urlunsplit(parts._replace(scheme="postgresql+asyncpg", query=query))
 
 
-def _engine(settings: Settings, url: str) -> AsyncEngine:
+def _engine(settings: Settings, url: str, **pool: Any) -> AsyncEngine:
     pooled = settings.database_pooler == "transaction"
     connect_args: dict[str, Any] = {"timeout": settings.database_connect_timeout_seconds}
     if pooled:
@@ -115,13 +155,10 @@ def _engine(settings: Settings, url: str) -> AsyncEngine:
     return create_async_engine(
         async_url(url),
         connect_args=connect_args,
-        pool_size=settings.database_pool_size,
-        max_overflow=0,
-        pool_timeout=settings.database_connect_timeout_seconds,
-        pool_use_lifo=True,
         hide_parameters=True,
         json_serializer=lambda value: msgspec.json.encode(value).decode(),
         json_deserializer=msgspec.json.decode,
+        **pool,
     )
 
 

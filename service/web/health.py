@@ -1,6 +1,8 @@
 """Owns what machines that watch us ask: is it alive, is it ready, and its figures."""
 
-from typing import Any, Final
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeVar
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -10,10 +12,14 @@ from starlette.routing import Route
 
 from service.errors import StorageUnavailable
 from service.flows import push
-from service.store import batches, migrations, outbox, reviews
+from service.flows.shelter import Shelter
+from service.store import batches, migrations, outbox, reviews, spool
 from service.store.database import Connection
+from service.store.spool import Stock
 from service.telemetry import logger
 from service.web.http import Service, answer, parameters, service_of
+
+_T = TypeVar("_T")
 
 
 async def livez(request: Request) -> Response:
@@ -23,21 +29,19 @@ async def livez(request: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """Ready for callbacks: the database is there, with every table that this code needs."""
+    """Ready for callbacks: the database is there, with every table that this code needs, or a spool in its place."""
     parameters(request)
     service = service_of(request)
     try:
-        async with service.database.read() as connection:
-            revision = await migrations.revision_of(connection)
-            checks = {"database": "ok", "migrations": _judged(service, revision)}
-            circuits = await outbox.open_circuits(connection) if checks["migrations"] == "ok" else {}
+        checks, troubles = await _asked(service, lambda connection: _checks(service, connection))
     except StorageUnavailable:
-        return answer({"status": "not-ready", "checks": {"database": "cannot be reached"}}, 503, {"Retry-After": "5"})
-    for circuit in circuits.values():
-        checks[f"kahuna/{circuit.namespace}/{circuit.channel}"] = f"{circuit.reason}: {push.fix_of(circuit.reason)}"
+        return await _without_database(service)
     if checks["migrations"] != "ok":
-        return answer({"status": "not-ready", "checks": checks}, 503, {"Retry-After": "5"})
-    return answer({"status": "degraded" if circuits else "ready", "checks": checks})
+        return _unready(checks)
+    if service.shelter is not None:
+        checks["spool"], amiss = _told(await _stock(service.shelter))
+        troubles |= {"spool": checks["spool"]} if amiss else {}
+    return answer({"status": "degraded" if troubles else "ready", "checks": checks | troubles})
 
 
 async def metrics(request: Request) -> Response:
@@ -45,9 +49,11 @@ async def metrics(request: Request) -> Response:
     parameters(request)
     service = service_of(request)
     text = generate_latest(service.metrics.registry)
+    if service.shelter is not None:
+        stock = await _stock(service.shelter)
+        text += generate_latest(_Stored(_spooled(stock, service.now.timestamp()) if stock else []))
     try:
-        async with service.database.read() as connection:
-            text += generate_latest(_Stored(await _stored(connection)))
+        text += generate_latest(_Stored(await _asked(service, _stored)))
     except StorageUnavailable:
         logger().warning("metrics.incomplete")
     return Response(text, media_type=CONTENT_TYPE_LATEST)
@@ -58,6 +64,70 @@ ROUTES: Final = [
     Route("/readyz", readyz, methods=["GET"]),
     Route("/metrics", metrics, methods=["GET"]),
 ]
+
+
+async def _asked(service: Service, question: Callable[[Connection], Awaitable[_T]]) -> _T:
+    """What the database answers. One that is known to be away is not waited for."""
+
+    async def ask() -> _T:
+        async with service.database.read() as connection:
+            return await question(connection)
+
+    return await (ask() if service.shelter is None else service.shelter.weather.trusting(ask))
+
+
+async def _checks(service: Service, connection: Connection) -> tuple[dict[str, str], dict[str, str]]:
+    """What readiness takes, and what is amiss beside it."""
+    checks = {"database": "ok", "migrations": _judged(service, await migrations.revision_of(connection))}
+    circuits = await outbox.open_circuits(connection) if checks["migrations"] == "ok" else {}
+    troubles = {f"kahuna/{c.namespace}/{c.channel}": f"{c.reason}: {push.fix_of(c.reason)}" for c in circuits.values()}
+    return checks, troubles
+
+
+async def _without_database(service: Service) -> Response:
+    """Still ready for callbacks, as long as the spool has room."""
+    checks = {"database": "cannot be reached"}
+    if service.shelter is None:
+        return _unready(checks)
+    refusal = await asyncio.to_thread(service.shelter.spool.refusal)
+    if refusal is not None:
+        return _unready(checks | {"spool": refusal})
+    told, _ = _told(await _stock(service.shelter))
+    return answer({"status": "degraded", "checks": checks | {"spool": f"takes callbacks; {told}"}})
+
+
+def _unready(checks: dict[str, str]) -> Response:
+    return answer({"status": "not-ready", "checks": checks}, 503, {"Retry-After": "5"})
+
+
+async def _stock(shelter: Shelter) -> Stock | None:
+    """What is in the spool; None if the folder cannot be read."""
+    try:
+        return await asyncio.to_thread(shelter.spool.look)
+    except OSError as error:
+        logger().error("spool.unreadable", exc_info=error)
+        return None
+
+
+def _told(stock: Stock | None) -> tuple[str, bool]:
+    """The state of the spool in words, and whether a person should look."""
+    if stock is None:
+        return "cannot be read: check SPOOL_DIR", True
+    aside = stock.aside + len(stock.strangers)
+    told = [f"{len(stock.batches)} wait to be applied"] if stock.batches else []
+    told += [f"{aside} set aside: see *{spool.ASIDE} in SPOOL_DIR"] if aside else []
+    return ", ".join(told) or "ok", aside > 0
+
+
+def _spooled(stock: Stock, now: float) -> list[GaugeMetricFamily]:
+    oldest = now - spool.received_at_of(stock.batches[0]) if stock.batches else 0.0
+    figures = (
+        ("spool_files", "Callbacks that wait in the spool", len(stock.batches)),
+        ("spool_bytes", "Bytes of disk that the spool takes, of SPOOL_LIMIT_BYTES", stock.size),
+        ("spool_oldest_seconds", "Seconds since the oldest callback in the spool was received", max(oldest, 0.0)),
+        ("spool_set_aside", "Files in the spool that are no whole callback", stock.aside + len(stock.strangers)),
+    )
+    return [GaugeMetricFamily(f"kahuna_sync_{name}", about, value=value) for name, about, value in figures]
 
 
 def _judged(service: Service, revision: str | None) -> str:

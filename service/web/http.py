@@ -26,6 +26,7 @@ from service.errors import (
     Unprocessable,
 )
 from service.flows.ingest import Intake, Rules
+from service.flows.shelter import Shelter
 from service.flows.together import Together
 from service.settings import Settings
 from service.store.access import Caller
@@ -58,13 +59,15 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What handlers work with: made by the composition root, found on every request."""
+    """What handlers work with: made by the composition root, found on every request. `shelter` is there if there is a
+    spool."""
 
     settings: Settings
     database: Database
     intake: Intake
     lookups: Together[Subject, list[CauseRow]]
     callers: Together[str, Caller | None]
+    shelter: Shelter | None
     rules: Rules
     metrics: Metrics
     clock: Callable[[], datetime]
@@ -77,6 +80,11 @@ class Service:
     def now(self) -> datetime:
         """The time by our clock."""
         return self.clock()
+
+    @property
+    def door(self) -> Intake | Shelter:
+        """Where callbacks go in."""
+        return self.shelter or self.intake
 
 
 def service_of(request: Request) -> Service:

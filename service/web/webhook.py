@@ -104,11 +104,10 @@ async def _receive(request: Request, channel: Channel) -> tuple[Response, str]:
             take(len(body))
         callback = await _read_apart(service, partial(_verified, body, channel, signature, namespace), len(body))
         batch = _batch(request, service, namespace, channel, body)
-        ingested = await service.intake.ingest(batch, callback)
+        ingested = await service.door.ingest(batch, callback)
     finally:
         service.budget.give_back(taken)
-    state = "recorded" if ingested.outcome is None else "applied"
-    return _answer(service, channel, ingested, len(callback.values)), state
+    return _answer(service, channel, ingested, len(callback.values)), ingested.state
 
 
 def _namespace(request: Request, service: Service) -> Namespace:
@@ -186,10 +185,10 @@ def _batch(request: Request, service: Service, namespace: Namespace, channel: Ch
 def _answer(service: Service, channel: Channel, ingested: Ingested, received: int) -> Response:
     outcome = ingested.outcome
     if outcome is None:
-        return answer({"batch_id": ingested.batch_id, "state": "recorded", "received": received})
+        return answer({"batch_id": ingested.batch_id, "state": ingested.state, "received": received})
     counts = {"accepted": outcome.accepted, "duplicates": outcome.duplicates, "rejected": outcome.rejected}
     for name, count in counts.items():
         if count:
             service.metrics.entries.labels(channel, name).inc(count)
     errors = outcome.errors[:ERRORS_SHOWN]
-    return answer({"batch_id": ingested.batch_id, "state": "applied"} | counts | {"errors": errors})
+    return answer({"batch_id": ingested.batch_id, "state": ingested.state} | counts | {"errors": errors})

@@ -165,6 +165,7 @@ def test_a_worker_that_waits_for_the_vendor_can_be_stopped(service: Service, ven
 
 def test_a_callback_that_cannot_be_kept_is_not_acknowledged(service: Service) -> None:
     """design 2.3: 503 + `Retry-After`: cannot be made durable now; nothing else for a well-formed, signed batch."""
+    service.env["SPOOL_LIMIT_BYTES"] = "1"
     service.start()
     voice = Voice(service.url, service.token(), "default", "single-key")
     for one in living_in(service.folder):

@@ -1,0 +1,162 @@
+"""Owns what becomes of verified callbacks while the database cannot take them: they are spooled, and answered so.
+
+Nothing is spooled that the database can take. What is in the spool goes through the same door as every callback once
+the database is back, in order of receipt and with the time of receipt that was stored; a file is let go of only after
+the commit, so that a crash in between costs no more than a redelivery. One that fails keeps its place in the folder,
+and blocks no other.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+from uuid import UUID
+
+from service.errors import KahunaSyncError, StorageUnavailable
+from service.flows.ingest import SHARED, WAITING, Ingested, Intake, Rules
+from service.flows.together import Together
+from service.flows.weather import Weather
+from service.kahuna import webhook
+from service.store.batches import Received
+from service.store.spool import Spool, Stock, Torn, batch_id_of
+from service.telemetry import logger
+
+IDLE: Final = 5.0
+"""Seconds between two looks at a spool that nothing was put in: a process that shares it may have died."""
+
+FIRST_PAUSE: Final = 0.5
+"""Seconds before what failed is tried again; doubles each time, up to `IDLE`."""
+
+FAILURES: Final = 8
+"""Files that fail one after the other until the rest is left for the next time: then it is not the files."""
+
+
+class Shelter:
+    """Takes callbacks as `Intake` does, and keeps in the spool those that the database cannot take."""
+
+    def __init__(self, intake: Intake, spool: Spool, weather: Weather, rules: Rules) -> None:
+        self.weather = weather
+        self.spool = spool
+        self._intake = intake
+        self._rules = rules
+        self._put: Together[Received, UUID | StorageUnavailable] = Together(
+            self._put_together, at_once=1, most=SHARED, waiting=WAITING
+        )
+        self._full = asyncio.Event()
+        self._failures: dict[str, int] = {}
+        self._stranded: dict[str, str] = {}
+
+    async def ingest(self, batch: Received, callback: webhook.Callback) -> Ingested:
+        """Makes a verified batch durable: in the database, or else in the spool. StorageUnavailable if in neither."""
+        first = await self._first(batch)
+        take = self._intake.ingest if first is batch else self._intake.ingest_alone
+        try:
+            return await self.weather.trusting(lambda: take(first, callback))
+        except StorageUnavailable as error:
+            kept = await self._put.ask(first)
+            if isinstance(kept, StorageUnavailable):
+                raise kept from error
+        self._full.set()
+        logger().warning("batch.spooled", batch_id=str(kept), namespace=batch.namespace, channel=batch.channel)
+        return Ingested(str(kept), None, spooled=True)
+
+    async def drain(self) -> None:
+        """Empties the spool whenever the database is there, until it is cancelled."""
+        failures = 0
+        while True:
+            await self.weather.back()
+            try:
+                failures = 0 if await self.drain_once() else failures + 1
+            except Exception as error:  # noqa: BLE001 (a loop that ended would be callbacks that are never applied)
+                failures += 1
+                logger().error("spool.drain_failed", exc_info=error)
+            await (asyncio.sleep(min(FIRST_PAUSE * 2.0**failures, IDLE)) if failures else self._wait())
+
+    async def drain_once(self) -> bool:
+        """Takes everything in the spool to the database, if no other process is at it; tells whether nothing failed."""
+        # The lock is taken right here: a thread that was cancelled meanwhile could not give it back.
+        with self.spool.draining() as ours:
+            if not ours:
+                return True
+            self._full.clear()
+            await asyncio.to_thread(self.spool.sweep)
+            stock = await asyncio.to_thread(self.spool.look)
+            for name in stock.strangers:
+                await self._set_aside(name)
+            drained, failed = await self._drain(self._order(stock))
+        if drained:
+            logger().info("spool.drained", batches=drained)
+        if failed and not self.weather.away:
+            logger().error("spool.stuck", failed=failed)
+        return not failed
+
+    async def _put_together(self, batches: Sequence[Received]) -> list[UUID | StorageUnavailable]:
+        return await asyncio.to_thread(self.spool.put, batches)
+
+    async def _first(self, batch: Received) -> Received:
+        """The same body if it waits in the spool: its id was answered, and its time of receipt is what counts."""
+        if not self.spool.may_keep(batch):
+            return batch
+        return await asyncio.to_thread(self.spool.kept, batch) or batch
+
+    def _order(self, stock: Stock) -> list[str]:
+        """By time of receipt, but those that failed go last, and those of no namespace of ours stay where they are."""
+        there = set(stock.batches)
+        self._failures = {name: count for name, count in self._failures.items() if name in there}
+        self._stranded = {name: namespace for name, namespace in self._stranded.items() if name in there}
+        waiting = (name for name in stock.batches if name not in self._stranded)
+        return sorted(waiting, key=lambda name: (self._failures.get(name, 0), name))
+
+    async def _drain(self, names: Sequence[str]) -> tuple[int, int]:
+        """How many were taken to the database, and how many failed."""
+        drained = failed = in_a_row = 0
+        for name in names:
+            try:
+                drained += await self._take(name)
+                in_a_row = 0
+            except Exception as error:  # noqa: BLE001 (one bad file must not keep the others waiting)
+                failed, in_a_row = failed + 1, in_a_row + 1
+                self._failures[name] = self._failures.get(name, 0) + 1
+                if not isinstance(error, KahunaSyncError):
+                    logger().error("spool.failed", batch_id=batch_id_of(name), exc_info=error)
+                if self.weather.away or in_a_row == FAILURES:
+                    break
+        return drained, failed
+
+    async def _take(self, name: str) -> bool:
+        """Takes one file to the database; tells whether it was there to be taken."""
+        try:
+            batch = await asyncio.to_thread(self.spool.load, name)
+        except FileNotFoundError:
+            return False
+        except Torn:
+            await self._set_aside(name)
+            return False
+        if batch.namespace not in self._rules.namespaces:
+            self._strand(name, batch.namespace)
+            return False
+        callback = await asyncio.to_thread(webhook.read, batch.body, batch.channel)
+        await self.weather.trusting(lambda: self._intake.ingest_alone(batch, callback))
+        await asyncio.to_thread(self.spool.remove, name)
+        return True
+
+    async def _set_aside(self, name: str) -> None:
+        # The name of a stranger may say anything, so only the id in one of ours is told.
+        try:
+            await asyncio.to_thread(self.spool.set_aside, name)
+        except OSError as error:
+            logger().error("spool.failed", batch_id=batch_id_of(name), exc_info=error)
+        else:
+            logger().error("spool.torn", batch_id=batch_id_of(name))
+
+    def _strand(self, name: str, namespace: str) -> None:
+        if namespace not in self._stranded.values():
+            logger().error("spool.stranded", namespace=namespace)
+        self._stranded[name] = namespace
+
+    async def _wait(self) -> None:
+        """Until something is put in, or a while later."""
+        try:
+            async with asyncio.timeout(IDLE):
+                await self._full.wait()
+        except TimeoutError:
+            return
