@@ -16,7 +16,7 @@ from service.settings import Settings
 from service.store import migrations
 from service.store.database import Database
 from service.telemetry import Metrics, logger
-from service.web import admin, health, suppressions, webhook
+from service.web import admin, archive, health, suppressions, webhook
 from service.web.http import Budget, Service, Telling, on_error, on_http_exception
 
 Application: TypeAlias = Starlette
@@ -32,7 +32,7 @@ def build(settings: Settings, clock: Callable[[], datetime] = utc_now) -> Applic
     """The web application of these settings."""
     metrics = Metrics()
     application = Starlette(
-        routes=[*webhook.ROUTES, *suppressions.ROUTES, *admin.ROUTES, *health.ROUTES],
+        routes=[*webhook.ROUTES, *suppressions.ROUTES, *admin.ROUTES, *archive.ROUTES, *health.ROUTES],
         middleware=[Middleware(Telling, metrics=metrics)],
         exception_handlers={KahunaSyncError: on_error, HTTPException: on_http_exception},
         lifespan=_lifespan(settings, metrics, clock),

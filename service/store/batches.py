@@ -146,12 +146,6 @@ async def quarantine_entries(connection: AsyncConnection, rejected: Sequence[tup
     await connection.execute(insert(quarantine).on_conflict_do_nothing(), rows)
 
 
-async def quarantined(connection: AsyncConnection, namespace: str, limit: int) -> Sequence[Any]:
-    """The newest open entries of the quarantine."""
-    query = select(quarantine).where(quarantine.c.namespace == namespace, quarantine.c.state == "open")
-    return (await connection.execute(query.order_by(quarantine.c.received_at.desc()).limit(limit))).all()
-
-
 async def unapplied_count(connection: AsyncConnection) -> int:
     """How many batches are recorded and wait to be applied."""
     query = select(func.count()).select_from(batches).where(batches.c.state == "recorded")
