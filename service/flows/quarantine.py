@@ -75,7 +75,7 @@ async def requeue_many(
     for place in places:
         if told.entries >= ENTRIES:
             break
-        told = _sum(told, await _requeue_open(database, asked._replace(batch_id=place.batch_id), actor, rules, clock))
+        told = _sum(told, await _requeue_open(database, place.batch_id, asked, actor, rules, clock))
         taken += 1
     logger().info("quarantine.requeued", batches=taken, **{k: n for k, n in told._asdict().items() if k != "next"})
     return told._replace(next=places[taken - 1] if taken and (taken < len(places) or taken == BATCHES) else None)
@@ -134,14 +134,13 @@ async def _requeue(
 
 
 async def _requeue_open(
-    database: Database, asked: Asked, actor: str, rules: Rules, clock: Callable[[], datetime]
+    database: Database, batch_id: uuid.UUID, asked: Asked, actor: str, rules: Rules, clock: Callable[[], datetime]
 ) -> Requeued:
     """The entries of one batch. Whatever is in the way of one must not keep the other batches."""
-    batch_id = asked.batch_id or uuid.UUID(int=0)
 
     async def transaction(connection: Connection) -> Requeued:
         await archive.hold(connection, batch_id)
-        indexes = frozenset(await quarantine.indexes(connection, asked))
+        indexes = await quarantine.indexes(connection, batch_id, asked)
         if not indexes:  # decided since we looked
             return Requeued(0, 0, 0, 0, None)
         done = await _requeue(connection, batch_id, indexes, actor, rules, clock())
