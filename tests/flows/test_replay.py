@@ -226,6 +226,13 @@ async def test_a_batch_that_was_only_recorded_is_applied(world: World) -> None:
     assert len(await world.query(f"select 1 from quarantine where batch_id = '{batch_id}'")) == 1
 
 
+async def test_the_sweeper_reads_by_the_words_of_today(world: World) -> None:
+    await unapplied(world, [unsub("a@example.com"), unsub("b@example.com", reason="vanished")])
+    knowing(world)
+    assert await apply_recorded(world.database, world.rules, world.clock)
+    assert await suppressed(world, "email", "b@example.com")
+
+
 async def test_a_discarded_entry_stays_discarded(world: World) -> None:
     first = await world.callback("email", [unsub("a@example.com", reason="vanished")])
     place = uuid.UUID(first.batch_id), 0

@@ -201,6 +201,13 @@ async def test_a_replay_applies_what_was_only_recorded(site: Site, admin: Header
     assert not await site.sweep()
 
 
+async def test_a_word_that_was_taught_is_understood_at_the_door(taught: Site) -> None:
+    answer = await taught.deliver("email", [ODD])
+    assert (answer.json()["accepted"], answer.json()["rejected"]) == (1, 0)
+    elsewhere = await taught.deliver("email", [ODD], path="/webhooks/other/email", key="other-api-key")
+    assert (elsewhere.json()["accepted"], elsewhere.json()["rejected"]) == (0, 1)
+
+
 # The quarantine.
 
 
