@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
@@ -19,16 +20,16 @@ import click
 import httpx
 import uvicorn
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from service import app, demo, embedded, settings, shell, up, worker
-from service.errors import KahunaSyncError, SettingsError
-from service.flows import ingest, reconcile
+from service.errors import KahunaSyncError, SettingsError, StorageUnavailable
+from service.flows import ingest, reconcile, replay
 from service.kahuna import webhook
 from service.kahuna.simulator import SimulatorConfig, build_simulator
 from service.settings import Secret, Settings
-from service.store import access, migrations, reconciliations
+from service.store import access, archive, migrations, reconciliations
 from service.store.database import Database
 from service.store.reconciliations import Run
 from service.telemetry import set_up_logging
@@ -271,6 +272,82 @@ async def _reconcile(database: Database, loaded: Settings, run: Run) -> Any:
             await asyncio.sleep(0.2)
 
 
+class _Moment(click.ParamType[datetime]):
+    """A time, in UTC unless it says otherwise."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """The time, or a refusal."""
+        try:
+            moment = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+            return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+        except (ValueError, OverflowError):
+            self.fail("must be a time such as 2026-01-31 or 2026-01-31T12:00:00Z", param, ctx)
+
+
+@cli.command("replay")
+@click.option("--since", type=_Moment(), help="Only batches received at this time or later.")
+@click.option("--until", type=_Moment(), help="Only batches received before this time (default: now).")
+@click.option("--channel", type=click.Choice(["email", "sms"]), help="Only batches of this channel.")
+@click.option("--dry-run", is_flag=True, help="Say what would change, and change nothing.")
+@_NAMESPACE
+def replay_command(
+    since: datetime | None, until: datetime | None, channel: Any, dry_run: bool, namespace: str | None
+) -> None:
+    """Apply archived batches again, by the rules of today; what is known already stays as it is."""
+    chosen = settings.chosen(settings.load(os.environ), namespace).name
+    asked = archive.Asked(chosen, channel, None, since, until)
+    counts, stopped_at = _with_database(lambda database, loaded: _replay(database, loaded, asked, dry_run))
+    would = "would be " if dry_run else ""
+    table = Table("count", "of", title=f"Replay of {chosen}{', tried only' if dry_run else ''}")
+    for name, says in (
+        ("batches", "batches replayed"),
+        ("changed", f"{would}changed by it"),
+        ("recorded", f"of these, {would}applied for the first time"),
+        ("new", "new facts, and opt-ins that wait"),
+        ("requeued", "entries understood that were rejected before"),
+        ("rejected", "entries still rejected"),
+        ("failed", "batches that could not be applied"),
+    ):
+        table.add_row(str(counts[name]), says)
+    Console().print(table)
+    if stopped_at is not None:
+        click.echo(f"Interrupted. Go on with --since {stopped_at.isoformat()}", err=True)
+    sys.exit(1 if counts["failed"] or stopped_at is not None else 0)
+
+
+async def _replay(
+    database: Database, loaded: Settings, asked: archive.Asked, dry_run: bool
+) -> tuple[Counter[str], datetime | None]:
+    """What came of it, and how far it got if it was interrupted: a signal lets the transaction under way end."""
+
+    def clock() -> datetime:
+        return datetime.now(UTC)
+
+    stop = asyncio.Event()
+    up.stop_on_signals(stop)
+    counts: Counter[str] = Counter()
+    async with database.read() as connection:
+        total = await archive.count(connection, asked)
+    steps = replay.replay_many(database, asked, ingest.rules_of(loaded), clock, "shell", dry_run=dry_run)
+    columns = (SpinnerColumn(), TextColumn("replaying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("replaying", total=total)
+        reached: datetime | None = None
+        try:
+            async for step in steps:
+                counts.update(step.counts)
+                reached = step.up_to
+                progress.update(task, completed=counts["batches"] + counts["failed"])
+                if stop.is_set():
+                    return counts, reached
+        except StorageUnavailable as error:
+            where = "" if reached is None else f" Go on with --since {reached.isoformat()}"
+            raise StorageUnavailable(f"{error}{where}") from error
+    return counts, None
+
+
 def _demo_environ(environ: dict[str, str], simulator_port: int) -> dict[str, str]:
     """The demonstration's own namespace and database, whatever else is set: it must touch nothing real."""
     kept = {k: v for k, v in environ.items() if not k.startswith(("KAHUNA_", "DATABASE_"))}
@@ -356,6 +433,7 @@ def _started(environ: Any, *, namespaces: bool = False) -> Iterator[Settings]:
     loaded = settings.load(environ)
     if namespaces:
         settings.check_namespaces(loaded)
+        ingest.rules_of(loaded)
     set_up_logging(loaded.log_level, loaded.log_format)
     if loaded.database_url is not None:
         yield loaded

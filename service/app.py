@@ -20,7 +20,7 @@ from service.store import access, migrations, suppressions
 from service.store.database import Connection, Database
 from service.store.spool import Spool
 from service.telemetry import Metrics, logger
-from service.web import admin, health, webhook
+from service.web import admin, archive, health, webhook
 from service.web import suppressions as queries
 from service.web.http import Budget, Service, Telling, on_error, on_http_exception
 
@@ -50,7 +50,7 @@ def build(settings: Settings, clock: Callable[[], datetime] = utc_now) -> Applic
     """The web application of these settings."""
     metrics = Metrics()
     application = Starlette(
-        routes=[*webhook.ROUTES, *queries.ROUTES, *admin.ROUTES, *health.ROUTES],
+        routes=[*webhook.ROUTES, *queries.ROUTES, *admin.ROUTES, *archive.ROUTES, *health.ROUTES],
         middleware=[Middleware(Telling, metrics=metrics)],
         exception_handlers={KahunaSyncError: on_error, HTTPException: on_http_exception},
         lifespan=_lifespan(settings, metrics, clock),

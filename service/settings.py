@@ -94,6 +94,12 @@ class Namespace:
         "An opt-in without a time that can stand: `hold` for review, or `receipt` (trust the time of receipt)",
         "UNTIMED_OPT_IN",
     )
+    extra_reasons: tuple[tuple[str, str], ...] = setting(
+        (),
+        "Words of Kahuna's that its contract does not list, each with our reason for it, such as "
+        "`abuse=complaint,expired=invalid`",
+        "EXTRA_REASONS",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -301,6 +307,8 @@ def _parse(name: str, hint: Any, value: Any) -> Any:
         return _choice(name, typing.get_args(hint), value)
     if hint is Secret:
         return Secret(str(value))
+    if typing.get_origin(hint) is tuple and typing.get_args(hint)[0] is not Secret:
+        return _pairs(name, value)
     if typing.get_origin(hint) is tuple:
         parts = value if isinstance(value, list) else str(value).split(",")
         return tuple(Secret(str(part).strip()) for part in parts if str(part).strip())
@@ -309,6 +317,14 @@ def _parse(name: str, hint: Any, value: Any) -> Any:
     if not isinstance(value, str):
         raise SettingsError(f"{name} must be a text.")
     return hint(value)
+
+
+def _pairs(name: str, value: Any) -> tuple[tuple[str, str], ...]:
+    parts = [part.partition("=") for part in str(value).split(",") if part.strip()]
+    pairs = tuple((word.strip(), meaning.strip()) for word, _, meaning in parts)
+    if not isinstance(value, str) or not all(word and meaning for word, meaning in pairs):
+        raise SettingsError(f"{name} must be word=reason, with commas between several.")
+    return pairs
 
 
 def _choice(name: str, choices: tuple[str, ...], value: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from service.errors import SettingsError
+from service.flows.ingest import rules_of
 from service.settings import (
     VENDOR_BASE_URL,
     Namespace,
@@ -162,6 +163,24 @@ def test_several_keys_are_a_rotation_in_their_order() -> None:
     assert [key.reveal() for key in keys] == ["new", "old", "older"]
 
 
+def test_extra_words_are_pairs_in_their_order(tmp_path: Path) -> None:
+    expected = (("abuse", "complaint"), ("expired", "invalid"))
+    assert only({"EXTRA_REASONS": " abuse = complaint ,expired=invalid,"}).extra_reasons == expected
+    loaded = load(filed(tmp_path, '[namespaces.shop]\nextra_reasons = "abuse=complaint,expired=invalid"'))
+    assert loaded.namespaces[0].extra_reasons == expected
+
+
+def test_each_namespace_has_its_own_words() -> None:
+    shop, club = Namespace(name="shop", extra_reasons=(("abuse", "complaint"),)), Namespace(name="club")
+    words = rules_of(Settings(namespaces=(shop, club))).words
+    assert (words["shop"].get("abuse"), words["club"].get("abuse")) == ("complaint", None)
+
+
+def test_a_word_that_means_no_reason_of_ours_ends_the_start() -> None:
+    with pytest.raises(SettingsError, match="EXTRA_REASONS: abuse cannot mean grumbling"):
+        rules_of(load(KEYS | STAND_IN | {"EXTRA_REASONS": "abuse=grumbling"}))
+
+
 # Refusals.
 
 
@@ -218,6 +237,8 @@ WRONG = {
     "no host": ("KAHUNA_BASE_URL", "https://"),
     "slash": ("KAHUNA_NAMESPACE", "a/b"),
     "blank": ("KAHUNA_NAMESPACE", " "),
+    "no meaning": ("EXTRA_REASONS", f"abuse=complaint,{SECRET}"),
+    "no word": ("EXTRA_REASONS", f"={SECRET}"),
     "no file": ("CONFIG_FILE", f"/nowhere/{SECRET}"),
 }
 
@@ -240,6 +261,7 @@ WRONG_FILES = {
     "a text for a number": (f'port = "{SECRET}"', "PORT"),
     "half a port": ("port = 8700.5", "PORT"),
     "a number for a folder": ("data_dir = 5", "DATA_DIR"),
+    "a table of words": ("[namespaces.shop.extra_reasons]\nabuse = 'complaint'", "EXTRA_REASONS"),
     "no tables": (f'namespaces = "{SECRET}"', "namespaces"),
     "no table": (f'[namespaces]\nshop = "{SECRET}"', "namespaces"),
 }

@@ -208,9 +208,18 @@ def upgrade() -> None:
         sa.Column("entry", sa.LargeBinary(), nullable=False, comment="The entry's bytes, as received"),
         sa.Column("received_at", MOMENT, nullable=False),
         sa.Column("state", WORD, server_default=sa.text("'open'"), nullable=False),
+        sa.Column("decided_by", WORD, nullable=True),
+        sa.Column("decided_at", MOMENT, nullable=True),
+        sa.Column("note", WORD, nullable=True),
         sa.CheckConstraint("state in ('open', 'requeued', 'discarded')", name="quarantine_state"),
         sa.PrimaryKeyConstraint("batch_id", "entry_index"),
         comment="Entries that could not be understood, each with its reason",
+    )
+    op.create_index(
+        "quarantine_received",
+        "quarantine",
+        ["namespace", "state", "received_at", "batch_id", "entry_index"],
+        unique=False,
     )
     op.create_table(
         "reconciliations",

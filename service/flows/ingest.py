@@ -5,7 +5,8 @@ Nothing that is signed and well-formed is lost to a fault of ours: if applying f
 and the sweeper applies it later, with the time of receipt that was stored with it.
 """
 
-from collections.abc import Callable, Collection, Sequence
+import asyncio
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, NamedTuple
@@ -15,7 +16,7 @@ from service.domain.facts import occurred_at
 from service.domain.suppression import DAY, Policy
 from service.errors import StorageBusy, StorageOutdated, StorageUnavailable
 from service.flows.together import Together
-from service.kahuna import webhook
+from service.kahuna import webhook, wire
 from service.settings import Namespace, Settings
 from service.store import batches, outbox, reviews, suppressions
 from service.store.batches import Outcome, Received, Rejected
@@ -30,6 +31,9 @@ SMALL: Final = 200
 SHARED: Final = 64
 """Batches that share one transaction at most."""
 
+SMALL_BODY: Final = 16 * 1024
+"""Bytes up to which an archived body is read on the spot."""
+
 AT_ONCE: Final = 2
 """Shared transactions of one namespace and channel under way: while one waits for the disk, the other computes."""
 
@@ -39,15 +43,18 @@ WAITING: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What decides how entries are taken: the numbers of the verdict, and the namespaces' reviews."""
+    """What decides how entries are taken: the numbers of the verdict, and the namespaces' reviews and words."""
 
     policy: Policy
     namespaces: dict[str, Namespace]
+    words: dict[str, Mapping[str, str]]
 
 
 def rules_of(settings: Settings) -> Rules:
-    """The rules that these settings make."""
-    return Rules(policy_of(settings), {namespace.name: namespace for namespace in settings.namespaces})
+    """The rules that these settings make. SettingsError for a word that cannot mean what they say."""
+    namespaces = {namespace.name: namespace for namespace in settings.namespaces}
+    words = {name: wire.words_with(namespace.extra_reasons) for name, namespace in namespaces.items()}
+    return Rules(policy_of(settings), namespaces, words)
 
 
 def policy_of(settings: Settings) -> Policy:
@@ -81,7 +88,7 @@ class Member(NamedTuple):
     callback: webhook.Callback
 
 
-class _Sorted(NamedTuple):
+class Sorted(NamedTuple):
     """The entries of a batch by what becomes of them."""
 
     facts: list[Entry]
@@ -138,7 +145,7 @@ class Intake:
             taken = [member for member in members if member.batch.id in new]
             if not taken:
                 return [None] * len(members)
-            outcomes = await _apply(connection, taken, self._rules, now)
+            outcomes = await apply(connection, taken, self._rules, now)
             await batches.archive(connection, list(zip((m.batch for m in taken), outcomes, strict=True)), now)
         ingested = {m.batch.id: Ingested(str(m.batch.id), o) for m, o in zip(taken, outcomes, strict=True)}
         return [ingested.get(member.batch.id) for member in members]
@@ -170,8 +177,8 @@ async def apply_recorded(database: Database, rules: Rules, clock: Callable[[], d
             batch = await batches.next_unapplied(connection, clock())
             if batch is None:
                 return False
-            member = Member(batch, webhook.read(batch.body, batch.channel))
-            [outcome] = await _apply(connection, [member], rules, clock())
+            member = await read_again(batch, rules)
+            [outcome] = await apply(connection, [member], rules, clock())
             await batches.finish(connection, batch.id, outcome, clock())
     except Exception as error:  # one bad batch must not keep the others waiting
         if batch is None or _is_away(error):
@@ -188,7 +195,7 @@ async def _record_and_apply(connection: Connection, member: Member, rules: Rules
     batch = member.batch
     known = await batches.claim_digest(connection, batch)
     if known is None:
-        [outcome] = await _apply(connection, [member], rules, now)
+        [outcome] = await apply(connection, [member], rules, now)
         await batches.archive(connection, [(batch, outcome)], now)
         return Ingested(str(batch.id), outcome)
     if known.outcome is not None:
@@ -196,7 +203,7 @@ async def _record_and_apply(connection: Connection, member: Member, rules: Rules
     waiting = await batches.lock_unapplied(connection, known.id)
     if waiting is None:  # applied by the sweeper since we looked
         return await _record_and_apply(connection, member, rules, now)
-    [outcome] = await _apply(connection, [Member(waiting, member.callback)], rules, now)
+    [outcome] = await apply(connection, [Member(waiting, member.callback)], rules, now)
     await batches.finish(connection, known.id, outcome, now)
     return Ingested(str(known.id), outcome)
 
@@ -217,51 +224,75 @@ async def _record_alone(database: Database, batch: Received, clock: Callable[[],
         raise StorageUnavailable("The callback could not be stored; deliver it again.") from error
 
 
-async def _apply(connection: Connection, members: Sequence[Member], rules: Rules, now: datetime) -> list[Outcome]:
+async def read_again(batch: Received, rules: Rules) -> Member:
+    """A stored batch and what it says by the rules of today. A large body does not hold up anybody else."""
+    words = rules.words[batch.namespace]
+    if len(batch.body) <= SMALL_BODY:
+        return Member(batch, webhook.read(batch.body, batch.channel, words))
+    return Member(batch, await asyncio.to_thread(webhook.read, batch.body, batch.channel, words))
+
+
+async def apply(connection: Connection, members: Sequence[Member], rules: Rules, now: datetime) -> list[Outcome]:
     """Facts, causes, corrections, feed, quarantine and reviews of these batches, all of one namespace and channel, in
     the caller's transaction."""
+    namespace = rules.namespaces[members[0].batch.namespace]
+    found = [await sort_apart(member, place, namespace) for place, member in enumerate(members)]
+    fresh = await take(connection, members, found, rules, now)
+    many = sum(len(member.callback.values) for member in members)
+    await batches.quarantine_entries(connection, await aside(many, _rejected, members, found))
+    outcomes = zip(members, found, fresh, strict=True)
+    return await aside(many, lambda: [_outcome(member, one, new) for member, one, new in outcomes])
+
+
+async def take(
+    connection: Connection, members: Sequence[Member], found: Sequence[Sorted], rules: Rules, now: datetime
+) -> list[int]:
+    """What follows from the entries that were understood, each batch's at its place; tells how many of each were new,
+    facts and opt-ins that wait."""
     shared = members[0].batch
     namespace = rules.namespaces[shared.namespace]
     many = sum(len(member.callback.values) for member in members)
-    found = await aside(many, lambda: [_sorted(member, place, namespace) for place, member in enumerate(members)])
     held = await _held(connection, shared.channel, [e for one in found for e in one.opt_ins], namespace)
     rows = await aside(many, _rows, found, held)
     ids = tuple(member.batch.id for member in members)
     provenance = Provenance(shared.namespace, shared.channel, "kahuna", shared.origin, now, ids)
     new = await suppressions.apply(connection, rows, provenance, rules.policy)
-    await batches.quarantine_entries(connection, await aside(many, _rejected, members, found))
-    outcomes = []
+    fresh = []
     for place, (member, one) in enumerate(zip(members, found, strict=True)):
         waits = one.untimed + [review for key, review in held.items() if key[0] == place]
-        fresh = new.get(member.batch.id, 0) + await reviews.hold(connection, member.batch, waits)
-        outcomes.append(await aside(many, _outcome, member, one, fresh))
+        fresh.append(new.get(member.batch.id, 0) + await reviews.hold(connection, member.batch, waits))
     scope = outbox.Scope(shared.namespace, shared.channel, now, rules.policy)
     await outbox.owe(connection, scope, await aside(many, lambda: {entry.address for entry in rows}))
-    return outcomes
+    return fresh
 
 
-def _rows(found: Sequence[_Sorted], held: Collection[tuple[int, int | None]]) -> list[Entry]:
+def _rows(found: Sequence[Sorted], held: Collection[tuple[int, int | None]]) -> list[Entry]:
     """What is stored of these batches: facts, and opt-ins that wait."""
     rows = [entry for one in found for entry in one.facts]
     return rows + [e._replace(awaits=(e.batch, e.entry_index) in held) for one in found for e in one.opt_ins]
 
 
-def _rejected(members: Sequence[Member], found: Sequence[_Sorted]) -> list[tuple[Received, Rejected]]:
+def _rejected(members: Sequence[Member], found: Sequence[Sorted]) -> list[tuple[Received, Rejected]]:
     """What goes to quarantine, with the bytes of each entry."""
     parts = ((member.batch, one.rejected) for member, one in zip(members, found, strict=True))
     return [(batch, rejected) for batch, errors in parts for rejected in _with_bytes(batch, errors)]
 
 
-def _outcome(member: Member, found: _Sorted, new: int) -> Outcome:
+def _outcome(member: Member, found: Sorted, new: int) -> Outcome:
     rejected = len(found.rejected)
     errors = [{"index": index, "error": error} for index, error in sorted(found.rejected.items())]
     return Outcome(new, len(member.callback.entries) - new - rejected, rejected, errors)
 
 
-def _sorted(member: Member, place: int, namespace: Namespace) -> _Sorted:
+async def sort_apart(member: Member, place: int, namespace: Namespace) -> Sorted:
+    """The entries of a batch by what becomes of them. Sorting many must not hold up the other callbacks."""
+    return await aside(len(member.callback.values), _sorted, member, place, namespace)
+
+
+def _sorted(member: Member, place: int, namespace: Namespace) -> Sorted:
     channel = member.batch.channel
     received_at = int(member.batch.received_at.timestamp())
-    found = _Sorted([], [], [], {})
+    found = Sorted([], [], [], {})
     for entry in member.callback.entries:
         if entry.fault is not None or entry.address is None or entry.reason is None or entry.action is None:
             found.rejected[entry.index] = entry.fault or "missing-address"
@@ -288,15 +319,17 @@ async def _held(
     connection: Connection, channel: Channel, opt_ins: Sequence[Entry], namespace: Namespace
 ) -> dict[tuple[int, int | None], Held]:
     """Those opt-ins that a person must see first, or has seen and not approved: by batch and index."""
-    if namespace.opt_in_review == "off" or not opt_ins:
+    if not opt_ins:
         return {}
     if namespace.opt_in_review == "all":
         return {(entry.batch, entry.entry_index): _as_held(entry, "all") for entry in opt_ins}
     addresses = {entry.address for entry in opt_ins}
-    # A stop of ours that is being written right now counts: it is waited for.
-    await suppressions.make_homes(connection, namespace.name, channel, addresses)
-    await suppressions.lock(connection, namespace.name, channel, addresses)
-    stops = await suppressions.local_stops(connection, namespace.name, channel, addresses)
+    stops: dict[str, int] = {}
+    if namespace.opt_in_review == "local":
+        # A stop of ours that is being written right now counts: it is waited for.
+        await suppressions.make_homes(connection, namespace.name, channel, addresses)
+        await suppressions.lock(connection, namespace.name, channel, addresses)
+        stops = await suppressions.local_stops(connection, namespace.name, channel, addresses)
     seen = await reviews.not_approved(connection, namespace.name, channel, addresses)
     late = [
         e for e in opt_ins if e.occurred_at > stops.get(e.address, e.occurred_at) or (e.address, e.occurred_at) in seen

@@ -19,7 +19,7 @@ import msgspec
 from service.domain.addresses import Channel
 from service.domain.facts import Action
 from service.kahuna.salvage import MAX_DEPTH, MAX_DIGITS, SURROGATE, NotAnArray, NotJson, salvage
-from service.kahuna.wire import reason_of
+from service.kahuna.wire import EMAIL_WORDS
 from service.settings import Secret
 
 __all__ = ["Callback", "Entry", "NotAnArray", "NotJson", "raw_entries", "read", "sign", "verify"]
@@ -43,11 +43,13 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True)
 class Callback:
-    """A body that was read once: first for its signature, then, if that is right, for its entries."""
+    """A body that was read once: first for its signature, then, if that is right, for its entries. `words` are what an
+    e-mail entry may say, with our reason for each."""
 
     channel: Channel
     values: Sequence[object] = field(repr=False)
     undecodable: Collection[int] = ()
+    words: Mapping[str, str] = field(default_factory=lambda: EMAIL_WORDS, repr=False)
 
     @cached_property
     def signed_values(self) -> list[str]:
@@ -58,14 +60,14 @@ class Callback:
     @cached_property
     def entries(self) -> list[Entry]:
         """Every entry in the body's order. Made only when asked, so that a forged body costs no more than its parse."""
-        key, claim = _KEYS[self.channel], _CLAIMS[self.channel]
+        key, claim, words = _KEYS[self.channel], _CLAIMS[self.channel], self.words
         return [
-            _undecodable(index, value, key) if index in self.undecodable else _entry(index, value, key, claim)
+            _undecodable(index, value, key) if index in self.undecodable else _entry(index, value, key, claim, words)
             for index, value in enumerate(self.values)
         ]
 
 
-def read(body: bytes, channel: Channel) -> Callback:
+def read(body: bytes, channel: Channel, words: Mapping[str, str] = EMAIL_WORDS) -> Callback:
     """The callback in this body. NotJson or NotAnArray if there is none."""
     body = body.removeprefix(_BOM)
     try:
@@ -73,10 +75,10 @@ def read(body: bytes, channel: Channel) -> Callback:
     except (ValueError, RecursionError):
         salvaged = salvage(_text(body))
         bad = frozenset(index for index, entry in enumerate(salvaged) if entry.fault)
-        return Callback(channel, [entry.value for entry in salvaged], bad)
+        return Callback(channel, [entry.value for entry in salvaged], bad, words)
     if not isinstance(values, list):
         raise NotAnArray
-    return Callback(channel, values, _too_deep(body, values))
+    return Callback(channel, values, _too_deep(body, values), words)
 
 
 def raw_entries(body: bytes, indexes: Collection[int]) -> dict[int, bytes]:
@@ -164,15 +166,15 @@ def _text_at(value: object, key: str) -> str | None:
     return text if isinstance(text, str) else None
 
 
-_Claim: TypeAlias = Callable[[Mapping[str, Any]], tuple[str | None, Action]]
+_Claim: TypeAlias = Callable[[Mapping[str, Any], Mapping[str, str]], tuple[str | None, Action]]
 
 
-def _email_claim(value: Mapping[str, Any]) -> tuple[str | None, Action]:
+def _email_claim(value: Mapping[str, Any], words: Mapping[str, str]) -> tuple[str | None, Action]:
     word = value.get("reason")
-    return reason_of(word) if isinstance(word, str) else None, "suppress"
+    return words.get(word) if isinstance(word, str) else None, "suppress"
 
 
-def _sms_claim(value: Mapping[str, Any]) -> tuple[str | None, Action]:
+def _sms_claim(value: Mapping[str, Any], _words: Mapping[str, str]) -> tuple[str | None, Action]:
     # Only the documented form permits anything. Whatever else is there, the person is left alone.
     return "do_not_call", "clear" if value.get("opt-in") is True else "suppress"
 
@@ -181,13 +183,13 @@ _KEYS: Final[Mapping[Channel, str]] = MappingProxyType({"email": "email", "sms":
 _CLAIMS: Final[Mapping[Channel, _Claim]] = MappingProxyType({"email": _email_claim, "sms": _sms_claim})
 
 
-def _entry(index: int, value: object, key: str, claim: _Claim) -> Entry:
+def _entry(index: int, value: object, key: str, claim: _Claim, words: Mapping[str, str]) -> Entry:
     if not isinstance(value, dict):
         return Entry(index, fault="not-an-object")
     address = value.get(key)
     if not isinstance(address, str):
         return Entry(index, fault="missing-address")
-    reason, action = claim(value)
+    reason, action = claim(value, words)
     if reason is None:
         return Entry(index, address, fault="unknown-reason")
     try:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
 import msgspec
 
+from service.errors import SettingsError
 from service.kahuna.errors import UnreadableAnswer
 
 MAX_ENTRIES: Final = 100_000
@@ -33,9 +34,21 @@ _WORDS_OUT: Final[Mapping[str, str]] = MappingProxyType(
 )
 
 
-def reason_of(word: str) -> str | None:
-    """Our reason for the vendor's word; None for a word that the table does not know."""
-    return EMAIL_WORDS.get(word)
+def words_with(extra: Iterable[tuple[str, str]]) -> Mapping[str, str]:
+    """The table of e-mail words, and those that a deployment has met beside them.
+
+    SettingsError for a word that has a meaning already, and for a reason that Kahuna has no word for: `manual` is ours
+    alone.
+    """
+    words = dict(EMAIL_WORDS)
+    for word, reason in extra:
+        if word in words:
+            raise SettingsError(f"EXTRA_REASONS: {word} means {words[word]} already; take it out.")
+        if reason not in EMAIL_WORDS.values():
+            known = ", ".join(EMAIL_WORDS.values())
+            raise SettingsError(f"EXTRA_REASONS: {word} cannot mean {reason}; choose one of {known}.")
+        words[word] = reason
+    return MappingProxyType(words)
 
 
 def word_of(reason: str) -> str:

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.domain.addresses import Channel
 from service.domain.facts import Origin
-from service.store.tables import batches, digests, quarantine
+from service.store.tables import batches, digests
 
 
 class Received(NamedTuple):
@@ -163,12 +163,6 @@ async def quarantine_entries(connection: AsyncConnection, rejected: Sequence[tup
             "entry": [entry.entry for _, entry in part],
         }
         await connection.execute(_QUARANTINE, values)
-
-
-async def quarantined(connection: AsyncConnection, namespace: str, limit: int) -> Sequence[Any]:
-    """The newest open entries of the quarantine."""
-    query = select(quarantine).where(quarantine.c.namespace == namespace, quarantine.c.state == "open")
-    return (await connection.execute(query.order_by(quarantine.c.received_at.desc()).limit(limit))).all()
 
 
 async def unapplied_count(connection: AsyncConnection) -> int:

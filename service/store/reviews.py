@@ -85,6 +85,16 @@ async def not_approved(
     return {(row.address, row.occurred_at) for row in await connection.execute(query)}
 
 
+async def seen(
+    connection: AsyncConnection, namespace: str, channel: Channel, addresses: Iterable[str]
+) -> set[tuple[str, int | None]]:
+    """Every opt-in of these addresses that waits or was decided, each with its time: None if it came without one."""
+    table = reviews.c
+    mine = (among(table.address, addresses), table.channel == channel, table.namespace == namespace)
+    rows = await connection.execute(select(table.address, table.occurred_at).where(*mine))
+    return {(row.address, row.occurred_at) for row in rows}
+
+
 async def by_state(connection: AsyncConnection, namespace: str, state: str, limit: int) -> Sequence[RowMapping]:
     """The reviews in this state, oldest first."""
     query = select(reviews).where(reviews.c.namespace == namespace, reviews.c.state == state)

@@ -295,6 +295,20 @@ async def facts_of(connection: AsyncConnection, namespace: str, channel: Channel
     ]
 
 
+async def opt_ins_told(
+    connection: AsyncConnection, namespace: str, channel: Channel, addresses: Iterable[str]
+) -> set[tuple[str, int]]:
+    """Every opt-in of these addresses that Kahuna told us and that is a fact, each with its time."""
+    query = select(facts.c.address, facts.c.occurred_at).where(
+        among(facts.c.address, addresses),
+        facts.c.channel == channel,
+        facts.c.namespace == namespace,
+        facts.c.action == "clear",
+        facts.c.source == "kahuna",
+    )
+    return {(row.address, row.occurred_at) for row in await connection.execute(query)}
+
+
 async def local_stops(
     connection: AsyncConnection, namespace: str, channel: Channel, addresses: Iterable[str]
 ) -> dict[str, int]:

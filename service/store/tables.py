@@ -162,7 +162,11 @@ quarantine = Table(
     Column("entry", LargeBinary, nullable=False, comment="The entry's bytes, as received"),
     moment("received_at"),
     word("state", default="open"),
+    word("decided_by", nullable=True),
+    moment("decided_at", nullable=True),
+    word("note", nullable=True),
     CheckConstraint("state in ('open', 'requeued', 'discarded')", name="quarantine_state"),
+    Index("quarantine_received", "namespace", "state", "received_at", "batch_id", "entry_index"),
     comment="Entries that could not be understood, each with its reason",
 )
 

@@ -6,7 +6,7 @@ import hmac
 import random
 import uuid
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import partial
 from typing import Final
@@ -102,7 +102,8 @@ async def _receive(request: Request, channel: Channel) -> tuple[Response, str]:
             # However small it is: what comes out of it may be as large as the limit.
             body = await asyncio.to_thread(_decompressed, body, settings.body_limit_bytes)
             take(len(body))
-        callback = await _read_apart(service, partial(_verified, body, channel, signature, namespace), len(body))
+        words = service.rules.words[namespace.name]
+        callback = await _read_apart(service, partial(_verified, body, channel, signature, namespace, words), len(body))
         batch = _batch(request, service, namespace, channel, body)
         ingested = await service.door.ingest(batch, callback)
     finally:
@@ -154,9 +155,11 @@ async def _read_apart(service: Service, read: Callable[[], Callback], size: int)
         return await asyncio.to_thread(read)
 
 
-def _verified(body: bytes, channel: Channel, signature: str, namespace: Namespace) -> Callback:
+def _verified(
+    body: bytes, channel: Channel, signature: str, namespace: Namespace, words: Mapping[str, str]
+) -> Callback:
     try:
-        callback = webhook.read(body, channel)
+        callback = webhook.read(body, channel, words)
     except webhook.NotAnArray:
         raise BadRequest("The body is JSON, but not an array of entries.", "not-an-array") from None
     except webhook.NotJson:

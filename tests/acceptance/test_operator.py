@@ -61,3 +61,21 @@ def test_a_reconciliation_from_the_shell(alone: Voice, single: Deployment) -> No
     done = single.service.run("reconcile", "--channel", "email", "--source", "ledger", seconds=90)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_word_that_is_new_to_us_comes_in_by_a_replay_from_the_shell(alone: Voice, single: Deployment) -> None:
+    """design 2.2, 2.3, 3: `replay`; an unknown word goes to quarantine, and comes in once it is known."""
+    address = an_email("grumbling")
+    entry = told(address, ago(60), "grumbled")
+    first = alone.callback("email", [entry])
+    assert first["rejected"] == 1
+    place = f"/v1/admin/quarantine/{first['batch_id']}/0"
+    assert alone.call("GET", place).json()["state"] == "open"
+    for _ in range(2):
+        done = single.service.run("replay", "--channel", "email", EXTRA_REASONS="grumbled=complaint")
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert alone.suppressed("email", address)
+    assert alone.call("GET", place).json()["state"] == "requeued"
+    batch = alone.call("GET", f"/v1/admin/batches/{first['batch_id']}").json()
+    assert (batch["accepted"], batch["duplicates"], batch["rejected"]) == (1, 0, 0)
+    assert batch["body"] == json.dumps([entry])

@@ -95,7 +95,7 @@ class World:
         batch = Received(
             uuid.uuid4(), namespace, channel, "kahuna_webhook", self.clock(), {}, body, sha256(body).digest()
         )
-        return await self.intake.ingest(batch, webhook.read(body, channel))
+        return await self.intake.ingest(batch, webhook.read(body, channel, self.rules.words[namespace]))
 
     async def stop(self, channel: Channel, address: str, reason: str, at: int | None = None) -> None:
         """A stop of ours."""

@@ -116,3 +116,14 @@ async def test_none_waits_if_so_set(world: World) -> None:
     await world.callback("sms", start(None))
     assert not await suppressed(world, "sms", NUMBER)
     assert not await waiting(world)
+
+
+async def test_a_refusal_stands_when_reviews_are_switched_off(world: World) -> None:
+    now = world.clock.seconds
+    await world.stop("sms", NUMBER, "do_not_call", at=now - 100)
+    await world.callback("sms", start(now - 50))
+    await decide(world, "refused")
+    world.rule_by(reviewing(world.settings, opt_in_review="off"))
+    again = await world.callback("sms", [*start(now - 50), {"number": "15550100009", "timestamp": now}])
+    assert counts(again.outcome) == (1, 1, 0)
+    assert await suppressed(world, "sms", NUMBER)

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from service.domain.addresses import Channel
 from service.kahuna.salvage import MAX_DEPTH
 from service.kahuna.webhook import Entry, NotAnArray, NotJson, raw_entries, read, sign, verify
+from service.kahuna.wire import words_with
 from service.settings import Secret
 
 KEY = Secret("demo-api-key")
@@ -126,6 +127,15 @@ def test_an_email_entry_is_a_stop_in_our_words(word: str, reason: str) -> None:
 def test_an_unknown_reason_is_a_fault(word: object) -> None:
     found = only({"reason": word, "email": "ann@example.com"}, "email")
     assert found == Entry(0, "ann@example.com", fault="unknown-reason")
+
+
+@pytest.mark.parametrize(
+    "body", [b'[{"reason":"abuse","email":"a@b.c"}]', b'[{"reason":"abuse","email":"a@b.c"}, 1e400]']
+)
+def test_a_word_beside_the_contract_s_is_read_with_its_meaning(body: bytes) -> None:
+    words = words_with([("abuse", "complaint")])
+    assert read(body, "email", words).entries[0] == Entry(0, "a@b.c", "complaint", "suppress")
+    assert read(body, "email").entries[0] == Entry(0, "a@b.c", fault="unknown-reason")
 
 
 def test_a_missing_reason_is_a_fault() -> None:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.domain.facts import EMAIL_REASONS
+from service.errors import SettingsError
 from service.kahuna.errors import UnreadableAnswer
 from service.kahuna.wire import (
     EMAIL_WORDS,
@@ -20,8 +21,8 @@ from service.kahuna.wire import (
     culprits,
     cut,
     read_sync_answer,
-    reason_of,
     word_of,
+    words_with,
 )
 
 EMAILS = st.builds(EmailSyncEntry, st.sampled_from(sorted(EMAIL_WORDS)), st.text("ab@.é\\", max_size=9), st.none())
@@ -42,9 +43,7 @@ def test_the_words_are_those_of_the_contract() -> None:
 
 @pytest.mark.parametrize("word", sorted(EMAIL_WORDS))
 def test_a_word_comes_back_from_its_reason(word: str) -> None:
-    reason = reason_of(word)
-    assert reason is not None
-    assert word_of(reason) == word
+    assert word_of(EMAIL_WORDS[word]) == word
 
 
 @pytest.mark.parametrize("reason", EMAIL_REASONS)
@@ -56,9 +55,26 @@ def test_a_decision_of_ours_goes_out_as_an_unsubscribe() -> None:
     assert word_of("manual") == "unsub"
 
 
-@pytest.mark.parametrize("word", ["", "UNSUB", "unsubscribe", "complaint"])
-def test_an_unknown_word_has_no_reason(word: str) -> None:
-    assert reason_of(word) is None
+def test_a_deployment_may_know_more_words() -> None:
+    words = words_with([("abuse", "complaint"), ("UNSUB", "unsubscribe")])
+    assert dict(words) == dict(EMAIL_WORDS) | {"abuse": "complaint", "UNSUB": "unsubscribe"}
+    assert words_with(()) == EMAIL_WORDS
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        [("spam", "unsubscribe")],
+        [("spam", "complaint")],
+        [("abuse", "complaint"), ("abuse", "blocked")],
+        [("abuse", "abuse")],
+        [("abuse", "manual")],
+        [("abuse", "do_not_call")],
+    ],
+)
+def test_a_word_that_cannot_mean_that_is_refused_by_name(pairs: list[tuple[str, str]]) -> None:
+    with pytest.raises(SettingsError, match=f"EXTRA_REASONS: {pairs[-1][0]}"):
+        words_with(pairs)
 
 
 # Entries.

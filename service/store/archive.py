@@ -1,0 +1,132 @@
+"""Owns reading the archive again: its list, one batch as received, and the batches that a replay takes up.
+
+Whoever changes what a batch or its entries in the quarantine say of themselves holds the lock of the batch's row.
+"""
+
+import uuid
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+import zstandard
+from sqlalchemy import ColumnElement, DateTime, Uuid, func, literal, select, tuple_, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.domain.addresses import Channel
+from service.store.batches import Outcome, Received
+from service.store.database import among
+from service.store.tables import batches
+
+
+class Asked(NamedTuple):
+    """Which batches are meant, by their receipt: from `since`, before `until`; None means any."""
+
+    namespace: str
+    channel: Channel | None = None
+    state: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+class Key(NamedTuple):
+    """One batch among those that are meant: enough to decide what to take up together. `size` is in bytes."""
+
+    id: uuid.UUID
+    received_at: datetime
+    channel: Channel
+    size: int
+
+
+class Archived(NamedTuple):
+    """A batch as received, and what came of it: None while it is only recorded."""
+
+    batch: Received
+    outcome: Outcome | None
+
+
+_LISTED: Final = [column for column in batches.c if column.name != "body"]
+
+
+async def listed(
+    connection: AsyncConnection, asked: Asked, before: tuple[datetime, uuid.UUID] | None, limit: int
+) -> Sequence[Any]:
+    """The newest of these batches without their bodies; `before` is where an earlier page ended."""
+    query = select(*_LISTED).where(*_meant(asked))
+    if before is not None:
+        query = query.where(_place() < _at(*before))
+    newest = query.order_by(batches.c.received_at.desc(), batches.c.id.desc()).limit(limit)
+    return (await connection.execute(newest)).all()
+
+
+async def one(connection: AsyncConnection, batch_id: uuid.UUID) -> tuple[Any, bytes] | None:
+    """The row of a batch, and its body as received."""
+    row = (await connection.execute(select(batches).where(batches.c.id == batch_id))).first()
+    return None if row is None else (row, _body(row))
+
+
+async def count(connection: AsyncConnection, asked: Asked) -> int:
+    """How many batches are meant."""
+    query = select(func.count()).select_from(batches).where(*_meant(asked))
+    return (await connection.execute(query)).scalar_one()
+
+
+async def keys_after(
+    connection: AsyncConnection, asked: Asked, after: tuple[datetime, uuid.UUID] | None, limit: int
+) -> list[Key]:
+    """The next of these batches in the order of their receipt; `after` is where an earlier page ended."""
+    columns = (batches.c.id, batches.c.received_at, batches.c.channel, batches.c.body_bytes)
+    query = select(*columns).where(*_meant(asked))
+    if after is not None:
+        query = query.where(_place() > _at(*after))
+    rows = await connection.execute(query.order_by(batches.c.received_at, batches.c.id).limit(limit))
+    return [Key(row.id, row.received_at, row.channel, row.body_bytes) for row in rows]
+
+
+async def locked(connection: AsyncConnection, ids: Iterable[uuid.UUID]) -> list[Archived]:
+    """These batches, locked in the order of their ids, told in that of their receipt. Waits for whoever has one."""
+    rows = await connection.execute(
+        select(batches).where(among(batches.c.id, ids)).order_by(batches.c.id).with_for_update()
+    )
+    found = [
+        Archived(
+            Received(row.id, row.namespace, row.channel, row.origin, row.received_at, row.headers, _body(row), b""),
+            Outcome(row.accepted, row.duplicates, row.rejected, row.errors) if row.state == "applied" else None,
+        )
+        for row in rows
+    ]
+    return sorted(found, key=lambda archived: (archived.batch.received_at, archived.batch.id))
+
+
+async def hold(connection: AsyncConnection, batch_id: uuid.UUID) -> None:
+    """Locks the row of a batch, if it is still there."""
+    await connection.execute(select(batches.c.id).where(batches.c.id == batch_id).with_for_update())
+
+
+async def restate(connection: AsyncConnection, batch_id: uuid.UUID, outcome: Outcome) -> None:
+    """Writes down what an applied batch says of itself from now on. When it was first applied stands."""
+    await connection.execute(update(batches).where(batches.c.id == batch_id).values(outcome._asdict()))
+
+
+def _meant(asked: Asked) -> list[ColumnElement[bool]]:
+    conditions = [batches.c.namespace == asked.namespace]
+    if asked.channel is not None:
+        conditions.append(batches.c.channel == asked.channel)
+    if asked.state is not None:
+        conditions.append(batches.c.state == asked.state)
+    if asked.since is not None:
+        conditions.append(batches.c.received_at >= asked.since)
+    if asked.until is not None:
+        conditions.append(batches.c.received_at < asked.until)
+    return conditions
+
+
+def _place() -> ColumnElement[Any]:
+    return tuple_(batches.c.received_at, batches.c.id)
+
+
+def _at(received_at: datetime, batch_id: uuid.UUID) -> ColumnElement[Any]:
+    return tuple_(literal(received_at, DateTime(timezone=True)), literal(batch_id, Uuid))
+
+
+def _body(row: Any) -> bytes:
+    return zstandard.decompress(row.body, max_output_size=row.body_bytes)
