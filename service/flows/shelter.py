@@ -12,7 +12,7 @@ from typing import Final
 from uuid import UUID
 
 from service.errors import KahunaSyncError, StorageUnavailable
-from service.flows.ingest import SHARED, WAITING, Ingested, Intake, Rules
+from service.flows.ingest import SHARED, WAITING, Ingested, Intake, Rules, read_again
 from service.flows.together import Together
 from service.flows.weather import Weather
 from service.kahuna import webhook
@@ -134,8 +134,8 @@ class Shelter:
         if batch.namespace not in self._rules.namespaces:
             self._strand(name, batch.namespace)
             return False
-        callback = await asyncio.to_thread(webhook.read, batch.body, batch.channel)
-        await self.weather.trusting(lambda: self._intake.ingest_alone(batch, callback))
+        member = await read_again(batch, self._rules)
+        await self.weather.trusting(lambda: self._intake.ingest_alone(member.batch, member.callback))
         await asyncio.to_thread(self.spool.remove, name)
         return True
 

@@ -408,3 +408,17 @@ async def test_a_stop_does_not_wait_for_the_database(world: World, relay: Relay,
     async with application.router.lifespan_context(application):
         await asyncio.sleep(0.05)
     assert len(Spool(tmp_path, BLOCK).look().batches) == 1
+
+
+async def test_what_was_spooled_is_read_by_the_words_of_this_deployment(
+    world: World, relay: Relay, tmp_path: Path
+) -> None:
+    taught = tuple(replace(one, extra_reasons=(("abuse", "complaint"),)) for one in world.settings.namespaces)
+    settings = replace(world.settings, namespaces=taught)
+    async with housed(world, relay, tmp_path / "spool", settings=settings) as house:
+        relay.cut()
+        assert (
+            await house.callback([{"reason": "abuse", "email": "a@example.com", "timestamp": 1}])
+        ).state == "spooled"
+        await house.drained()
+    assert [row.reason for row in await world.query("select reason from facts")] == ["complaint"]
