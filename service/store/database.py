@@ -29,6 +29,9 @@ SEPARATOR: Final = "\x1f"
 MANY: Final = 1000
 """Rows up to which work on them is done on the spot."""
 
+# For this transaction alone, so that a pooler's next one is not meant.
+_PLAN_ANEW: Final = text("set local plan_cache_mode = force_custom_plan")
+
 CONFLICT_STATES: Final = frozenset({"40001", "40P01", "55P03", "23505"})
 """Serialisation failure, deadlock, lock not available, and a unique key that another took meanwhile (all our inserts
 expect that, but for those of the outbox): the same work, tried again, goes through."""
@@ -229,6 +232,13 @@ def among(column: ColumnElement[Any], values: Iterable[Any]) -> ColumnElement[bo
     if isinstance(column.type, Text):
         return column == any_(func.string_to_array(SEPARATOR.join(values), SEPARATOR))
     return column == any_(literal(list(values), ARRAY(column.type)))
+
+
+async def plan_anew(connection: AsyncConnection, size: int) -> None:
+    """Before statements about so many rows: they are planned for the tables as they are now. A plan that was kept from
+    when the tables were tiny reads them whole, once for each row: minutes, for a large batch on a young list."""
+    if size > MANY:
+        await connection.execute(_PLAN_ANEW)
 
 
 async def aside(size: int, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:

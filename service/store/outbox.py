@@ -29,7 +29,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.domain.addresses import Channel
 from service.domain.corrections import Correction, Marks, Slot, owed, sayable, slots_of
 from service.domain.suppression import Cause, Policy
-from service.store.database import SEPARATOR, among
+from service.store.database import SEPARATOR, among, plan_anew
 from service.store.suppressions import HOME, lock
 from service.store.tables import circuits, corrections, suppressions
 
@@ -296,6 +296,7 @@ async def open_circuits(connection: AsyncConnection) -> dict[tuple[str, Channel]
 
 
 async def _at_odds_among(connection: AsyncConnection, scope: Scope, addresses: Collection[str]) -> list[str]:
+    await plan_anew(connection, len(addresses))
     values = {"namespace": scope.namespace, "channel": scope.channel, "separator": SEPARATOR}
     joined = SEPARATOR.join(addresses)
     return list((await connection.execute(_AT_ODDS_AMONG, values | {"addresses": joined})).scalars())

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.domain.addresses import Channel
 from service.domain.facts import Action, Fact, Origin, Source
 from service.domain.suppression import Cause, Policy
-from service.store.database import SEPARATOR, among, aside
+from service.store.database import SEPARATOR, among, aside, plan_anew
 from service.store.tables import facts, suppressions
 
 
@@ -228,6 +228,7 @@ async def apply(
     of an audit row). One statement."""
     if not entries:
         return {}
+    await plan_anew(connection, len(entries))
     columns = await aside(len(entries), _columns, entries)
     values = columns | provenance._asdict() | {"separator": SEPARATOR, "kept": policy.soft_bounces_kept}
     new = await connection.execute(_APPLY, values)
@@ -249,8 +250,10 @@ def _columns(entries: Sequence[Entry]) -> dict[str, str]:
 
 async def lock(connection: AsyncConnection, namespace: str, channel: Channel, addresses: Iterable[str]) -> None:
     """Locks every row of these addresses, in the order of the keys."""
+    given = list(addresses)
+    await plan_anew(connection, len(given))
     table = suppressions.c
-    mine = (among(table.address, addresses), table.channel == channel, table.namespace == namespace)
+    mine = (among(table.address, given), table.channel == channel, table.namespace == namespace)
     query = select(table.reason).where(*mine).order_by(table.address, table.reason).with_for_update()
     await connection.execute(query)
 
@@ -258,8 +261,10 @@ async def lock(connection: AsyncConnection, namespace: str, channel: Channel, ad
 async def make_homes(connection: AsyncConnection, namespace: str, channel: Channel, addresses: Iterable[str]) -> None:
     """Sees to it that every one of these numbers has the row that whoever changes it must lock. Waits for one that is
     being made right now."""
+    given = sorted(addresses)
+    await plan_anew(connection, len(given))
     values = {"namespace": namespace, "channel": channel, "separator": SEPARATOR}
-    await connection.execute(_HOMES, values | {"addresses": SEPARATOR.join(sorted(addresses))})
+    await connection.execute(_HOMES, values | {"addresses": SEPARATOR.join(given)})
 
 
 async def causes_of(connection: AsyncConnection, namespace: str, channel: Channel, address: str) -> list[CauseRow]:

@@ -5,12 +5,14 @@ import uuid
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import text
 
 from service.domain.facts import Action, Fact, Source, reasons_of
 from service.domain.suppression import DAY, Policy, fold
-from service.store import suppressions
+from service.store import outbox, suppressions
 from service.store.database import Connection, Database
 from service.store.suppressions import Entry, Provenance
 
@@ -93,3 +95,23 @@ async def test_every_reason_of_both_channels_can_be_stored(database: Database) -
             assert await suppressions.apply(connection, entries, provenance, POLICY) == {None: len(reasons)}
             rows = await suppressions.causes_of(connection, "default", channel, address)  # type: ignore[arg-type]
             assert {row.cause.reason for row in rows} == set(reasons)
+
+
+@pytest.mark.parametrize(("many", "mode"), [(1000, "auto"), (1001, "force_custom_plan")])
+async def test_statements_about_many_are_planned_for_the_tables_as_they_are(
+    database: Database, many: int, mode: str
+) -> None:
+    """Else a plan from when the list was tiny reads all of it once for each address of a large batch."""
+    entries = [Entry(f"{n}@example.com", f"{n}@example.com", "manual", "suppress", 1) for n in range(many)]
+    provenance = Provenance("default", "email", "local", "api", NOW, audit_id=uuid.uuid4())
+    scope = outbox.Scope("default", "email", NOW, POLICY)
+    for work in (
+        lambda c: suppressions.apply(c, entries, provenance, POLICY),
+        lambda c: suppressions.lock(c, "default", "email", [entry.address for entry in entries]),
+        lambda c: outbox.owe(c, scope, {entry.address for entry in entries}),
+    ):
+        async with database.begin() as connection:
+            await work(connection)
+            assert (await connection.execute(text("show plan_cache_mode"))).scalar_one() == mode
+    async with database.begin() as connection:
+        assert (await connection.execute(text("show plan_cache_mode"))).scalar_one() == "auto"
