@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from service.domain.addresses import Channel, ImpossibleAddress, normalise
 from service.domain.facts import occurred_at
@@ -79,7 +79,7 @@ class Member(NamedTuple):
     callback: webhook.Callback
 
 
-class _Sorted(NamedTuple):
+class Sorted(NamedTuple):
     """The entries of a batch by what becomes of them."""
 
     facts: list[Entry]
@@ -224,29 +224,30 @@ async def _apply(connection: Connection, members: Sequence[Member], rules: Rules
     for place, (member, one) in enumerate(zip(members, found, strict=True)):
         waits = one.untimed + [review for key, review in held.items() if key[0] == place]
         fresh = new.get(member.batch.id, 0) + await reviews.hold(connection, member.batch, waits)
-        outcomes.append(_outcome(member, one, fresh))
+        outcomes.append(_outcome(member, one, fresh, tuple(sorted(review.entry_index for review in waits))))
     scope = outbox.Scope(shared.namespace, shared.channel, now, rules.policy)
     await outbox.owe(connection, scope, {e.address for e in rows})
     return outcomes
 
 
-def _outcome(member: Member, found: _Sorted, new: int) -> Outcome:
+def _outcome(member: Member, found: Sorted, new: int, held: tuple[int, ...]) -> Outcome:
     rejected = len(found.rejected)
     errors = [{"index": index, "error": error} for index, error in sorted(found.rejected.items())]
-    return Outcome(new, len(member.callback.entries) - new - rejected, rejected, errors)
+    return Outcome(new, len(member.callback.entries) - new - rejected, rejected, errors, held)
 
 
-async def _sorted_apart(member: Member, place: int, namespace: Namespace) -> _Sorted:
+async def _sorted_apart(member: Member, place: int, namespace: Namespace) -> Sorted:
     """Sorting many entries must not hold up the other callbacks."""
     if len(member.callback.values) <= MANY:
-        return _sorted(member, place, namespace)
-    return await asyncio.to_thread(_sorted, member, place, namespace)
+        return sort(member, place, namespace.untimed_opt_in)
+    return await asyncio.to_thread(sort, member, place, namespace.untimed_opt_in)
 
 
-def _sorted(member: Member, place: int, namespace: Namespace) -> _Sorted:
+def sort(member: Member, place: int, untimed_opt_in: Literal["hold", "receipt"]) -> Sorted:
+    """The entries of a batch by what becomes of them, as far as the batch alone can tell. A replay sorts alike."""
     channel = member.batch.channel
     received_at = int(member.batch.received_at.timestamp())
-    found = _Sorted([], [], [], {})
+    found = Sorted([], [], [], {})
     for entry in member.callback.entries:
         if entry.fault is not None or entry.address is None or entry.reason is None or entry.action is None:
             found.rejected[entry.index] = entry.fault or "missing-address"
@@ -258,7 +259,7 @@ def _sorted(member: Member, place: int, namespace: Namespace) -> _Sorted:
             continue
         at = occurred_at(entry.action, entry.timestamp, received_at)
         received = entry.address.strip()
-        if at is None and namespace.untimed_opt_in == "hold":
+        if at is None and untimed_opt_in == "hold":
             found.untimed.append(Held(entry.index, address, received, entry.reason, None, "untimed"))
             continue
         at = received_at if at is None else at
@@ -311,6 +312,6 @@ def _is_away(error: Exception) -> bool:
 
 def _log(batch: Received, ingested: Ingested) -> None:
     outcome = ingested.outcome
-    counts = {} if outcome is None else {name: n for name, n in outcome._asdict().items() if name != "errors"}
+    counts = {} if outcome is None else {name: n for name, n in outcome._asdict().items() if isinstance(n, int)}
     name = "batch.recorded" if outcome is None else "batch.applied"
     logger().info(name, batch_id=ingested.batch_id, namespace=batch.namespace, channel=batch.channel, **counts)

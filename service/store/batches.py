@@ -1,5 +1,6 @@
 """Owns the archive: every signed body as received, what came of it, and which of its entries are in quarantine."""
 
+import hashlib
 import uuid
 from collections.abc import Sequence
 from datetime import datetime
@@ -12,7 +13,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.domain.addresses import Channel
 from service.domain.facts import Origin
+from service.store.database import among
 from service.store.tables import batches, digests, quarantine
+
+MOST_AT_ONCE: Final = 1000
+BYTES_AT_ONCE: Final = 16 * 1024 * 1024
+"""Batches of the archive that are read at once, and the bytes of their bodies after which no other is begun."""
+
+LAST_ID: Final = uuid.UUID(int=(1 << 128) - 1)
 
 
 class Received(NamedTuple):
@@ -29,12 +37,14 @@ class Received(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of a batch. The counts add up to its entries; `errors` holds all rejected ones."""
+    """What came of a batch. The counts add up to its entries; `errors` holds all rejected ones, and `held` the indexes
+    of the opt-ins that it made no facts of, since they waited for a person or had been refused."""
 
     accepted: int
     duplicates: int
     rejected: int
     errors: list[dict[str, Any]]
+    held: tuple[int, ...] = ()
 
 
 class Known(NamedTuple):
@@ -50,6 +60,25 @@ class Rejected(NamedTuple):
     entry_index: int
     error: str
     entry: bytes
+
+
+class Archived(NamedTuple):
+    """An applied batch as a replay needs it: what was received, and the indexes of the entries that became no facts."""
+
+    received: Received
+    rejected: frozenset[int]
+    held: frozenset[int]
+
+
+def new_id(now: datetime, chance: int) -> uuid.UUID:
+    """The id of a batch received now: version 7, so that those of one moment lie together in every index, and those of
+    one month in one partition. It is no secret: `chance` may be any 74 random bits."""
+    return uuid.UUID(int=first_id(now).int | 7 << 76 | (chance >> 62) << 64 | 2 << 62 | chance & (1 << 62) - 1)
+
+
+def first_id(moment: datetime) -> uuid.UUID:
+    """What no batch received before this moment has an id above of, and none after it one below."""
+    return uuid.UUID(int=int(moment.timestamp() * 1000) << 80)
 
 
 # Built once: they are part of every callback. Digests are locked in their order, whatever that of the callbacks.
@@ -152,6 +181,31 @@ async def quarantined(connection: AsyncConnection, namespace: str, limit: int) -
     return (await connection.execute(query.order_by(quarantine.c.received_at.desc()).limit(limit))).all()
 
 
+async def applied_after(connection: AsyncConnection, after: uuid.UUID, below: uuid.UUID) -> list[Archived]:
+    """The next applied batches in the order of their ids, as many as memory should hold; none at the end."""
+    columns = [batches.c[name] for name in ("id", "namespace", "channel", "origin", "received_at", "headers")]
+    columns += [batches.c.body, batches.c.body_bytes, batches.c.errors, batches.c.held]
+    bytes_before = func.sum(batches.c.body_bytes).over(order_by=batches.c.id) - batches.c.body_bytes
+    query = select(*columns, bytes_before.label("bytes_before")).where(batches.c.state == "applied")
+    query = query.where(batches.c.id > after, batches.c.id < below).order_by(batches.c.id).limit(MOST_AT_ONCE)
+    page = query.subquery()
+    small_enough = select(page).where(page.c.bytes_before < BYTES_AT_ONCE).order_by(page.c.id)
+    return [_archived_batch(row) for row in await connection.execute(small_enough)]
+
+
+async def any_unapplied(connection: AsyncConnection, since: uuid.UUID, below: uuid.UUID) -> bool:
+    """Whether a batch with an id in this range waits to be applied."""
+    waiting = select(batches.c.id).where(batches.c.state == "recorded", batches.c.id >= since, batches.c.id < below)
+    return (await connection.execute(waiting.limit(1))).first() is not None
+
+
+async def forget_digests(connection: AsyncConnection, archived: Sequence[Archived]) -> None:
+    """Bodies that come again are new batches from now on, of facts that are known."""
+    gone = among(digests.c.digest, [batch.received.digest for batch in archived])
+    mine = among(digests.c.batch_id, [batch.received.id for batch in archived])
+    await connection.execute(digests.delete().where(gone, mine))
+
+
 async def unapplied_count(connection: AsyncConnection) -> int:
     """How many batches are recorded and wait to be applied."""
     query = select(func.count()).select_from(batches).where(batches.c.state == "recorded")
@@ -165,6 +219,13 @@ async def _one(connection: AsyncConnection, query: Any, *, skip_locked: bool) ->
         return None
     body = zstandard.decompress(row.body, max_output_size=row.body_bytes)
     return Received(row.id, row.namespace, row.channel, row.origin, row.received_at, row.headers, body, b"")
+
+
+def _archived_batch(row: Any) -> Archived:
+    body = zstandard.decompress(row.body, max_output_size=row.body_bytes)
+    digest = hashlib.sha256(body).digest()
+    batch = Received(row.id, row.namespace, row.channel, row.origin, row.received_at, row.headers, body, digest)
+    return Archived(batch, frozenset(error["index"] for error in row.errors or ()), frozenset(row.held or ()))
 
 
 def _archived(batch: Received, outcome: Outcome | None, body: bytes, now: datetime) -> dict[str, Any]:
@@ -181,7 +242,14 @@ def _archived(batch: Received, outcome: Outcome | None, body: bytes, now: dateti
 
 
 def _applied(outcome: Outcome, now: datetime) -> dict[str, Any]:
-    return outcome._asdict() | {"state": "applied", "applied_at": now, "next_attempt_at": None, "last_error": None}
+    held = list(outcome.held) or None
+    return outcome._asdict() | {
+        "held": held,
+        "state": "applied",
+        "applied_at": now,
+        "next_attempt_at": None,
+        "last_error": None,
+    }
 
 
 def _outcome(row: Any) -> Outcome:

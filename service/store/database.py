@@ -1,6 +1,6 @@
 """Owns the engine and the only begin and commit. Tells apart what can be retried, what is away, and what is a bug."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeAlias, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 import asyncpg
 import msgspec
 import sqlalchemy.exc
-from sqlalchemy import ColumnElement, any_, literal, text
+from sqlalchemy import ColumnElement, Row, Select, any_, literal, text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
@@ -33,6 +33,15 @@ REFUSAL_STATES: Final = frozenset({"28000", "28P01", "3D000"})
 
 OUTDATED_STATES: Final = frozenset({"42P01", "42703"})
 """No such table or column."""
+
+
+# Which of them there are depends on the server's version.
+_WITHOUT_LIMITS: Final = text(
+    """
+    select set_config(name, '0', true) from pg_settings
+    where name in ('statement_timeout', 'transaction_timeout', 'idle_in_transaction_session_timeout')
+    """
+)
 
 
 class Database:
@@ -72,9 +81,23 @@ class Database:
         async with _weather(), self._autocommit.connect() as connection:
             yield connection
 
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[AsyncConnection]:
+        """Reads everything as of one moment, however long that takes, and holds nobody up: it writes nothing, so the
+        feed does not wait for it."""
+        frozen = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        async with _weather(), frozen.begin() as connection:
+            await connection.execute(_WITHOUT_LIMITS)
+            yield connection
+
     async def close(self) -> None:
         """Closes every connection."""
         await self._engine.dispose()
+
+
+def is_forbidden(error: BaseException) -> bool:
+    """Whether our role lacks the right to do this."""
+    return _state_of(error) == "42501"
 
 
 def is_conflict(error: BaseException) -> bool:
@@ -181,6 +204,13 @@ def _state_of(error: BaseException) -> str | None:
 def among(column: ColumnElement[Any], values: Iterable[Any]) -> ColumnElement[bool]:
     """Whether a column is one of many values: one parameter however many there are, since a statement takes few."""
     return column == any_(literal(list(values), ARRAY(column.type)))
+
+
+async def pages(connection: AsyncConnection, query: Select[Any], rows: int) -> AsyncIterator[Sequence[Row[Any]]]:
+    """The rows of a query, so many at a time, from a cursor of the server's: needs a transaction."""
+    result = await connection.stream(query, execution_options={"yield_per": rows})
+    async for page in result.partitions():
+        yield page
 
 
 async def until_settled(database: Database, transaction: Callable[[Connection], Awaitable[T]], attempts: int = 4) -> T:

@@ -5,9 +5,9 @@ against each other. Locks are taken in the order of the keys, facts before cause
 """
 
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import datetime
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import DateTime, Uuid, bindparam, func, select, text
 from sqlalchemy.dialects.postgresql import ARRAY, insert
@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.domain.addresses import Channel
 from service.domain.facts import Action, Fact, Origin, Source
 from service.domain.suppression import Cause, Policy
-from service.store.database import among
+from service.store.database import among, pages
 from service.store.tables import facts, suppressions
 
 
@@ -67,6 +67,9 @@ class FactRow(NamedTuple):
     origin: str
     batch_id: uuid.UUID | None
 
+
+MANY: Final = 5000
+"""Rows that are read at once where all are read."""
 
 SEPARATOR: Final = "\x1f"
 """Between the values of a bulk column. No normal form holds a control character, and no form as received does."""
@@ -252,10 +255,7 @@ async def make_homes(connection: AsyncConnection, namespace: str, channel: Chann
 async def causes_of(connection: AsyncConnection, namespace: str, channel: Channel, address: str) -> list[CauseRow]:
     """Every cause of one address, whether in force or not. The hot query: one index range."""
     rows = await connection.execute(_CAUSES, {"address": address, "channel": channel, "namespace": namespace})
-    causes = (
-        CauseRow(Cause(r.reason, r.stop_at, r.clear_at, tuple(r.bounces or ())), r.recorded_at, r.origin, r.batch_id)
-        for r in rows
-    )
+    causes = (CauseRow(_cause(r), r.recorded_at, r.origin, r.batch_id) for r in rows)
     return [row for row in causes if row.cause.decided is not None]
 
 
@@ -274,6 +274,23 @@ async def facts_of(connection: AsyncConnection, namespace: str, channel: Channel
     ]
 
 
+async def every_fact(connection: AsyncConnection) -> AsyncIterator[list[tuple[Fact, uuid.UUID | None]]]:
+    """Every fact there is and the batch that it came in, many at a time: needs a transaction."""
+    query = select(*(facts.c[name] for name in Fact._fields), facts.c.batch_id)
+    async for page in pages(connection, query, MANY):
+        yield [(Fact._make(row[:-1]), row.batch_id) for row in page]
+
+
+async def every_cause(connection: AsyncConnection) -> AsyncIterator[list[tuple[str, Channel, str, Cause]]]:
+    """Every cause there is, by namespace, channel and address, many at a time: needs a transaction."""
+    table = suppressions.c
+    query = select(table.namespace, table.channel, table.address)
+    query = query.add_columns(table.reason, table.stop_at, table.clear_at, table.bounces)
+    decided = func.coalesce(table.stop_at, table.clear_at).is_not(None)
+    async for page in pages(connection, query.where(decided), MANY):
+        yield [(r.namespace, r.channel, r.address, _cause(r)) for r in page]
+
+
 async def local_stops(
     connection: AsyncConnection, namespace: str, channel: Channel, addresses: Iterable[str]
 ) -> dict[str, int]:
@@ -290,3 +307,7 @@ async def local_stops(
         table.local_stop_at >= func.coalesce(table.clear_at, table.local_stop_at),
     )
     return {row.address: row.local_stop_at for row in await connection.execute(query)}
+
+
+def _cause(row: Any) -> Cause:
+    return Cause(row.reason, row.stop_at, row.clear_at, tuple(row.bounces or ()))
