@@ -22,8 +22,9 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
 from service import app, demo, embedded, settings, up, worker
+from service.domain.evidence import KINDS
 from service.errors import KahunaSyncError, SettingsError
-from service.flows import ingest, reconcile
+from service.flows import ingest, rebuild, reconcile
 from service.kahuna import webhook
 from service.kahuna.simulator import SimulatorConfig, build_simulator
 from service.settings import Secret, Settings
@@ -254,6 +255,43 @@ async def _reconcile(database: Database, loaded: Settings, run: Run) -> Any:
             if row is not None and row.finished_at is not None:
                 return row
             await asyncio.sleep(0.2)
+
+
+@cli.command("rebuild")
+@click.option("--verify", is_flag=True, help="Compare what the evidence adds up to with the list; changes nothing.")
+@click.option("--show", is_flag=True, help="Print each address on which they disagree.")
+def rebuild_command(verify: bool, show: bool) -> None:
+    """Prove that the list follows from the archive and the audit log."""
+    if not verify:
+        raise SettingsError("A rebuild only verifies: say kahuna-sync rebuild --verify. It changes nothing.")
+    verified = _with_database(lambda database, loaded: _verify(database, loaded, show=show))
+    table = Table("namespace", "channel", "causes", "digest of the list", "digest of the evidence", title="Rebuild")
+    for (namespace, channel), one in sorted(verified.compared.items()):
+        digests = (digest.hexdigest()[:16] for digest in (one.live, one.rebuilt))
+        table.add_row(namespace, channel, str(one.causes), *digests)
+    Console().print(table)
+    for (namespace, channel), one in sorted(verified.compared.items()):
+        for kind, count in sorted(one.disagreements.items()):
+            click.echo(f"{namespace}, {channel}: {count} {KINDS[kind]}")
+    if verified.unclear:
+        click.echo(f"{verified.unclear} entries of the archive cannot be replayed")
+    click.echo("The list is what its evidence says." if verified.agrees else "The list is not what its evidence says.")
+    sys.exit(0 if verified.agrees else 1)
+
+
+async def _verify(database: Database, loaded: Settings, *, show: bool) -> rebuild.Verified:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("reading")
+
+        def tell(found: rebuild.Disagreement) -> None:
+            if show:
+                click.echo("\t".join((found.kind, *found.key, found.reason)))
+
+        def seen(what: str, count: int) -> None:
+            progress.update(task, description=f"{count} {what}")
+
+        return await rebuild.verify(database, ingest.policy_of(loaded), seen, tell)
 
 
 def _demo_environ(environ: dict[str, str], simulator_port: int) -> dict[str, str]:
