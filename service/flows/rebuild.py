@@ -107,7 +107,7 @@ async def verify(
 ) -> Verified:
     """Replays all evidence and compares it with what is stored; `tell` hears of each disagreement."""
     with _Shares() as shares:
-        async with database.snapshot() as connection:
+        async with database.snapshot("batches", "facts") as connection:
             unclear = await _gather_evidence(connection, shares, progress)
             await _gather_stored(connection, shares, progress)
             bounces = await _bounces_compared(connection, policy)

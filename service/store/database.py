@@ -82,11 +82,14 @@ class Database:
             yield connection
 
     @asynccontextmanager
-    async def snapshot(self) -> AsyncIterator[AsyncConnection]:
-        """Reads everything as of one moment, however long that takes, and holds nobody up: it writes nothing, so the
-        feed does not wait for it."""
+    async def snapshot(self, *tables: str) -> AsyncIterator[AsyncConnection]:
+        """Reads everything as of one moment, however long that takes. It writes nothing, so the feed does not wait for
+        it. Of `tables` no partition is dropped meanwhile: those that go are gone for every snapshot."""
         frozen = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         async with _weather(), frozen.begin() as connection:
+            # The moment is that of the first query, so these come before it.
+            await connection.execute(text("set local lock_timeout = '30s'"))
+            await connection.execute(text(f"lock table {', '.join(tables)} in access share mode"))
             await connection.execute(_WITHOUT_LIMITS)
             yield connection
 

@@ -255,3 +255,36 @@ async def test_both_digests_are_of_the_same_things(world: World) -> None:
     assert first.compared["default", "email"].live.digest() != digest["email"].live.digest()
     assert all(one.live.digest() == one.rebuilt.digest() for one in digest.values())
     assert (digest["email"].causes, digest["sms"].causes) == (2, 1)
+
+
+async def test_a_month_is_not_dropped_under_a_verification(world: World) -> None:
+    """What goes is gone for every snapshot, also for one that does not see yet that the checkpoint has it."""
+    await upkeep.run_due(world.database, world.policy, Retention(), world.clock)
+    await world.callback("email", [unsub("a@example.com")])
+    async with world.database.snapshot("batches", "facts"):
+        await retire(world)
+        assert len(await world.query("select 1 from batches")) == 1
+    await retire(world, 1)
+    assert len(await world.query("select 1 from batches")) == 0
+    assert await disagreements(world) == []
+
+
+async def test_batches_that_come_late_for_a_month_that_goes_are_not_lost(world: World) -> None:
+    """As from a spool that is drained after weeks: the ids are those of the receipt."""
+    await upkeep.run_due(world.database, world.policy, Retention(), world.clock)
+    late = World(world.database, world.settings)
+    world.clock.sleep(40 * DAY)
+
+    async def pour() -> None:
+        for n in range(60):
+            await late.callback("email", [unsub(f"a{n}@example.com")])
+
+    pouring = asyncio.create_task(pour())
+    while not pouring.done():
+        await retire(world, 1)
+    await pouring
+    assert await disagreements(world) == []
+    await retire(world, 1)
+    assert await world.query("select 1 from batches") == []
+    assert len(await world.query("select 1 from checkpoint_causes")) == 60
+    assert await disagreements(world) == []
