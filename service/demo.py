@@ -167,6 +167,7 @@ def _try_yourself(guide: Guide, token: str, settings: Settings) -> None:
         f'{curl} -X PUT -d \'{{"reason":"manual"}}\' {guide.url}/v1/suppressions/email/you.{guide.run}@example.com',
         f"{curl} '{guide.url}/v1/admin/corrections?state=sent'",
         f"curl -s {guide.url}/readyz",
+        ".venv/bin/kahuna-sync rebuild --verify",
         f"curl -s {str(guide.kahuna.base_url).rstrip('/')}/simulator/state",
     ]
     for line in lines:

@@ -67,6 +67,8 @@ def disagreements(
 
 
 def _among_facts(sides: Sides, causes: Mapping[str, Cause], policy: Policy, bounces: int) -> Iterator[tuple[Kind, str]]:
+    if sides.said == sides.facts and not sides.orphans and not sides.checkpoint:
+        return
     missing = sides.said - sides.facts - sides.orphans
     yield from (("missing_fact", fact.reason) for fact in sorted(missing))
     foreign = sides.facts - sides.said | {fact for fact in sides.orphans - sides.said if not _answered_for(fact, sides)}
@@ -95,4 +97,4 @@ def line_of(key: Key, cause: Cause, bounces: int) -> bytes:
 
 
 def _seen(cause: Cause, bounces: int) -> Cause:
-    return cause._replace(bounces=cause.bounces[-bounces:])
+    return cause if len(cause.bounces) <= bounces else cause._replace(bounces=cause.bounces[-bounces:])

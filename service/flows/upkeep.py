@@ -92,8 +92,9 @@ async def run_due(database: Database, policy: Policy, retention: Retention, cloc
 async def _attempt(upkeep: Upkeep, retention: Retention) -> timedelta:
     """One run; returns when to look again."""
     try:
-        for receipts, kept in ((ARCHIVE, retention.archive), (FEED, retention.feed)):
+        for receipts in (ARCHIVE, FEED):
             await _make_months(upkeep, receipts)
+        for receipts, kept in ((FEED, retention.feed), (ARCHIVE, retention.archive)):
             if kept is not None:
                 await _drop_months(upkeep, receipts, partitions.month_of(upkeep.clock() - kept))
     except TakenOver:

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -13,6 +14,7 @@ from service.flows import rebuild, review, upkeep
 from service.flows.rebuild import Disagreement, Verified
 from service.flows.upkeep import Retention
 from service.store import access
+from service.store.database import Database
 from tests.flows.speaking import World
 from tests.flows.test_ingest import NUMBER, unsub
 from tests.flows.test_reconcile import load_behind_our_back
@@ -255,6 +257,19 @@ async def test_both_digests_are_of_the_same_things(world: World) -> None:
     assert first.compared["default", "email"].live.digest() != digest["email"].live.digest()
     assert all(one.live.digest() == one.rebuilt.digest() for one in digest.values())
     assert (digest["email"].causes, digest["sms"].causes) == (2, 1)
+
+
+async def test_it_works_behind_a_pooler(world: World) -> None:
+    """No named statement, no setting that outlives a transaction."""
+    async with Database.of(replace(world.settings, database_pooler="transaction")) as pooled:
+        behind = World(pooled, world.settings)
+        await upkeep.run_due(pooled, world.policy, Retention(), behind.clock)
+        await behind.callback("email", [unsub("a@example.com")])
+        await behind.stop("email", "b@example.com", "manual")
+        assert await disagreements(behind) == []
+        await retire(behind)
+        assert await disagreements(behind) == []
+    assert await world.query("select 1 from batches") == []
 
 
 async def test_a_month_is_not_dropped_under_a_verification(world: World) -> None:
