@@ -23,7 +23,7 @@ import msgspec
 from service.domain.evidence import Key, Kind, Sides, disagreements, line_of, rebuilt
 from service.domain.facts import Fact
 from service.domain.suppression import Cause, Policy
-from service.flows.replay import replay
+from service.flows.testimony import testimony_of
 from service.store import access, batches, checkpoints, suppressions
 from service.store.checkpoints import Gone
 from service.store.database import Connection, Database
@@ -126,8 +126,8 @@ async def _gather_evidence(connection: Connection, shares: _Shares, progress: Pr
     unclear = count = 0
     after = uuid.UUID(int=0)
     while page := await batches.applied_after(connection, after, batches.LAST_ID):
-        for archived in page:
-            said = await asyncio.to_thread(replay, archived)
+        for batch in page:
+            said = await asyncio.to_thread(testimony_of, batch)
             unclear += said.unclear
             _add_facts(shares, "said", said.facts)
         after = page[-1].received.id

@@ -15,9 +15,10 @@ from typing import Concatenate, Final, ParamSpec, TypeVar
 from service.domain.suppression import Policy
 from service.errors import StorageBusy
 from service.flows.reconcile import TakenOver
-from service.flows.replay import Replayed, replay
+from service.flows.testimony import Testimony, testimony_of
 from service.settings import Settings
 from service.store import batches, checkpoints, leases, partitions
+from service.store.batches import Extent
 from service.store.database import Connection, Database, is_forbidden, until_settled
 from service.store.leases import Lease
 from service.store.partitions import ARCHIVE, FEED, Month, Receipts
@@ -158,35 +159,36 @@ async def _retire(upkeep: Upkeep, month: Month) -> None:
         return
 
     async def drop(connection: Connection) -> bool:
-        if await partitions.close(connection, ARCHIVE, month) != absorbed:
+        await partitions.close(connection, ARCHIVE, month)
+        if await batches.extent(connection, low, high) != absorbed:
             return False
-        await checkpoints.note(connection, partition, month, absorbed, upkeep.clock())
+        await checkpoints.note(connection, partition, month, absorbed.batches, upkeep.clock())
         await partitions.drop(connection, ARCHIVE, month)
         return True
 
     if await upkeep.do(drop):
-        logger().info("partition.dropped", partition=partition, batches=absorbed)
+        logger().info("partition.dropped", partition=partition, batches=absorbed.batches)
     else:
-        logger().info("partition.kept", partition=partition, because="a batch came late")
+        logger().info("partition.kept", partition=partition, because="a batch came late, or was applied anew")
 
 
-async def _absorb(upkeep: Upkeep, low: uuid.UUID, high: uuid.UUID) -> int | None:
-    """Merges what these batches said into the checkpoint, and forgets their digests; returns how many they are, or None
-    if one of them cannot be replayed. Done twice, it changes nothing."""
-    count, after = 0, uuid.UUID(int=low.int - 1)
+async def _absorb(upkeep: Upkeep, low: uuid.UUID, high: uuid.UUID) -> Extent | None:
+    """Merges what these batches said into the checkpoint, and forgets their digests; returns what they were, or None if
+    one of them cannot be replayed. Done twice, it changes nothing."""
+    absorbed, after = Extent(), uuid.UUID(int=low.int - 1)
     while True:
         page = await upkeep.do(batches.applied_after, after, high)
         if not page:
-            return count
-        said = [await asyncio.to_thread(replay, archived) for archived in page]
+            return absorbed
+        said = [await asyncio.to_thread(testimony_of, batch) for batch in page]
         if any(one.unclear for one in said):
             return None
         await _merge(upkeep, said)
         await upkeep.do(batches.forget_digests, page)
-        count, after = count + len(page), page[-1].received.id
+        absorbed, after = absorbed.with_more(page), page[-1].received.id
 
 
-async def _merge(upkeep: Upkeep, said: list[Replayed]) -> None:
+async def _merge(upkeep: Upkeep, said: list[Testimony]) -> None:
     facts = [fact for one in said for fact in one.facts]
     waiting = [fact for one in said for fact in one.waiting]
     for start in range(0, max(len(facts), len(waiting)), ABSORBED_AT_ONCE):

@@ -62,10 +62,24 @@ class Rejected(NamedTuple):
     entry: bytes
 
 
-class Archived(NamedTuple):
-    """An applied batch as a replay needs it: what was received, and the indexes of the entries that became no facts."""
+class Extent(NamedTuple):
+    """Some batches as a whole: how many they are, and when one of them was last applied. It differs if one is new, or
+    was applied anew."""
+
+    batches: int = 0
+    applied_at: datetime | None = None
+
+    def with_more(self, applied: Sequence["Applied"]) -> "Extent":
+        """The same with these."""
+        moments = [batch.applied_at for batch in applied] + ([self.applied_at] if self.applied_at else [])
+        return Extent(self.batches + len(applied), max(moments, default=None))
+
+
+class Applied(NamedTuple):
+    """An applied batch as a rebuild needs it: what was received, and the indexes of entries that became no facts."""
 
     received: Received
+    applied_at: datetime
     rejected: frozenset[int]
     held: frozenset[int]
 
@@ -133,8 +147,10 @@ async def archive(connection: AsyncConnection, rows: Sequence[tuple[Received, Ou
 
 
 async def finish(connection: AsyncConnection, batch_id: uuid.UUID, outcome: Outcome, now: datetime) -> None:
-    """Turns a recorded batch into an applied one."""
-    await connection.execute(update(batches).where(batches.c.id == batch_id).values(_applied(outcome, now)))
+    """Turns a recorded batch into an applied one. What it held once is no fact of its, whatever comes later."""
+    held = func.array_cat(batches.c.held, literal(list(outcome.held), batches.c.held.type))
+    values = _applied(outcome, now) | {"held": held}
+    await connection.execute(update(batches).where(batches.c.id == batch_id).values(values))
 
 
 async def lock_unapplied(connection: AsyncConnection, batch_id: uuid.UUID) -> Received | None:
@@ -181,16 +197,16 @@ async def quarantined(connection: AsyncConnection, namespace: str, limit: int) -
     return (await connection.execute(query.order_by(quarantine.c.received_at.desc()).limit(limit))).all()
 
 
-async def applied_after(connection: AsyncConnection, after: uuid.UUID, below: uuid.UUID) -> list[Archived]:
+async def applied_after(connection: AsyncConnection, after: uuid.UUID, below: uuid.UUID) -> list[Applied]:
     """The next applied batches in the order of their ids, as many as memory should hold; none at the end."""
     columns = [batches.c[name] for name in ("id", "namespace", "channel", "origin", "received_at", "headers")]
-    columns += [batches.c.body, batches.c.body_bytes, batches.c.errors, batches.c.held]
+    columns += [batches.c[name] for name in ("body", "body_bytes", "applied_at", "errors", "held")]
     bytes_before = func.sum(batches.c.body_bytes).over(order_by=batches.c.id) - batches.c.body_bytes
     query = select(*columns, bytes_before.label("bytes_before")).where(batches.c.state == "applied")
     query = query.where(batches.c.id > after, batches.c.id < below).order_by(batches.c.id).limit(MOST_AT_ONCE)
     page = query.subquery()
     small_enough = select(page).where(page.c.bytes_before < BYTES_AT_ONCE).order_by(page.c.id)
-    return [_archived_batch(row) for row in await connection.execute(small_enough)]
+    return [_applied_batch(row) for row in await connection.execute(small_enough)]
 
 
 async def any_unapplied(connection: AsyncConnection, since: uuid.UUID, below: uuid.UUID) -> bool:
@@ -199,10 +215,16 @@ async def any_unapplied(connection: AsyncConnection, since: uuid.UUID, below: uu
     return (await connection.execute(waiting.limit(1))).first() is not None
 
 
-async def forget_digests(connection: AsyncConnection, archived: Sequence[Archived]) -> None:
+async def extent(connection: AsyncConnection, since: uuid.UUID, below: uuid.UUID) -> Extent:
+    """What there is with ids in this range."""
+    query = select(func.count(), func.max(batches.c.applied_at)).where(batches.c.id >= since, batches.c.id < below)
+    return Extent(*(await connection.execute(query)).one())
+
+
+async def forget_digests(connection: AsyncConnection, applied: Sequence[Applied]) -> None:
     """Bodies that come again are new batches from now on, of facts that are known."""
-    gone = among(digests.c.digest, [batch.received.digest for batch in archived])
-    mine = among(digests.c.batch_id, [batch.received.id for batch in archived])
+    gone = among(digests.c.digest, [batch.received.digest for batch in applied])
+    mine = among(digests.c.batch_id, [batch.received.id for batch in applied])
     await connection.execute(digests.delete().where(gone, mine))
 
 
@@ -221,11 +243,13 @@ async def _one(connection: AsyncConnection, query: Any, *, skip_locked: bool) ->
     return Received(row.id, row.namespace, row.channel, row.origin, row.received_at, row.headers, body, b"")
 
 
-def _archived_batch(row: Any) -> Archived:
+def _applied_batch(row: Any) -> Applied:
     body = zstandard.decompress(row.body, max_output_size=row.body_bytes)
     digest = hashlib.sha256(body).digest()
     batch = Received(row.id, row.namespace, row.channel, row.origin, row.received_at, row.headers, body, digest)
-    return Archived(batch, frozenset(error["index"] for error in row.errors or ()), frozenset(row.held or ()))
+    return Applied(
+        batch, row.applied_at, frozenset(error["index"] for error in row.errors or ()), frozenset(row.held or ())
+    )
 
 
 def _archived(batch: Received, outcome: Outcome | None, body: bytes, now: datetime) -> dict[str, Any]:

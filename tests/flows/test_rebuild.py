@@ -11,6 +11,7 @@ import pytest
 from service.domain.suppression import Policy
 from service.errors import Conflict
 from service.flows import rebuild, review, upkeep
+from service.flows.ingest import apply_recorded
 from service.flows.rebuild import Disagreement, Verified
 from service.flows.upkeep import Retention
 from service.store import access
@@ -133,6 +134,16 @@ async def test_a_batch_that_is_only_recorded_is_no_evidence_yet(world: World) ->
     await world.callback("email", [unsub("a@example.com")])
     await world.execute("alter table facts_away rename to facts")
     assert await disagreements(world) == []
+
+
+async def test_what_was_recorded_and_applied_later_verifies(world: World) -> None:
+    await world.execute("alter table facts rename to facts_away")
+    await world.callback("sms", [{"number": "15550100009"}, *start(None)])
+    await world.execute("alter table facts_away rename to facts")
+    world.clock.sleep(100)
+    assert await apply_recorded(world.database, world.rules, world.clock)
+    assert await disagreements(world) == []
+    assert [row.held for row in await world.query("select held from batches")] == [[1]]
 
 
 async def test_it_verifies_while_callbacks_pour_in(world: World) -> None:

@@ -1,6 +1,7 @@
 """Months of the tables of receipt: made ahead, filled from the default partition, dropped when retention says so."""
 
 import asyncio
+import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,7 +12,7 @@ from structlog.testing import capture_logs
 from service.flows import upkeep
 from service.flows.reconcile import TakenOver
 from service.flows.upkeep import Retention
-from service.store import leases
+from service.store import batches, leases
 from service.store.database import Connection, Database
 from tests.flows.speaking import World
 from tests.flows.test_ingest import suppressed, unsub
@@ -143,6 +144,18 @@ async def test_a_batch_that_cannot_be_replayed_keeps_its_month(world: World) -> 
         await tidy(world)
     assert [line["because"] for line in logs if line["event"] == "partition.kept"] == ["a batch cannot be replayed"]
     assert await homes(world, "batches") == ["batches_2026_03"]
+
+
+async def test_a_batch_that_was_applied_anew_is_seen_before_its_month_goes(world: World) -> None:
+    everything = batches.first_id(datetime(2000, 1, 1, tzinfo=UTC)), batches.LAST_ID
+    ingested = await world.callback("email", [unsub("a@example.com")])
+    assert ingested.outcome
+    async with world.database.begin() as connection:
+        read = batches.Extent().with_more(await batches.applied_after(connection, *everything))
+        assert read == await batches.extent(connection, *everything) == (1, world.clock())
+        world.clock.sleep(1)
+        await batches.finish(connection, uuid.UUID(ingested.batch_id), ingested.outcome, world.clock())
+        assert read != await batches.extent(connection, *everything)
 
 
 async def test_quarantine_and_reviews_outlive_their_batch(world: World) -> None:

@@ -10,13 +10,13 @@ from typing import Final, NamedTuple
 from service.domain.facts import Action, Fact, Origin, Source
 from service.flows.ingest import Member, sort
 from service.kahuna import webhook
-from service.store.batches import Archived
+from service.store.batches import Applied
 
 SOURCES: Final[Mapping[Origin, Source]] = {"kahuna_webhook": "kahuna"}
 """Who speaks in the batches of an origin. A new origin needs a row here, and its body a reader."""
 
 
-class Replayed(NamedTuple):
+class Testimony(NamedTuple):
     """What a batch says. Opt-ins in `waiting` are no facts of it; `unclear` counts entries that were taken at the time
     and cannot be read now."""
 
@@ -25,25 +25,25 @@ class Replayed(NamedTuple):
     unclear: int
 
 
-def replay(archived: Archived) -> Replayed:
+def testimony_of(applied: Applied) -> Testimony:
     """The facts of a batch."""
-    batch = archived.received
+    batch = applied.received
     source = SOURCES.get(batch.origin)
     try:
         member = Member(batch, webhook.read(batch.body, batch.channel))
     except ValueError:
-        return Replayed([], [], 1)
+        return Testimony([], [], 1)
     if source is None:
-        return Replayed([], [], max(len(member.callback.values), 1))
+        return Testimony([], [], max(len(member.callback.values), 1))
     found = sort(member, 0, "hold")
-    said = Replayed([], [], len(found.rejected.keys() - archived.rejected))
+    said = Testimony([], [], len(found.rejected.keys() - applied.rejected))
     received_at = int(batch.received_at.timestamp())
 
     def take(index: int | None, address: str, reason: str, action: Action, at: int | None) -> None:
-        if index in archived.rejected:
+        if index in applied.rejected:
             return
         fact = Fact(batch.namespace, batch.channel, address, reason, action, received_at if at is None else at, source)
-        if index not in archived.held:
+        if index not in applied.held:
             said.facts.append(fact)
         elif at is not None:
             said.waiting.append(fact)
