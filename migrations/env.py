@@ -3,6 +3,8 @@ itself, on the database of the service's settings."""
 
 import asyncio
 import os
+from collections.abc import Callable
+from typing import Any
 
 from alembic import context
 from sqlalchemy import Connection, text
@@ -15,17 +17,33 @@ from service.store.tables import Xid8, metadata
 # One number for every process that migrates: the lock lives as long as the transaction, also behind a pooler.
 LOCK = 7_015_241_811
 
+IncludeName = Callable[[str | None, str, Any], bool]
+
 
 def migrate(connection: Connection) -> None:
     """All missing migrations in one transaction, while other processes wait for their turn."""
     # The library does not know this type of PostgreSQL's, and would warn of the column whenever it compares.
     vars(connection.dialect)["ischema_names"] = {**PGDialect.ischema_names, "xid8": Xid8}
-    context.configure(connection=connection, target_metadata=metadata, compare_server_default=True)
+    context.configure(
+        connection=connection,
+        target_metadata=metadata,
+        compare_server_default=True,
+        include_name=_all_but(partitions_of(connection)),
+    )
     with context.begin_transaction():
         # Waiting for another migrator may take long; waiting for a table that traffic holds must not.
         connection.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
         connection.execute(text("set local lock_timeout = '3s'"))
         context.run_migrations()
+
+
+def partitions_of(connection: Connection) -> frozenset[str]:
+    """The names of all partitions: the code describes their parents alone."""
+    return frozenset(connection.execute(text("select relname from pg_class where relispartition")).scalars())
+
+
+def _all_but(names: frozenset[str]) -> IncludeName:
+    return lambda name, kind, _parents: kind != "table" or name not in names
 
 
 async def from_settings() -> None:

@@ -1,15 +1,12 @@
 """The command line, and the only reader of its arguments: `kahuna-sync`, the same as `python -m service`."""
 
 import asyncio
-import dataclasses
 import errno
 import gc
 import os
 import socket
 import sys
 import time
-import uuid
-from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
@@ -20,18 +17,16 @@ import click
 import httpx
 import uvicorn
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from service import app, demo, embedded, settings, shell, up, worker
-from service.errors import KahunaSyncError, SettingsError, StorageUnavailable
-from service.flows import ingest, reconcile, replay
+from service import app, demo, operation, settings, shell, up, worker
+from service.errors import KahunaSyncError, SettingsError
 from service.kahuna import webhook
 from service.kahuna.simulator import SimulatorConfig, build_simulator
+from service.operation import NAMESPACE, started, with_database
 from service.settings import Secret, Settings
-from service.store import access, archive, migrations, reconciliations
+from service.store import access, migrations
 from service.store.database import Database
-from service.store.reconciliations import Run
 from service.telemetry import set_up_logging
 
 try:
@@ -42,7 +37,6 @@ except ImportError:  # not made for every system
     _NEW_LOOP = asyncio.new_event_loop
 
 _PARENT = click.option("--parent", type=int, hidden=True, help="End when this process does.")
-_NAMESPACE = click.option("--namespace", help="Which namespace; needed only if there are several.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -50,7 +44,8 @@ def cli() -> None:
     """Keeps a company's suppression list and Kahuna's in agreement."""
 
 
-cli.add_command(shell.kahuna)
+for command in (*operation.COMMANDS, shell.kahuna):
+    cli.add_command(command)
 
 
 def main() -> None:
@@ -72,7 +67,7 @@ def up_command(port: int | None, demonstrate: bool, simulator_port: int) -> None
     if demonstrate:
         environ = _demo_environ(environ, simulator_port)
     with ExitStack() as stack:
-        loaded = stack.enter_context(_started(environ, namespaces=True))
+        loaded = stack.enter_context(started(environ, namespaces=True))
         _refuse_taken(loaded.host, loaded.port)
         environ["DATABASE_URL"] = loaded.database_url or ""
         environ["SPOOL_DIR"] = str(loaded.spool_dir or loaded.data_dir / "spool")
@@ -92,7 +87,7 @@ def up_command(port: int | None, demonstrate: bool, simulator_port: int) -> None
 @_PARENT
 def web_command(parent: int | None) -> None:
     """The web process: callbacks and queries."""
-    with _started(os.environ, namespaces=True) as loaded:
+    with started(os.environ, namespaces=True) as loaded:
         _refuse_taken(loaded.host, loaded.port)
         application = app.build(loaded)
         # What start-up made stays for good: looked through again and again, it costs a tenth of every callback.
@@ -113,14 +108,14 @@ def worker_command(parent: int | None) -> None:
         await worker.run(loaded, stop)
         watch.cancel()
 
-    with _started(os.environ, namespaces=True) as loaded:
+    with started(os.environ, namespaces=True) as loaded:
         _run(work(loaded))
 
 
 @cli.command("migrate")
 def migrate_command() -> None:
     """Bring the database to the newest schema."""
-    with _started(os.environ) as loaded:
+    with started(os.environ) as loaded:
         asyncio.run(migrations.upgrade(loaded.database_direct_url or loaded.database_url or ""))
         click.echo(f"The database is at revision {migrations.head()}.", err=True)
 
@@ -172,7 +167,7 @@ def token_create(name: str, scopes: str, namespace: str | None) -> None:
             await access.write_down(connection, deed, datetime.now(UTC))
         return token
 
-    click.echo(_with_database(create))
+    click.echo(with_database(create))
 
 
 @token_group.command("list")
@@ -184,7 +179,7 @@ def token_list() -> None:
             return await access.all_tokens(connection)
 
     table = Table("name", "scopes", "namespace", "created", "revoked")
-    for row in _with_database(read):
+    for row in with_database(read):
         created, revoked = (f"{at:%Y-%m-%d %H:%M}Z" if at else "" for at in (row.created_at, row.revoked_at))
         table.add_row(row.name, ",".join(row.scopes), row.namespace or "all", created, revoked)
     Console().print(table)
@@ -202,7 +197,7 @@ def token_revoke(name: str) -> None:
             await access.write_down(connection, deed, datetime.now(UTC))
         return count
 
-    count = _with_database(revoke)
+    count = with_database(revoke)
     if not count:
         raise SettingsError("There is no live token of this name; see kahuna-sync token list.")
     click.echo(f"Revoked {count}.", err=True)
@@ -212,7 +207,7 @@ def token_revoke(name: str) -> None:
 @click.argument("channel", type=click.Choice(["email", "sms"]))
 @click.argument("file", type=click.File("rb"))
 @click.option("--to", required=True, help="The webhook's URL, with the callback token if it has one.")
-@_NAMESPACE
+@NAMESPACE
 def send_command(channel: str, file: Any, to: str, namespace: str | None) -> None:
     """Sign a body as Kahuna does and post it: the smoke test of a deployment."""
     loaded = settings.load(os.environ)
@@ -231,121 +226,6 @@ def send_command(channel: str, file: Any, to: str, namespace: str | None) -> Non
         raise SettingsError(f"Nothing could be sent ({type(error).__name__}): check the URL behind --to.") from None
     click.echo(f"{answer.status_code} {answer.text}")
     sys.exit(0 if answer.is_success else 1)
-
-
-@cli.command("reconcile")
-@click.option("--channel", type=click.Choice(["email", "sms"]), required=True)
-@click.option("--source", type=click.Choice(["ledger"]), default="ledger", show_default=True)
-@click.option("--auto-approve", is_flag=True, help="Turn the differences into corrections at once.")
-@_NAMESPACE
-def reconcile_command(channel: str, source: str, auto_approve: bool, namespace: str | None) -> None:
-    """Compare the list with what Kahuna holds, as far as the ledger knows."""
-    chosen = settings.chosen(settings.load(os.environ), namespace).name
-    run = Run(uuid.uuid4(), chosen, "email" if channel == "email" else "sms", source, auto_approve, "shell")
-    row = _with_database(lambda database, loaded: _reconcile(database, loaded, run))
-    table = Table("count", "of", title=f"Reconciliation of {chosen}, {channel}: {row.state}")
-    for name, count in sorted(row.counts.items()) or [("differences", 0)]:
-        table.add_row(str(count), name.replace("_", " "))
-    Console().print(table)
-    click.echo(f"Each difference: GET /v1/admin/reconciliations/{run.id}/differences", err=True)
-
-
-async def _reconcile(database: Database, loaded: Settings, run: Run) -> Any:
-    def clock() -> datetime:
-        return datetime.now(UTC)
-
-    columns = (SpinnerColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("comparing")
-
-        def show(counts: reconcile.Counts) -> None:
-            progress.update(task, description=f"comparing: {counts['differences']} differences so far")
-
-        await reconcile.queue(database, run, clock)
-        # A worker may be quicker than this process: then its result is waited for.
-        await reconcile.run_next(database, ingest.policy_of(loaded), clock, show, run.id)
-        while True:
-            async with database.read() as connection:
-                row = await reconciliations.one(connection, run.id)
-            if row is not None and row.finished_at is not None:
-                return row
-            await asyncio.sleep(0.2)
-
-
-class _Moment(click.ParamType[datetime]):
-    """A time, in UTC unless it says otherwise."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        """The time, or a refusal."""
-        try:
-            moment = value if isinstance(value, datetime) else datetime.fromisoformat(value)
-            return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
-        except (ValueError, OverflowError):
-            self.fail("must be a time such as 2026-01-31 or 2026-01-31T12:00:00Z", param, ctx)
-
-
-@cli.command("replay")
-@click.option("--since", type=_Moment(), help="Only batches received at this time or later.")
-@click.option("--until", type=_Moment(), help="Only batches received before this time (default: now).")
-@click.option("--channel", type=click.Choice(["email", "sms"]), help="Only batches of this channel.")
-@click.option("--dry-run", is_flag=True, help="Say what would change, and change nothing.")
-@_NAMESPACE
-def replay_command(
-    since: datetime | None, until: datetime | None, channel: Any, dry_run: bool, namespace: str | None
-) -> None:
-    """Apply archived batches again, by the rules of today; what is known already stays as it is."""
-    chosen = settings.chosen(settings.load(os.environ), namespace).name
-    asked = archive.Asked(chosen, channel, None, since, until)
-    counts, stopped_at = _with_database(lambda database, loaded: _replay(database, loaded, asked, dry_run))
-    would = "would be " if dry_run else ""
-    table = Table("count", "of", title=f"Replay of {chosen}{', tried only' if dry_run else ''}")
-    for name, says in (
-        ("batches", "batches replayed"),
-        ("changed", f"{would}changed by it"),
-        ("recorded", f"of these, {would}applied for the first time"),
-        ("new", "new facts, and opt-ins that wait"),
-        ("requeued", "entries understood that were rejected before"),
-        ("rejected", "entries still rejected"),
-        ("failed", "batches that could not be applied"),
-    ):
-        table.add_row(str(counts[name]), says)
-    Console().print(table)
-    if stopped_at is not None:
-        click.echo(f"Interrupted. Go on with --since {stopped_at.isoformat()}", err=True)
-    sys.exit(1 if counts["failed"] or stopped_at is not None else 0)
-
-
-async def _replay(
-    database: Database, loaded: Settings, asked: archive.Asked, dry_run: bool
-) -> tuple[Counter[str], datetime | None]:
-    """What came of it, and how far it got if it was interrupted: a signal lets the transaction under way end."""
-
-    def clock() -> datetime:
-        return datetime.now(UTC)
-
-    stop = asyncio.Event()
-    up.stop_on_signals(stop)
-    counts: Counter[str] = Counter()
-    async with database.read() as connection:
-        total = await archive.count(connection, asked)
-    steps = replay.replay_many(database, asked, ingest.rules_of(loaded), clock, "shell", dry_run=dry_run)
-    columns = (SpinnerColumn(), TextColumn("replaying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("replaying", total=total)
-        reached: datetime | None = None
-        try:
-            async for step in steps:
-                counts.update(step.counts)
-                reached = step.up_to
-                progress.update(task, completed=counts["batches"] + counts["failed"])
-                if stop.is_set():
-                    return counts, reached
-        except StorageUnavailable as error:
-            where = "" if reached is None else f" Go on with --since {reached.isoformat()}"
-            raise StorageUnavailable(f"{error}{where}") from error
-    return counts, None
 
 
 def _demo_environ(environ: dict[str, str], simulator_port: int) -> dict[str, str]:
@@ -425,32 +305,6 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
     """Runs a long-lived process on the quicker event loop, where there is one."""
     with asyncio.Runner(loop_factory=_NEW_LOOP) as runner:
         runner.run(work)
-
-
-@contextmanager
-def _started(environ: Any, *, namespaces: bool = False) -> Iterator[Settings]:
-    """The settings, with a database behind `database_url`: the embedded one if no other is named."""
-    loaded = settings.load(environ)
-    if namespaces:
-        settings.check_namespaces(loaded)
-        ingest.rules_of(loaded)
-    set_up_logging(loaded.log_level, loaded.log_format)
-    if loaded.database_url is not None:
-        yield loaded
-        return
-    with embedded.server(loaded.data_dir) as url:
-        yield dataclasses.replace(loaded, database_url=url)
-
-
-def _with_database(work: Any) -> Any:
-    """Runs a coroutine function on the database, and on the settings if it takes them."""
-
-    async def run(loaded: Settings) -> Any:
-        async with Database.of(loaded) as database:
-            return await (work(database, loaded) if work.__code__.co_argcount == 2 else work(database))
-
-    with _started(os.environ) as loaded:
-        return asyncio.run(run(loaded))
 
 
 def _refuse_taken(host: str, port: int) -> None:

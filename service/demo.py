@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 import httpx
 from rich.console import Console
 
+from service.domain.facts import Fact
 from service.domain.suppression import Policy
 from service.errors import KahunaSyncError
 from service.kahuna.webhook import sign
@@ -140,9 +141,11 @@ async def _drift(guide: Guide, database: Database) -> None:
     strays = [guide.mailbox(f"stray{n}") for n in range(5)]
     now = datetime.now(UTC)
     async with database.begin() as connection:
-        deed = access.Deed("somebody", "list.loaded", "default", "email")
+        at = int(now.timestamp())
+        stated = [Fact("default", "email", a, "manual", "suppress", at, "local") for a in strays]
+        deed = access.Deed("somebody", "list.loaded", "default", "email", facts=stated)
         audit_id = await access.write_down(connection, deed, now)
-        entries = [Entry(a, a, "manual", "suppress", int(now.timestamp())) for a in strays]
+        entries = [Entry(a, a, "manual", "suppress", at) for a in strays]
         provenance = Provenance("default", "email", "local", "operator", now, audit_id=audit_id)
         await suppressions.apply(connection, entries, provenance, Policy())
     found = await _reconcile(guide)
@@ -164,6 +167,7 @@ def _try_yourself(guide: Guide, token: str, settings: Settings) -> None:
         f'{curl} -X PUT -d \'{{"reason":"manual"}}\' {guide.url}/v1/suppressions/email/you.{guide.run}@example.com',
         f"{curl} '{guide.url}/v1/admin/corrections?state=sent'",
         f"curl -s {guide.url}/readyz",
+        ".venv/bin/kahuna-sync rebuild --verify",
         f"curl -s {str(guide.kahuna.base_url).rstrip('/')}/simulator/state",
     ]
     for line in lines:

@@ -158,6 +158,12 @@ class Settings:
     )
     circuit_probe_seconds: float = setting(60.0, "Seconds between probes while Kahuna refuses the credentials")
     worker_poll_seconds: float = setting(0.5, "Seconds between two looks at an empty queue")
+    archive_retention_days: int | None = setting(
+        None, "Days after which received bodies are dropped, by whole months (UTC). Unset: never"
+    )
+    changes_retention_days: int | None = setting(
+        None, "Days after which rows of the feed are dropped, by whole months (UTC). Unset: never"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "Least level that is logged")
     log_format: Literal["console", "json"] = setting("console", "`json` for machines, `console` for people")
     namespaces: tuple[Namespace, ...] = ()
@@ -350,8 +356,7 @@ def _check_numbers(settings: Settings) -> None:
         value = getattr(settings, field.name)
         if isinstance(value, int | float) and value == 0:
             raise SettingsError(f"{name} must be more than 0.")
-    for name in ("SOFT_BOUNCE_WINDOW_DAYS", "SOFT_BOUNCE_LIFETIME_DAYS", "HARD_BOUNCE_LIFETIME_DAYS"):
-        if (getattr(settings, name.lower()) or 0) > MOST_DAYS:
+        if name.endswith("_DAYS") and (value or 0) > MOST_DAYS:
             raise SettingsError(f"{name} must be at most {MOST_DAYS}; leave it out where there is to be no end.")
     if settings.port > 65_535:
         raise SettingsError("PORT must be at most 65535.")

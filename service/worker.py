@@ -13,7 +13,7 @@ from typing import Final
 
 from service.domain.addresses import CHANNELS
 from service.errors import SettingsError, StorageUnavailable
-from service.flows import ingest, push, reconcile
+from service.flows import ingest, push, reconcile, upkeep
 from service.flows.push import Pusher
 from service.kahuna import NO_RETRY, Contract, Credentials, KahunaClient, Timeouts, WrongCorrection
 from service.settings import Namespace, Settings
@@ -83,6 +83,7 @@ async def _steps(
     """What is to be done again and again, each with the seconds between two looks when there is nothing to do."""
     rules = ingest.rules_of(settings)
     limits = push.limits_of(settings)
+    retention = upkeep.retention_of(settings)
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(Database.of(settings))
         pushers = []
@@ -106,6 +107,7 @@ async def _steps(
             (lambda: ingest.apply_recorded(database, rules, clock), poll),
             (lambda: reconcile.run_next(database, rules.policy, clock), poll),
             (release, HOUSEKEEPING),
+            (lambda: upkeep.run_due(database, rules, retention, clock), HOUSEKEEPING),
             (note_policy, ONCE),
         ]
 

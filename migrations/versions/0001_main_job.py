@@ -1,4 +1,8 @@
-"""The main job: archive, facts, list, feed, quarantine, reviews, outbox, circuits, tokens, audit, reconciliations."""
+"""The main job: archive, facts, list, feed, quarantine, reviews, outbox, circuits, tokens, audit, reconciliations,
+checkpoints, leases.
+
+The tables of receipt are born with a default partition alone: those of the months are made by the worker's upkeep.
+"""
 
 from typing import Any
 
@@ -14,6 +18,8 @@ depends_on = None
 
 WORD = sa.Text(collation="C")
 MOMENT = sa.DateTime(timezone=True)
+
+FACTS_PARTITIONS = 8
 
 
 class Xid8(UserDefinedType[str]):
@@ -38,6 +44,12 @@ def upgrade() -> None:
         sa.Column("channel", WORD, nullable=True),
         sa.Column("address", WORD, nullable=True),
         sa.Column("detail", postgresql.JSONB(), nullable=False),
+        sa.Column(
+            "facts",
+            postgresql.JSONB(),
+            nullable=True,
+            comment="What it states: [[address, reason, action, occurred_at, source], ...]",
+        ),
         sa.PrimaryKeyConstraint("id"),
         comment="Who did what: evidence of every fact that came in no batch",
     )
@@ -65,13 +77,21 @@ def upgrade() -> None:
         sa.Column("duplicates", sa.Integer(), nullable=True),
         sa.Column("rejected", sa.Integer(), nullable=True),
         sa.Column("errors", postgresql.JSONB(), nullable=True),
+        sa.Column(
+            "held",
+            postgresql.ARRAY(sa.Integer()),
+            nullable=True,
+            comment="Entries that waited for a review or had been refused: this batch made no facts of them",
+        ),
         sa.Column("attempts", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("next_attempt_at", MOMENT, nullable=True),
         sa.Column("last_error", WORD, nullable=True),
         sa.CheckConstraint("state in ('recorded', 'applied')", name="batches_state"),
         sa.PrimaryKeyConstraint("id"),
         comment="The archive: every signed body, and what came of it",
+        postgresql_partition_by="range (id)",
     )
+    op.execute("create table batches_default partition of batches default")
     op.create_index(
         "batches_unapplied",
         "batches",
@@ -87,8 +107,33 @@ def upgrade() -> None:
         sa.Column("channel", WORD, nullable=False),
         sa.Column("address", WORD, nullable=False),
         sa.Column("recorded_at", MOMENT, nullable=False),
-        sa.PrimaryKeyConstraint("seq"),
+        sa.PrimaryKeyConstraint("xid", "seq", "recorded_at"),
         comment="The feed: an address whose causes changed, in the transaction that changed them",
+        postgresql_partition_by="range (recorded_at)",
+    )
+    op.execute("create table changes_default partition of changes default")
+    op.create_table(
+        "checkpoint_causes",
+        sa.Column("address", WORD, nullable=False),
+        sa.Column("channel", WORD, nullable=False),
+        sa.Column("namespace", WORD, nullable=False),
+        sa.Column("reason", WORD, nullable=False),
+        sa.Column("stop_at", sa.BigInteger(), autoincrement=False, nullable=True),
+        sa.Column("clear_at", sa.BigInteger(), autoincrement=False, nullable=True),
+        sa.Column("bounces", postgresql.ARRAY(sa.BigInteger()), nullable=True),
+        sa.Column("held_stop_at", sa.BigInteger(), autoincrement=False, nullable=True),
+        sa.Column("held_clear_at", sa.BigInteger(), autoincrement=False, nullable=True),
+        sa.PrimaryKeyConstraint("address", "channel", "namespace", "reason"),
+        comment="What the batches that retention dropped had said, merged: a rebuild starts here",
+    )
+    op.create_table(
+        "checkpoints",
+        sa.Column("partition", WORD, nullable=False),
+        sa.Column("ends_at", MOMENT, nullable=False),
+        sa.Column("batches", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("made_at", MOMENT, nullable=False),
+        sa.PrimaryKeyConstraint("partition"),
+        comment="The partitions of the archive that were dropped, once what they said was merged",
     )
     op.create_table(
         "circuits",
@@ -197,6 +242,20 @@ def upgrade() -> None:
         sa.CheckConstraint("(batch_id is null) <> (audit_id is null)", name="facts_have_one_evidence"),
         sa.PrimaryKeyConstraint("address", "channel", "namespace", "reason", "action", "occurred_at", "source"),
         comment="Everything that anybody said, once",
+        postgresql_partition_by="hash (address)",
+    )
+    for number in range(FACTS_PARTITIONS):
+        op.execute(
+            f"create table facts_{number} partition of facts "
+            f"for values with (modulus {FACTS_PARTITIONS}, remainder {number})"
+        )
+    op.create_table(
+        "leases",
+        sa.Column("name", WORD, nullable=False),
+        sa.Column("fence", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("ends_at", MOMENT, nullable=False),
+        sa.PrimaryKeyConstraint("name"),
+        comment="Work that one process at a time may do; the fence counts who took it",
     )
     op.create_table(
         "quarantine",
@@ -320,11 +379,14 @@ def downgrade() -> None:
         "reviews",
         "reconciliations",
         "quarantine",
+        "leases",
         "facts",
         "digests",
         "differences",
         "corrections",
         "circuits",
+        "checkpoints",
+        "checkpoint_causes",
         "changes",
         "batches",
         "audit",

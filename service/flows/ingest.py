@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from service.domain.addresses import Channel, ImpossibleAddress, normalise
 from service.domain.facts import occurred_at
@@ -95,6 +95,14 @@ class Sorted(NamedTuple):
     opt_ins: list[Entry]
     untimed: list[Held]
     rejected: dict[int, str]
+
+
+class Taken(NamedTuple):
+    """What came of the entries of a batch that were understood: how many were new, facts and opt-ins that wait, and the
+    indexes of the opt-ins that became no facts."""
+
+    new: int
+    held: tuple[int, ...]
 
 
 class Intake:
@@ -237,18 +245,17 @@ async def apply(connection: Connection, members: Sequence[Member], rules: Rules,
     the caller's transaction."""
     namespace = rules.namespaces[members[0].batch.namespace]
     found = [await sort_apart(member, place, namespace) for place, member in enumerate(members)]
-    fresh = await take(connection, members, found, rules, now)
+    taken = await take(connection, members, found, rules, now)
     many = sum(len(member.callback.values) for member in members)
     await batches.quarantine_entries(connection, await aside(many, _rejected, members, found))
-    outcomes = zip(members, found, fresh, strict=True)
-    return await aside(many, lambda: [_outcome(member, one, new) for member, one, new in outcomes])
+    outcomes = zip(members, found, taken, strict=True)
+    return await aside(many, lambda: [_outcome(member, one, what) for member, one, what in outcomes])
 
 
 async def take(
     connection: Connection, members: Sequence[Member], found: Sequence[Sorted], rules: Rules, now: datetime
-) -> list[int]:
-    """What follows from the entries that were understood, each batch's at its place; tells how many of each were new,
-    facts and opt-ins that wait."""
+) -> list[Taken]:
+    """What follows from the entries that were understood, each batch's at its place."""
     shared = members[0].batch
     namespace = rules.namespaces[shared.namespace]
     many = sum(len(member.callback.values) for member in members)
@@ -257,13 +264,16 @@ async def take(
     ids = tuple(member.batch.id for member in members)
     provenance = Provenance(shared.namespace, shared.channel, "kahuna", shared.origin, now, ids)
     new = await suppressions.apply(connection, rows, provenance, rules.policy)
-    fresh = []
+    taken = []
     for place, (member, one) in enumerate(zip(members, found, strict=True)):
         waits = one.untimed + [review for key, review in held.items() if key[0] == place]
-        fresh.append(new.get(member.batch.id, 0) + await reviews.hold(connection, member.batch, waits))
+        held_here = tuple(sorted(review.entry_index for review in waits))
+        taken.append(
+            Taken(new.get(member.batch.id, 0) + await reviews.hold(connection, member.batch, waits), held_here)
+        )
     scope = outbox.Scope(shared.namespace, shared.channel, now, rules.policy)
     await outbox.owe(connection, scope, await aside(many, lambda: {entry.address for entry in rows}))
-    return fresh
+    return taken
 
 
 def _rows(found: Sequence[Sorted], held: Collection[tuple[int, int | None]]) -> list[Entry]:
@@ -278,18 +288,20 @@ def _rejected(members: Sequence[Member], found: Sequence[Sorted]) -> list[tuple[
     return [(batch, rejected) for batch, errors in parts for rejected in _with_bytes(batch, errors)]
 
 
-def _outcome(member: Member, found: Sorted, new: int) -> Outcome:
+def _outcome(member: Member, found: Sorted, taken: Taken) -> Outcome:
     rejected = len(found.rejected)
     errors = [{"index": index, "error": error} for index, error in sorted(found.rejected.items())]
-    return Outcome(new, len(member.callback.entries) - new - rejected, rejected, errors)
+    known = len(member.callback.entries) - taken.new - rejected
+    return Outcome(taken.new, known, rejected, errors, taken.held)
 
 
 async def sort_apart(member: Member, place: int, namespace: Namespace) -> Sorted:
     """The entries of a batch by what becomes of them. Sorting many must not hold up the other callbacks."""
-    return await aside(len(member.callback.values), _sorted, member, place, namespace)
+    return await aside(len(member.callback.values), sort, member, place, namespace.untimed_opt_in)
 
 
-def _sorted(member: Member, place: int, namespace: Namespace) -> Sorted:
+def sort(member: Member, place: int, untimed_opt_in: Literal["hold", "receipt"]) -> Sorted:
+    """The entries of a batch by what becomes of them, as far as the batch alone can tell. A replay sorts alike."""
     channel = member.batch.channel
     received_at = int(member.batch.received_at.timestamp())
     found = Sorted([], [], [], {})
@@ -304,7 +316,7 @@ def _sorted(member: Member, place: int, namespace: Namespace) -> Sorted:
             continue
         at = occurred_at(entry.action, entry.timestamp, received_at)
         received = entry.address.strip()
-        if at is None and namespace.untimed_opt_in == "hold":
+        if at is None and untimed_opt_in == "hold":
             found.untimed.append(Held(entry.index, address, received, entry.reason, None, "untimed"))
             continue
         at = received_at if at is None else at
@@ -360,6 +372,6 @@ def _is_away(error: Exception) -> bool:
 
 def _log(batch: Received, ingested: Ingested) -> None:
     outcome = ingested.outcome
-    counts = {} if outcome is None else {name: n for name, n in outcome._asdict().items() if name != "errors"}
+    counts = {} if outcome is None else {name: n for name, n in outcome._asdict().items() if isinstance(n, int)}
     name = "batch.recorded" if outcome is None else "batch.applied"
     logger().info(name, batch_id=ingested.batch_id, namespace=batch.namespace, channel=batch.channel, **counts)

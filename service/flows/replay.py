@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from service.domain.addresses import Channel
 from service.errors import NotFound, StorageBusy, StorageUnavailable
 from service.flows import ingest
-from service.flows.ingest import Member, Rules, Sorted
+from service.flows.ingest import Member, Rules, Sorted, Taken
 from service.store import access, archive, batches, quarantine, reviews, suppressions
 from service.store.access import Deed
 from service.store.archive import Archived, Asked, Key
@@ -179,8 +179,8 @@ async def again(
         found = await ingest.sort_apart(member, place, namespace)
         cases.append(_case(archived[place], found, rejected, open_, with_taken=only is None))
     cases = await _without_seen(connection, cases)
-    new = await ingest.take(connection, members, [case.found for case in cases], rules, now)
-    done = [_replayed(case, n) for case, n in zip(cases, new, strict=True)]
+    taken = await ingest.take(connection, members, [case.found for case in cases], rules, now)
+    done = [_replayed(case, what) for case, what in zip(cases, taken, strict=True)]
     for case, replayed in zip(cases, done, strict=True):
         await _note(connection, case, replayed, actor, now)
     return done
@@ -322,17 +322,19 @@ async def _without_seen(connection: Connection, cases: Sequence[_Case]) -> list[
     ]
 
 
-def _replayed(case: _Case, new: int) -> Replayed:
-    """The entries stay as many: those that are understood by now are no longer rejected, but new or known."""
+def _replayed(case: _Case, taken: Taken) -> Replayed:
+    """The entries stay as many: those that are understood by now are no longer rejected, but new or known. What the
+    batch held once is no fact of its, whatever comes later."""
     batch, was = case.archived.batch, case.was
     errors = _rejected(case.archived) | case.found.rejected
     understood = case.open - case.found.rejected.keys()
     left = [{"index": index, "error": error} for index, error in sorted(errors.items()) if index not in understood]
     # Facts may be new for other reasons, too: those of an entry that was counted as accepted once are not, again.
-    accepted = was.accepted + min(new, len(understood))
+    accepted = was.accepted + min(taken.new, len(understood))
     total = was.accepted + was.duplicates + was.rejected
-    outcome = Outcome(accepted, total - accepted - len(left), len(left), left)
-    return Replayed(batch.id, batch.namespace, batch.channel, was, outcome, new, len(understood))
+    held = tuple(sorted({*was.held, *taken.held}))
+    outcome = Outcome(accepted, total - accepted - len(left), len(left), left, held)
+    return Replayed(batch.id, batch.namespace, batch.channel, was, outcome, taken.new, len(understood))
 
 
 async def _note(connection: Connection, case: _Case, replayed: Replayed, actor: str, now: datetime) -> None:
@@ -341,7 +343,7 @@ async def _note(connection: Connection, case: _Case, replayed: Replayed, actor: 
     before = _rejected(case.archived)
     errors = {index: error for index, error in case.found.rejected.items() if error != before[index]}
     understood = case.open - case.found.rejected.keys()
-    await archive.restate(connection, replayed.batch_id, replayed.outcome)
+    await archive.restate(connection, replayed.batch_id, replayed.outcome, now)
     await quarantine.settle(connection, replayed.batch_id, understood, errors, actor, now)
 
 

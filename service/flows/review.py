@@ -5,6 +5,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
+from service.domain.facts import Fact
 from service.domain.suppression import Policy
 from service.errors import Conflict, NotFound
 from service.store import access, outbox, reviews, suppressions
@@ -36,10 +37,13 @@ async def decide(
             raise Conflict(f"This review is {review['state']} already; a decision stands.", "already-decided")
         await reviews.decide(connection, review_id, decision, actor, note, now)
         detail = {"review_id": str(review_id), "note": note}
-        deed = Deed(actor, f"review.{decision}", review["namespace"], review["channel"], review["address"], detail)
+        facts = [_fact_of(review)] if decision == "approved" else []
+        deed = Deed(
+            actor, f"review.{decision}", review["namespace"], review["channel"], review["address"], detail, facts
+        )
         audit_id = await access.write_down(connection, deed, now)
-        if decision == "approved":
-            await _make_fact(connection, review, audit_id, policy, now)
+        for fact in facts:
+            await _make_fact(connection, review, fact, audit_id, policy, now)
         return dict(review) | {"state": decision, "decided_by": actor, "decided_at": now, "note": note}
 
     decided = await until_settled(database, transaction)
@@ -47,11 +51,17 @@ async def decide(
     return decided
 
 
-async def _make_fact(connection: Connection, review: Any, audit_id: uuid.UUID, policy: Policy, now: datetime) -> None:
+def _fact_of(review: Any) -> Fact:
     at = int(review["received_at"].timestamp()) if review["occurred_at"] is None else review["occurred_at"]
-    received = review["address_received"] or review["address"]
-    entry = Entry(review["address"], received, review["reason"], "clear", at, review["entry_index"])
-    provenance = Provenance(review["namespace"], review["channel"], "kahuna", "operator", now, audit_id=audit_id)
+    return Fact(review["namespace"], review["channel"], review["address"], review["reason"], "clear", at, "kahuna")
+
+
+async def _make_fact(
+    connection: Connection, review: Any, fact: Fact, audit_id: uuid.UUID, policy: Policy, now: datetime
+) -> None:
+    received = review["address_received"] or fact.address
+    entry = Entry(fact.address, received, fact.reason, fact.action, fact.occurred_at, review["entry_index"])
+    provenance = Provenance(fact.namespace, fact.channel, fact.source, "operator", now, audit_id=audit_id)
     await suppressions.apply(connection, [entry], provenance, policy)
-    scope = outbox.Scope(review["namespace"], review["channel"], now, policy)
-    await outbox.owe(connection, scope, {review["address"]})
+    scope = outbox.Scope(fact.namespace, fact.channel, now, policy)
+    await outbox.owe(connection, scope, {fact.address})

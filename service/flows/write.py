@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from service.domain.addresses import Channel, ImpossibleAddress, normalise
-from service.domain.facts import FUTURE_TOLERANCE, Action, Origin, reasons_of
+from service.domain.facts import FUTURE_TOLERANCE, Action, Fact, Origin, reasons_of
 from service.domain.suppression import Policy, verdict
 from service.errors import Conflict, Unprocessable
 from service.store import access, outbox, suppressions
@@ -66,7 +66,8 @@ async def _say(
             at = _now(await suppressions.causes_of(connection, said.namespace, said.channel, address), now)
         entries = [Entry(address, received, reason, action, at) for reason in reasons]
         noted = detail | {"occurred_at": at}
-        deed = Deed(said.actor, f"address.{action}", said.namespace, said.channel, address, noted)
+        stated = [Fact(said.namespace, said.channel, address, reason, action, at, "local") for reason in reasons]
+        deed = Deed(said.actor, f"address.{action}", said.namespace, said.channel, address, noted, stated)
         audit_id = await access.write_down(connection, deed, now)
         provenance = Provenance(said.namespace, said.channel, "local", said.origin, now, audit_id=audit_id)
         await suppressions.apply(connection, entries, provenance, policy)

@@ -3,7 +3,7 @@
 import hashlib
 import secrets
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
@@ -11,6 +11,9 @@ from sqlalchemy import LargeBinary, any_, bindparam, insert, select, update
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service.domain.facts import Fact
+from service.domain.suppression import Policy
+from service.store.database import pages
 from service.store.tables import audit, tokens
 
 SCOPES: Final = ("read", "write", "admin")
@@ -61,7 +64,10 @@ async def revoke_token(connection: AsyncConnection, name: str, now: datetime) ->
 
 
 class Deed(NamedTuple):
-    """What somebody did. `detail` may hold evidence and notes, never a key."""
+    """What somebody did. `detail` may hold evidence and notes, never a key.
+
+    `facts` are those that the deed itself is the evidence of: all of them, for the list is rebuilt from here.
+    """
 
     actor: str
     action: str
@@ -69,14 +75,29 @@ class Deed(NamedTuple):
     channel: str | None = None
     address: str | None = None
     detail: dict[str, Any] | None = None
+    facts: Sequence[Fact] = ()
 
 
 async def write_down(connection: AsyncConnection, deed: Deed, now: datetime) -> uuid.UUID:
     """Adds a row to the audit log; its id is the evidence of what the deed changed."""
     deed_id = uuid.uuid4()
-    row = deed._asdict() | {"id": deed_id, "at": now, "detail": deed.detail or {}}
+    facts = [[f.address, f.reason, f.action, f.occurred_at, f.source] for f in deed.facts] or None
+    row = deed._asdict() | {"id": deed_id, "at": now, "detail": deed.detail or {}, "facts": facts}
     await connection.execute(insert(audit).values(row))
     return deed_id
+
+
+async def stated(connection: AsyncConnection) -> AsyncIterator[list[Fact]]:
+    """Every fact that the audit log states, some at a time: needs a transaction."""
+    query = select(audit.c.namespace, audit.c.channel, audit.c.facts).where(audit.c.facts.is_not(None))
+    async for page in pages(connection, query, 1000):
+        yield [Fact(row.namespace, row.channel, *stated) for row in page for stated in row.facts]
+
+
+async def policies(connection: AsyncConnection) -> list[Policy]:
+    """The numbers of every verdict so far; what an older release did not write down has its default."""
+    details = (await connection.execute(select(audit.c.detail).where(audit.c.action == "policy.set"))).scalars()
+    return [Policy(**{name: d[name] for name in Policy._fields if name in d}) for d in details]
 
 
 async def note_policy(connection: AsyncConnection, policy: dict[str, Any], now: datetime) -> bool:

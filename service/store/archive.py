@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, DateTime, Uuid, func, literal, select, tup
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.domain.addresses import Channel
-from service.store.batches import Outcome, Received
+from service.store.batches import Outcome, Received, outcome_of
 from service.store.database import among
 from service.store.tables import batches
 
@@ -90,7 +90,7 @@ async def locked(connection: AsyncConnection, ids: Iterable[uuid.UUID]) -> list[
     found = [
         Archived(
             Received(row.id, row.namespace, row.channel, row.origin, row.received_at, row.headers, _body(row), b""),
-            Outcome(row.accepted, row.duplicates, row.rejected, row.errors) if row.state == "applied" else None,
+            outcome_of(row) if row.state == "applied" else None,
         )
         for row in rows
     ]
@@ -102,9 +102,11 @@ async def hold(connection: AsyncConnection, batch_id: uuid.UUID) -> None:
     await connection.execute(select(batches.c.id).where(batches.c.id == batch_id).with_for_update())
 
 
-async def restate(connection: AsyncConnection, batch_id: uuid.UUID, outcome: Outcome) -> None:
-    """Writes down what an applied batch says of itself from now on. When it was first applied stands."""
-    await connection.execute(update(batches).where(batches.c.id == batch_id).values(outcome._asdict()))
+async def restate(connection: AsyncConnection, batch_id: uuid.UUID, outcome: Outcome, now: datetime) -> None:
+    """Writes down what an applied batch says of itself from now on, and that it was applied anew: whoever has read it
+    meanwhile must read it again."""
+    said = outcome._asdict() | {"held": list(outcome.held) or None, "applied_at": now}
+    await connection.execute(update(batches).where(batches.c.id == batch_id).values(said))
 
 
 def _meant(asked: Asked) -> list[ColumnElement[bool]]:

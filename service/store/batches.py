@@ -1,5 +1,6 @@
 """Owns the archive: every signed body as received, what came of it, and which of its entries are in quarantine."""
 
+import hashlib
 import uuid
 from collections.abc import Sequence
 from datetime import datetime
@@ -12,7 +13,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.domain.addresses import Channel
 from service.domain.facts import Origin
+from service.store.database import among
 from service.store.tables import batches, digests
+
+MOST_AT_ONCE: Final = 1000
+BYTES_AT_ONCE: Final = 16 * 1024 * 1024
+"""Batches of the archive that are read at once, and the bytes of their bodies after which no other is begun."""
+
+LAST_ID: Final = uuid.UUID(int=(1 << 128) - 1)
 
 
 class Received(NamedTuple):
@@ -29,12 +37,14 @@ class Received(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of a batch. The counts add up to its entries; `errors` holds all rejected ones."""
+    """What came of a batch. The counts add up to its entries; `errors` holds all rejected ones, and `held` the indexes
+    of the opt-ins that it made no facts of, since they waited for a person or had been refused."""
 
     accepted: int
     duplicates: int
     rejected: int
     errors: list[dict[str, Any]]
+    held: tuple[int, ...] = ()
 
 
 class Known(NamedTuple):
@@ -50,6 +60,39 @@ class Rejected(NamedTuple):
     entry_index: int
     error: str
     entry: bytes
+
+
+class Extent(NamedTuple):
+    """Some batches as a whole: how many they are, and when one of them was last applied. It differs if one is new, or
+    was applied anew."""
+
+    batches: int = 0
+    applied_at: datetime | None = None
+
+    def with_more(self, applied: Sequence["Applied"]) -> "Extent":
+        """The same with these."""
+        moments = [batch.applied_at for batch in applied] + ([self.applied_at] if self.applied_at else [])
+        return Extent(self.batches + len(applied), max(moments, default=None))
+
+
+class Applied(NamedTuple):
+    """An applied batch as a rebuild needs it: what was received, and the indexes of entries that became no facts."""
+
+    received: Received
+    applied_at: datetime
+    rejected: frozenset[int]
+    held: frozenset[int]
+
+
+def new_id(now: datetime, chance: int) -> uuid.UUID:
+    """The id of a batch received now: version 7, so that those of one moment lie together in every index, and those of
+    one month in one partition. It is no secret: `chance` may be any 74 random bits."""
+    return uuid.UUID(int=first_id(now).int | 7 << 76 | (chance >> 62) << 64 | 2 << 62 | chance & (1 << 62) - 1)
+
+
+def first_id(moment: datetime) -> uuid.UUID:
+    """What no batch received before this moment has an id above of, and none after it one below."""
+    return uuid.UUID(int=int(moment.timestamp() * 1000) << 80)
 
 
 # Built once: they are part of every callback. Digests are locked in their order, whatever that of the callbacks.
@@ -106,13 +149,13 @@ async def claim_digest(connection: AsyncConnection, batch: Received) -> Known | 
     # The other transaction has committed, or the insert would still wait: this sees its rows.
     query = (
         select(batches.c.id, batches.c.state, batches.c.accepted, batches.c.duplicates)
-        .add_columns(batches.c.rejected, batches.c.errors)
+        .add_columns(batches.c.rejected, batches.c.errors, batches.c.held)
         .join_from(digests, batches, batches.c.id == digests.c.batch_id)
         .where(digests.c.digest == batch.digest)
         .where(digests.c.namespace == batch.namespace, digests.c.channel == batch.channel)
     )
     found = (await connection.execute(query)).one()
-    return Known(found.id, _outcome(found) if found.state == "applied" else None)
+    return Known(found.id, outcome_of(found) if found.state == "applied" else None)
 
 
 async def archive(connection: AsyncConnection, rows: Sequence[tuple[Received, Outcome | None]], now: datetime) -> None:
@@ -125,8 +168,10 @@ async def archive(connection: AsyncConnection, rows: Sequence[tuple[Received, Ou
 
 
 async def finish(connection: AsyncConnection, batch_id: uuid.UUID, outcome: Outcome, now: datetime) -> None:
-    """Turns a recorded batch into an applied one."""
-    await connection.execute(update(batches).where(batches.c.id == batch_id).values(_applied(outcome, now)))
+    """Turns a recorded batch into an applied one. What it held once is no fact of its, whatever comes later."""
+    held = func.array_cat(batches.c.held, literal(list(outcome.held), batches.c.held.type))
+    values = _applied(outcome, now) | {"held": held}
+    await connection.execute(update(batches).where(batches.c.id == batch_id).values(values))
 
 
 async def lock_unapplied(connection: AsyncConnection, batch_id: uuid.UUID) -> Received | None:
@@ -165,6 +210,37 @@ async def quarantine_entries(connection: AsyncConnection, rejected: Sequence[tup
         await connection.execute(_QUARANTINE, values)
 
 
+async def applied_after(connection: AsyncConnection, after: uuid.UUID, below: uuid.UUID) -> list[Applied]:
+    """The next applied batches in the order of their ids, as many as memory should hold; none at the end."""
+    columns = [batches.c[name] for name in ("id", "namespace", "channel", "origin", "received_at", "headers")]
+    columns += [batches.c[name] for name in ("body", "body_bytes", "applied_at", "errors", "held")]
+    bytes_before = func.sum(batches.c.body_bytes).over(order_by=batches.c.id) - batches.c.body_bytes
+    query = select(*columns, bytes_before.label("bytes_before")).where(batches.c.state == "applied")
+    query = query.where(batches.c.id > after, batches.c.id < below).order_by(batches.c.id).limit(MOST_AT_ONCE)
+    page = query.subquery()
+    small_enough = select(page).where(page.c.bytes_before < BYTES_AT_ONCE).order_by(page.c.id)
+    return [_applied_batch(row) for row in await connection.execute(small_enough)]
+
+
+async def any_unapplied(connection: AsyncConnection, since: uuid.UUID, below: uuid.UUID) -> bool:
+    """Whether a batch with an id in this range waits to be applied."""
+    waiting = select(batches.c.id).where(batches.c.state == "recorded", batches.c.id >= since, batches.c.id < below)
+    return (await connection.execute(waiting.limit(1))).first() is not None
+
+
+async def extent(connection: AsyncConnection, since: uuid.UUID, below: uuid.UUID) -> Extent:
+    """What there is with ids in this range."""
+    query = select(func.count(), func.max(batches.c.applied_at)).where(batches.c.id >= since, batches.c.id < below)
+    return Extent(*(await connection.execute(query)).one())
+
+
+async def forget_digests(connection: AsyncConnection, applied: Sequence[Applied]) -> None:
+    """Bodies that come again are new batches from now on, of facts that are known."""
+    gone = among(digests.c.digest, [batch.received.digest for batch in applied])
+    mine = among(digests.c.batch_id, [batch.received.id for batch in applied])
+    await connection.execute(digests.delete().where(gone, mine))
+
+
 async def unapplied_count(connection: AsyncConnection) -> int:
     """How many batches are recorded and wait to be applied."""
     query = select(func.count()).select_from(batches).where(batches.c.state == "recorded")
@@ -178,6 +254,15 @@ async def _one(connection: AsyncConnection, query: Any, *, skip_locked: bool) ->
         return None
     body = zstandard.decompress(row.body, max_output_size=row.body_bytes)
     return Received(row.id, row.namespace, row.channel, row.origin, row.received_at, row.headers, body, b"")
+
+
+def _applied_batch(row: Any) -> Applied:
+    body = zstandard.decompress(row.body, max_output_size=row.body_bytes)
+    digest = hashlib.sha256(body).digest()
+    batch = Received(row.id, row.namespace, row.channel, row.origin, row.received_at, row.headers, body, digest)
+    return Applied(
+        batch, row.applied_at, frozenset(error["index"] for error in row.errors or ()), frozenset(row.held or ())
+    )
 
 
 def _archived(batch: Received, outcome: Outcome | None, body: bytes, now: datetime) -> dict[str, Any]:
@@ -194,8 +279,16 @@ def _archived(batch: Received, outcome: Outcome | None, body: bytes, now: dateti
 
 
 def _applied(outcome: Outcome, now: datetime) -> dict[str, Any]:
-    return outcome._asdict() | {"state": "applied", "applied_at": now, "next_attempt_at": None, "last_error": None}
+    held = list(outcome.held) or None
+    return outcome._asdict() | {
+        "held": held,
+        "state": "applied",
+        "applied_at": now,
+        "next_attempt_at": None,
+        "last_error": None,
+    }
 
 
-def _outcome(row: Any) -> Outcome:
-    return Outcome(row.accepted, row.duplicates, row.rejected, row.errors)
+def outcome_of(row: Any) -> Outcome:
+    """What came of the applied batch in this row."""
+    return Outcome(row.accepted, row.duplicates, row.rejected, row.errors, tuple(row.held or ()))

@@ -1,7 +1,7 @@
 """Owns the engine and the only begin and commit. Tells apart what can be retried, what is away, and what is a bug."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 import asyncpg
 import msgspec
 import sqlalchemy.exc
-from sqlalchemy import ColumnElement, Text, any_, event, func, literal, text
+from sqlalchemy import ColumnElement, Row, Select, Text, any_, event, func, literal, text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
@@ -49,6 +49,15 @@ GOODBYE: Final = 0.5
 """Seconds that a server may take to say goodbye."""
 
 _READ_ONLY: Final = text("select current_setting('transaction_read_only')")
+
+
+# Which of them there are depends on the server's version.
+_WITHOUT_LIMITS: Final = text(
+    """
+    select set_config(name, '0', true) from pg_settings
+    where name in ('statement_timeout', 'transaction_timeout', 'idle_in_transaction_session_timeout')
+    """
+)
 
 
 class Database:
@@ -118,6 +127,18 @@ class Database:
             self._distrusted = False
             raise sqlalchemy.exc.InvalidatePoolError
 
+    @asynccontextmanager
+    async def snapshot(self, *tables: str) -> AsyncIterator[AsyncConnection]:
+        """Reads everything as of one moment, however long that takes. It writes nothing, so the feed does not wait for
+        it. Of `tables` no partition is dropped meanwhile: those that go are gone for every snapshot."""
+        frozen = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        async with _weather(), frozen.begin() as connection:
+            # The moment is that of the first query, so these come before it.
+            await connection.execute(text("set local lock_timeout = '30s'"))
+            await connection.execute(text(f"lock table {', '.join(tables)} in access share mode"))
+            await connection.execute(_WITHOUT_LIMITS)
+            yield connection
+
     async def close(self) -> None:
         """Closes every connection; one whose server no longer answers is dropped, which takes half a second each."""
         while True:
@@ -126,6 +147,11 @@ class Database:
                     return await self._engine.dispose()
             except TimeoutError:
                 continue  # the one that hung is gone; those behind it are next
+
+
+def is_forbidden(error: BaseException) -> bool:
+    """Whether our role lacks the right to do this."""
+    return _state_of(error) == "42501"
 
 
 def is_conflict(error: BaseException) -> bool:
@@ -246,6 +272,13 @@ async def aside(size: int, work: Callable[P, T], *given: P.args, **named: P.kwar
     if size <= MANY:
         return work(*given, **named)
     return await asyncio.to_thread(work, *given, **named)
+
+
+async def pages(connection: AsyncConnection, query: Select[Any], rows: int) -> AsyncIterator[Sequence[Row[Any]]]:
+    """The rows of a query, so many at a time, from a cursor of the server's: needs a transaction."""
+    result = await connection.stream(query, execution_options={"yield_per": rows})
+    async for page in result.partitions():
+        yield page
 
 
 async def until_settled(database: Database, transaction: Callable[[Connection], Awaitable[T]], attempts: int = 4) -> T:

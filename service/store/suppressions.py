@@ -5,9 +5,9 @@ against each other. Locks are taken in the order of the keys, facts before cause
 """
 
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import datetime
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import DateTime, Text, Uuid, bindparam, func, select, text
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.domain.addresses import Channel
 from service.domain.facts import Action, Fact, Origin, Source
 from service.domain.suppression import Cause, Policy
-from service.store.database import SEPARATOR, among, aside, plan_anew
+from service.store.database import SEPARATOR, among, aside, pages, plan_anew
 from service.store.tables import facts, suppressions
 
 
@@ -67,6 +67,9 @@ class FactRow(NamedTuple):
     origin: str
     batch_id: uuid.UUID | None
 
+
+MANY: Final = 5000
+"""Rows that are read at once where all are read."""
 
 HOME: Final = """case when :channel = 'sms' then 'do_not_call'
               when reason = 'manual' then 'unsubscribe' else reason end"""
@@ -279,7 +282,7 @@ async def causes_of_each(connection: AsyncConnection, subjects: Sequence[Subject
     values = {"namespaces": list(namespaces), "channels": list(channels), "addresses": list(addresses)}
     found: list[list[CauseRow]] = [[] for _ in subjects]
     for r in await connection.execute(_CAUSES, values):
-        cause = Cause(r.reason, r.stop_at, r.clear_at, tuple(r.bounces or ()))
+        cause = _cause(r)
         if cause.decided is not None:
             found[r.place - 1].append(CauseRow(cause, r.recorded_at, r.origin, r.batch_id))
     return found
@@ -314,6 +317,23 @@ async def opt_ins_told(
     return {(row.address, row.occurred_at) for row in await connection.execute(query)}
 
 
+async def every_fact(connection: AsyncConnection) -> AsyncIterator[list[tuple[Fact, uuid.UUID | None]]]:
+    """Every fact there is and the batch that it came in, many at a time: needs a transaction."""
+    query = select(*(facts.c[name] for name in Fact._fields), facts.c.batch_id)
+    async for page in pages(connection, query, MANY):
+        yield [(Fact._make(row[:-1]), row.batch_id) for row in page]
+
+
+async def every_cause(connection: AsyncConnection) -> AsyncIterator[list[tuple[str, Channel, str, Cause]]]:
+    """Every cause there is, by namespace, channel and address, many at a time: needs a transaction."""
+    table = suppressions.c
+    query = select(table.namespace, table.channel, table.address)
+    query = query.add_columns(table.reason, table.stop_at, table.clear_at, table.bounces)
+    decided = func.coalesce(table.stop_at, table.clear_at).is_not(None)
+    async for page in pages(connection, query.where(decided), MANY):
+        yield [(r.namespace, r.channel, r.address, _cause(r)) for r in page]
+
+
 async def local_stops(
     connection: AsyncConnection, namespace: str, channel: Channel, addresses: Iterable[str]
 ) -> dict[str, int]:
@@ -330,3 +350,7 @@ async def local_stops(
         table.local_stop_at >= func.coalesce(table.clear_at, table.local_stop_at),
     )
     return {row.address: row.local_stop_at for row in await connection.execute(query)}
+
+
+def _cause(row: Any) -> Cause:
+    return Cause(row.reason, row.stop_at, row.clear_at, tuple(row.bounces or ()))

@@ -3,7 +3,8 @@
 All text is COLLATE "C": equality and order are those of the bytes, on every server. What happened is timed in whole
 Unix seconds (`bigint`), as facts are; what we did, by our clock, is `timestamptz`. The primary key of every hot table
 begins with the address, so that the list can be spread by it. There are no foreign keys: tables of receipt lose old
-partitions without touching the list.
+partitions without touching the list. Partitions themselves are none of this module's business: the migration makes
+those of the facts, `store.partitions` those of the tables of receipt.
 """
 
 from typing import Any
@@ -19,6 +20,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    PrimaryKeyConstraint,
     Table,
     Text,
     Uuid,
@@ -88,11 +90,17 @@ batches = Table(
     Column("duplicates", Integer),
     Column("rejected", Integer),
     Column("errors", JSONB),
+    Column(
+        "held",
+        ARRAY(Integer),
+        comment="Entries that waited for a review or had been refused: this batch made no facts of them",
+    ),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
     moment("next_attempt_at", nullable=True),
     word("last_error", nullable=True),
     CheckConstraint("state in ('recorded', 'applied')", name="batches_state"),
     Index("batches_unapplied", "next_attempt_at", postgresql_where=text("state = 'recorded'")),
+    postgresql_partition_by="range (id)",
     comment="The archive: every signed body, and what came of it",
 )
 
@@ -115,6 +123,7 @@ facts = Table(
     CheckConstraint("(batch_id is null) <> (audit_id is null)", name="facts_have_one_evidence"),
     CheckConstraint("action in ('suppress', 'clear')", name="facts_action"),
     CheckConstraint("source in ('kahuna', 'local')", name="facts_source"),
+    postgresql_partition_by="hash (address)",
     comment="Everything that anybody said, once",
 )
 
@@ -142,12 +151,15 @@ suppressions = Table(
 changes = Table(
     "changes",
     metadata,
-    Column("seq", BigInteger, Identity(always=True), primary_key=True),
+    Column("seq", BigInteger, Identity(always=True), nullable=False),
     Column("xid", Xid8, nullable=False, server_default=text("pg_current_xact_id()")),
     word("namespace"),
     word("channel"),
     word("address"),
     moment("recorded_at"),
+    # In the order in which it is read; the last one is there because the partitions are by it.
+    PrimaryKeyConstraint("xid", "seq", "recorded_at"),
+    postgresql_partition_by="range (recorded_at)",
     comment="The feed: an address whose causes changed, in the transaction that changed them",
 )
 
@@ -291,6 +303,11 @@ audit = Table(
     word("channel", nullable=True),
     word("address", nullable=True),
     Column("detail", JSONB, nullable=False),
+    Column(
+        "facts",
+        JSONB(none_as_null=True),
+        comment="What it states: [[address, reason, action, occurred_at, source], ...]",
+    ),
     Index("audit_address", "address", "channel", "namespace", postgresql_where=text("address is not null")),
     Index("audit_policy", "at", postgresql_where=text("action = 'policy.set'")),
     comment="Who did what: evidence of every fact that came in no batch",
@@ -328,4 +345,38 @@ differences = Table(
     Column("evidence", JSONB, nullable=False),
     Column("correction_id", BigInteger),
     comment="What a run found: both sides, and the correction that settles it",
+)
+
+checkpoint_causes = Table(
+    "checkpoint_causes",
+    metadata,
+    word("address", primary_key=True),
+    word("channel", primary_key=True),
+    word("namespace", primary_key=True),
+    word("reason", primary_key=True),
+    seconds("stop_at"),
+    seconds("clear_at"),
+    Column("bounces", ARRAY(BigInteger)),
+    seconds("held_stop_at"),
+    seconds("held_clear_at"),
+    comment="What the batches that retention dropped had said, merged: a rebuild starts here",
+)
+
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    word("partition", primary_key=True),
+    moment("ends_at"),
+    Column("batches", BigInteger, nullable=False),
+    moment("made_at"),
+    comment="The partitions of the archive that were dropped, once what they said was merged",
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    word("name", primary_key=True),
+    Column("fence", BigInteger, nullable=False),
+    moment("ends_at"),
+    comment="Work that one process at a time may do; the fence counts who took it",
 )

@@ -4,10 +4,8 @@ import asyncio
 import hashlib
 import hmac
 import random
-import uuid
 import zlib
 from collections.abc import Callable, Mapping
-from datetime import datetime
 from functools import partial
 from typing import Final
 
@@ -30,7 +28,7 @@ from service.flows.ingest import Ingested
 from service.kahuna import webhook
 from service.kahuna.webhook import Callback
 from service.settings import Namespace
-from service.store.batches import Received
+from service.store.batches import Received, new_id
 from service.web.http import Service, answer, read_body, service_of
 
 ERRORS_SHOWN: Final = 100
@@ -171,18 +169,12 @@ def _verified(
     return callback
 
 
-def _new_id(now: datetime) -> uuid.UUID:
-    """A version 7 id: those of one moment lie together in every index. It is no secret, so any chance will do."""
-    chance = random.getrandbits(74)
-    milliseconds = int(now.timestamp() * 1000)
-    return uuid.UUID(int=milliseconds << 80 | 7 << 76 | (chance >> 62) << 64 | 2 << 62 | chance & (1 << 62) - 1)
-
-
 def _batch(request: Request, service: Service, namespace: Namespace, channel: Channel, body: bytes) -> Received:
     headers = {name: request.headers[name] for name in _KEPT_HEADERS if name in request.headers}
     digest = hashlib.sha256(body).digest()
     now = service.now
-    return Received(_new_id(now), namespace.name, channel, "kahuna_webhook", now, headers, body, digest)
+    batch_id = new_id(now, random.getrandbits(74))
+    return Received(batch_id, namespace.name, channel, "kahuna_webhook", now, headers, body, digest)
 
 
 def _answer(service: Service, channel: Channel, ingested: Ingested, received: int) -> Response:

@@ -4,6 +4,7 @@ import uuid
 from typing import Any
 
 from service.domain.addresses import Channel
+from service.domain.facts import Fact
 from service.flows import reconcile
 from service.store import access, reconciliations, suppressions
 from service.store.access import Deed
@@ -22,10 +23,13 @@ async def run(world: World, channel: Channel = "email", *, auto_approve: bool = 
 
 async def load_behind_our_back(world: World, addresses: list[str], reason: str = "manual") -> None:
     """Facts that got into the list without their corrections, as after a restore of the outbox alone."""
+    now = world.clock.seconds
+    stated = [Fact("default", "email", a, reason, "suppress", now, "local") for a in addresses]
     async with world.database.begin() as connection:
-        audit_id = await access.write_down(connection, Deed("somebody", "list.loaded"), world.clock())
+        deed = Deed("somebody", "list.loaded", "default", "email", facts=stated)
+        audit_id = await access.write_down(connection, deed, world.clock())
         provenance = Provenance("default", "email", "local", "operator", world.clock(), audit_id=audit_id)
-        entries = [Entry(a, a, reason, "suppress", world.clock.seconds) for a in addresses]
+        entries = [Entry(a, a, reason, "suppress", now) for a in addresses]
         await suppressions.apply(connection, entries, provenance, world.policy)
 
 

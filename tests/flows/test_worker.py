@@ -79,3 +79,13 @@ async def test_the_policy_in_force_is_written_down_once(world: World) -> None:
             await world.stop("email", "a@example.com", "manual")
             await settled(world, 1)
     assert len(await world.query("select 1 from audit where action = 'policy.set'")) == 1
+
+
+async def test_it_makes_the_partitions_of_the_months_to_come(world: World) -> None:
+    children = "select 1 from pg_inherits where inhparent in ('batches'::regclass, 'changes'::regclass)"
+    async with working(world):
+        for _ in range(1500):
+            if len(await world.query(children)) == 8:
+                break
+            await asyncio.sleep(0.02)
+    assert len(await world.query(children)) == 8, "two default ones, and three months of each"

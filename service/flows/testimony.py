@@ -1,0 +1,57 @@
+"""Owns what an archived batch says when it is read again: the same facts as at the time, by its recorded outcome.
+
+What the batch alone can tell is sorted as ingesting sorts it; what it cannot (which entries had been understood, which
+opt-ins waited) was written down with it. Refuses to guess: an entry whose outcome cannot be told again is counted.
+"""
+
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from service.domain.facts import Action, Fact, Origin, Source
+from service.flows.ingest import Member, Rules, sort
+from service.kahuna import webhook
+from service.kahuna.wire import EMAIL_WORDS
+from service.store.batches import Applied
+
+SOURCES: Final[Mapping[Origin, Source]] = {"kahuna_webhook": "kahuna"}
+"""Who speaks in the batches of an origin. A new origin needs a row here, and its body a reader."""
+
+
+class Testimony(NamedTuple):
+    """What a batch says. Opt-ins in `waiting` are no facts of it; `unclear` counts entries that were taken at the time
+    and cannot be read now."""
+
+    facts: list[Fact]
+    waiting: list[Fact]
+    unclear: int
+
+
+def testimony_of(applied: Applied, rules: Rules) -> Testimony:
+    """The facts of a batch. The words of a namespace that is not configured any more are those of the contract."""
+    batch = applied.received
+    source = SOURCES.get(batch.origin)
+    words = rules.words.get(batch.namespace, EMAIL_WORDS)
+    try:
+        member = Member(batch, webhook.read(batch.body, batch.channel, words))
+    except ValueError:
+        return Testimony([], [], 1)
+    if source is None:
+        return Testimony([], [], max(len(member.callback.values), 1))
+    found = sort(member, 0, "hold")
+    said = Testimony([], [], len(found.rejected.keys() - applied.rejected))
+    received_at = int(batch.received_at.timestamp())
+
+    def take(index: int | None, address: str, reason: str, action: Action, at: int | None) -> None:
+        if index in applied.rejected:
+            return
+        fact = Fact(batch.namespace, batch.channel, address, reason, action, received_at if at is None else at, source)
+        if index not in applied.held:
+            said.facts.append(fact)
+        elif at is not None:
+            said.waiting.append(fact)
+
+    for entry in (*found.facts, *found.opt_ins):
+        take(entry.entry_index, entry.address, entry.reason, entry.action, entry.occurred_at)
+    for held in found.untimed:
+        take(held.entry_index, held.address, held.reason, "clear", None)
+    return said

@@ -1,0 +1,196 @@
+"""Owns the upkeep of the tables of receipt: months made ahead, strays put into place, old months dropped.
+
+One worker at a time does it, under a lease with a fence, in many short transactions: nothing of it holds up a callback
+or the feed. Before a month of the archive goes, what its batches said is merged into the checkpoint. Refuses to drop
+what a rebuild could not replay. Whatever is in the way is met again at the next run.
+"""
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Concatenate, Final, ParamSpec, TypeVar
+
+from service.errors import StorageBusy
+from service.flows.ingest import Rules
+from service.flows.reconcile import TakenOver
+from service.flows.testimony import Testimony, testimony_of
+from service.settings import Settings
+from service.store import batches, checkpoints, leases, partitions
+from service.store.batches import Extent
+from service.store.database import Connection, Database, is_forbidden, until_settled
+from service.store.leases import Lease
+from service.store.partitions import ARCHIVE, FEED, Month, Receipts
+from service.telemetry import logger
+
+EVERY: Final = timedelta(hours=1)
+LEASE: Final = timedelta(minutes=5)
+SOON: Final = timedelta(minutes=1)
+
+AHEAD: Final = 2
+"""Months after the current one that have their partition already."""
+
+ABSORBED_AT_ONCE: Final = 5000
+"""Facts that one transaction merges into the checkpoint."""
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long what was received is kept; None: for ever."""
+
+    archive: timedelta | None = None
+    feed: timedelta | None = None
+
+
+def retention_of(settings: Settings) -> Retention:
+    """The retention that these settings ask for."""
+    archive, feed = settings.archive_retention_days, settings.changes_retention_days
+    return Retention(_days(archive), _days(feed))
+
+
+def _days(count: int | None) -> timedelta | None:
+    return None if count is None else timedelta(days=count)
+
+
+@dataclass(frozen=True, slots=True)
+class Upkeep:
+    """One run of the upkeep. Every transaction first makes sure that the lease is still ours."""
+
+    database: Database
+    rules: Rules
+    clock: Callable[[], datetime]
+    lease: Lease
+
+    async def do(self, work: Callable[Concatenate[Connection, P], Awaitable[T]], *args: P.args, **more: P.kwargs) -> T:
+        """One short transaction; TakenOver if another worker has the lease by now."""
+
+        async def fenced(connection: Connection) -> T:
+            if not await leases.hold(connection, self.lease, self.clock() + LEASE):
+                raise TakenOver("Another worker has taken the upkeep over.")
+            return await work(connection, *args, **more)
+
+        return await until_settled(self.database, fenced, attempts=2)
+
+
+async def run_due(database: Database, rules: Rules, retention: Retention, clock: Callable[[], datetime]) -> bool:
+    """Does the upkeep if it is due and nobody else does it; tells whether it did."""
+    now = clock()
+    async with database.begin() as connection:
+        lease = await leases.claim(connection, "upkeep", now, now + LEASE)
+    if lease is None:
+        return False
+    upkeep = Upkeep(database, rules, clock, lease)
+    again_in = await _attempt(upkeep, retention)
+    async with database.begin() as connection:
+        await leases.hold(connection, lease, clock() + again_in)
+    return True
+
+
+async def _attempt(upkeep: Upkeep, retention: Retention) -> timedelta:
+    """One run; returns when to look again."""
+    try:
+        for receipts in (ARCHIVE, FEED):
+            await _make_months(upkeep, receipts)
+        for receipts, kept in ((FEED, retention.feed), (ARCHIVE, retention.archive)):
+            if kept is not None:
+                await _drop_months(upkeep, receipts, partitions.month_of(upkeep.clock() - kept))
+    except TakenOver:
+        logger().warning("upkeep.taken_over")
+    except StorageBusy:
+        logger().info("upkeep.postponed", because="others hold the tables")
+        return SOON
+    except Exception as error:
+        if not is_forbidden(error):
+            raise
+        logger().error("upkeep.refused", fix="let the worker's database role own the tables; callbacks go on meanwhile")
+    return EVERY
+
+
+async def _make_months(upkeep: Upkeep, receipts: Receipts) -> None:
+    """The current month and those ahead; then the past ones that the default partition has rows of."""
+    current = partitions.month_of(upkeep.clock())
+    wanted = [current]
+    for _ in range(AHEAD):
+        wanted.append(wanted[-1].next)
+    there = set(await upkeep.do(partitions.months, receipts))
+    for month in wanted:
+        if month not in there:
+            await _make(upkeep, receipts, month, open_now=month == current)
+    while astray := await upkeep.do(partitions.astray, receipts, current):
+        if astray in there:
+            return
+        there.add(astray)
+        await _make(upkeep, receipts, astray, open_now=False)
+
+
+async def _make(upkeep: Upkeep, receipts: Receipts, month: Month, *, open_now: bool) -> None:
+    moved = await upkeep.do(partitions.make, receipts, month, open_now=open_now)
+    if moved is None:
+        logger().warning("partition.postponed", partition=month.partition_of(receipts), because="many rows are astray")
+    else:
+        logger().info("partition.made", partition=month.partition_of(receipts), moved=moved)
+
+
+async def _drop_months(upkeep: Upkeep, receipts: Receipts, oldest_kept: Month) -> None:
+    for month in await upkeep.do(partitions.months, receipts):
+        if month >= oldest_kept:
+            return
+        if receipts is ARCHIVE:
+            await _retire(upkeep, month)
+        else:
+            await upkeep.do(partitions.drop, receipts, month)
+            logger().info("partition.dropped", partition=month.partition_of(receipts))
+
+
+async def _retire(upkeep: Upkeep, month: Month) -> None:
+    """Drops a month of the archive, once the checkpoint has what it said."""
+    partition = month.partition_of(ARCHIVE)
+    low, high = batches.first_id(month.begins_at), batches.first_id(month.next.begins_at)
+    if await upkeep.do(batches.any_unapplied, low, high):
+        logger().warning("partition.kept", partition=partition, because="a batch waits to be applied")
+        return
+    absorbed = await _absorb(upkeep, low, high)
+    if absorbed is None:
+        logger().error("partition.kept", partition=partition, because="a batch cannot be replayed")
+        return
+
+    async def drop(connection: Connection) -> bool:
+        await partitions.close(connection, ARCHIVE, month)
+        if await batches.extent(connection, low, high) != absorbed:
+            return False
+        await checkpoints.note(connection, partition, month, absorbed.batches, upkeep.clock())
+        await partitions.drop(connection, ARCHIVE, month)
+        return True
+
+    if await upkeep.do(drop):
+        logger().info("partition.dropped", partition=partition, batches=absorbed.batches)
+    else:
+        logger().info("partition.kept", partition=partition, because="a batch came late, or was applied anew")
+
+
+async def _absorb(upkeep: Upkeep, low: uuid.UUID, high: uuid.UUID) -> Extent | None:
+    """Merges what these batches said into the checkpoint, and forgets their digests; returns what they were, or None if
+    one of them cannot be replayed. Done twice, it changes nothing."""
+    absorbed, after = Extent(), uuid.UUID(int=low.int - 1)
+    while True:
+        page = await upkeep.do(batches.applied_after, after, high)
+        if not page:
+            return absorbed
+        said = [await asyncio.to_thread(testimony_of, batch, upkeep.rules) for batch in page]
+        if any(one.unclear for one in said):
+            return None
+        await _merge(upkeep, said)
+        await upkeep.do(batches.forget_digests, page)
+        absorbed, after = absorbed.with_more(page), page[-1].received.id
+
+
+async def _merge(upkeep: Upkeep, said: list[Testimony]) -> None:
+    facts = [fact for one in said for fact in one.facts]
+    waiting = [fact for one in said for fact in one.waiting]
+    for start in range(0, max(len(facts), len(waiting)), ABSORBED_AT_ONCE):
+        some = slice(start, start + ABSORBED_AT_ONCE)
+        await upkeep.do(checkpoints.absorb, facts[some], waiting[some], upkeep.rules.policy)

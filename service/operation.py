@@ -1,0 +1,213 @@
+"""Owns what an operator does to the database from the shell, and shows while it lasts: reconcile, replay, rebuild.
+
+Refuses to read arguments, which `__main__` hands over, and to know how anything is done, which is the flows' business.
+"""
+
+import asyncio
+import dataclasses
+import os
+import sys
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from service import embedded, settings, up
+from service.domain.evidence import KINDS
+from service.errors import SettingsError, StorageUnavailable
+from service.flows import ingest, rebuild, reconcile, replay
+from service.settings import Settings
+from service.store import archive, reconciliations
+from service.store.database import Database
+from service.store.reconciliations import Run
+from service.telemetry import set_up_logging
+
+NAMESPACE = click.option("--namespace", help="Which namespace; needed only if there are several.")
+
+
+@contextmanager
+def started(environ: Any, *, namespaces: bool = False) -> Iterator[Settings]:
+    """The settings, with a database behind `database_url`: the embedded one if no other is named."""
+    loaded = settings.load(environ)
+    if namespaces:
+        settings.check_namespaces(loaded)
+        ingest.rules_of(loaded)
+    set_up_logging(loaded.log_level, loaded.log_format)
+    if loaded.database_url is not None:
+        yield loaded
+        return
+    with embedded.server(loaded.data_dir) as url:
+        yield dataclasses.replace(loaded, database_url=url)
+
+
+def with_database(work: Any) -> Any:
+    """Runs a coroutine function on the database, and on the settings if it takes them."""
+
+    async def run(loaded: Settings) -> Any:
+        async with Database.of(loaded) as database:
+            return await (work(database, loaded) if work.__code__.co_argcount == 2 else work(database))
+
+    with started(os.environ) as loaded:
+        return asyncio.run(run(loaded))
+
+
+@click.command("reconcile")
+@click.option("--channel", type=click.Choice(["email", "sms"]), required=True)
+@click.option("--source", type=click.Choice(["ledger"]), default="ledger", show_default=True)
+@click.option("--auto-approve", is_flag=True, help="Turn the differences into corrections at once.")
+@NAMESPACE
+def reconcile_command(channel: str, source: str, auto_approve: bool, namespace: str | None) -> None:
+    """Compare the list with what Kahuna holds, as far as the ledger knows."""
+    chosen = settings.chosen(settings.load(os.environ), namespace).name
+    run = Run(uuid.uuid4(), chosen, "email" if channel == "email" else "sms", source, auto_approve, "shell")
+    row = with_database(lambda database, loaded: _reconcile(database, loaded, run))
+    table = Table("count", "of", title=f"Reconciliation of {chosen}, {channel}: {row.state}")
+    for name, count in sorted(row.counts.items()) or [("differences", 0)]:
+        table.add_row(str(count), name.replace("_", " "))
+    Console().print(table)
+    click.echo(f"Each difference: GET /v1/admin/reconciliations/{run.id}/differences", err=True)
+
+
+async def _reconcile(database: Database, loaded: Settings, run: Run) -> Any:
+    def clock() -> datetime:
+        return datetime.now(UTC)
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("comparing")
+
+        def show(counts: reconcile.Counts) -> None:
+            progress.update(task, description=f"comparing: {counts['differences']} differences so far")
+
+        await reconcile.queue(database, run, clock)
+        # A worker may be quicker than this process: then its result is waited for.
+        await reconcile.run_next(database, ingest.policy_of(loaded), clock, show, run.id)
+        while True:
+            async with database.read() as connection:
+                row = await reconciliations.one(connection, run.id)
+            if row is not None and row.finished_at is not None:
+                return row
+            await asyncio.sleep(0.2)
+
+
+class _Moment(click.ParamType[datetime]):
+    """A time, in UTC unless it says otherwise."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """The time, or a refusal."""
+        try:
+            moment = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+            return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+        except (ValueError, OverflowError):
+            self.fail("must be a time such as 2026-01-31 or 2026-01-31T12:00:00Z", param, ctx)
+
+
+@click.command("replay")
+@click.option("--since", type=_Moment(), help="Only batches received at this time or later.")
+@click.option("--until", type=_Moment(), help="Only batches received before this time (default: now).")
+@click.option("--channel", type=click.Choice(["email", "sms"]), help="Only batches of this channel.")
+@click.option("--dry-run", is_flag=True, help="Say what would change, and change nothing.")
+@NAMESPACE
+def replay_command(
+    since: datetime | None, until: datetime | None, channel: Any, dry_run: bool, namespace: str | None
+) -> None:
+    """Apply archived batches again, by the rules of today; what is known already stays as it is."""
+    chosen = settings.chosen(settings.load(os.environ), namespace).name
+    asked = archive.Asked(chosen, channel, None, since, until)
+    counts, stopped_at = with_database(lambda database, loaded: _replay(database, loaded, asked, dry_run))
+    would = "would be " if dry_run else ""
+    table = Table("count", "of", title=f"Replay of {chosen}{', tried only' if dry_run else ''}")
+    for name, says in (
+        ("batches", "batches replayed"),
+        ("changed", f"{would}changed by it"),
+        ("recorded", f"of these, {would}applied for the first time"),
+        ("new", "new facts, and opt-ins that wait"),
+        ("requeued", "entries understood that were rejected before"),
+        ("rejected", "entries still rejected"),
+        ("failed", "batches that could not be applied"),
+    ):
+        table.add_row(str(counts[name]), says)
+    Console().print(table)
+    if stopped_at is not None:
+        click.echo(f"Interrupted. Go on with --since {stopped_at.isoformat()}", err=True)
+    sys.exit(1 if counts["failed"] or stopped_at is not None else 0)
+
+
+async def _replay(
+    database: Database, loaded: Settings, asked: archive.Asked, dry_run: bool
+) -> tuple[Counter[str], datetime | None]:
+    """What came of it, and how far it got if it was interrupted: a signal lets the transaction under way end."""
+
+    def clock() -> datetime:
+        return datetime.now(UTC)
+
+    stop = asyncio.Event()
+    up.stop_on_signals(stop)
+    counts: Counter[str] = Counter()
+    async with database.read() as connection:
+        total = await archive.count(connection, asked)
+    steps = replay.replay_many(database, asked, ingest.rules_of(loaded), clock, "shell", dry_run=dry_run)
+    columns = (SpinnerColumn(), TextColumn("replaying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("replaying", total=total)
+        reached: datetime | None = None
+        try:
+            async for step in steps:
+                counts.update(step.counts)
+                reached = step.up_to
+                progress.update(task, completed=counts["batches"] + counts["failed"])
+                if stop.is_set():
+                    return counts, reached
+        except StorageUnavailable as error:
+            where = "" if reached is None else f" Go on with --since {reached.isoformat()}"
+            raise StorageUnavailable(f"{error}{where}") from error
+    return counts, None
+
+
+@click.command("rebuild")
+@click.option("--verify", is_flag=True, help="Compare what the evidence adds up to with the list; changes nothing.")
+@click.option("--show", is_flag=True, help="Print each address on which they disagree.")
+def rebuild_command(verify: bool, show: bool) -> None:
+    """Prove that the list follows from the archive and the audit log."""
+    if not verify:
+        raise SettingsError("A rebuild only verifies: say kahuna-sync rebuild --verify. It changes nothing.")
+    verified = with_database(lambda database, loaded: _verify(database, loaded, show=show))
+    table = Table("namespace", "channel", "causes", "digest of the list", "digest of the evidence", title="Rebuild")
+    for (namespace, channel), one in sorted(verified.compared.items()):
+        digests = (digest.hexdigest()[:16] for digest in (one.live, one.rebuilt))
+        table.add_row(namespace, channel, str(one.causes), *digests)
+    Console().print(table)
+    for (namespace, channel), one in sorted(verified.compared.items()):
+        for kind, count in sorted(one.disagreements.items()):
+            click.echo(f"{namespace}, {channel}: {count} {KINDS[kind]}")
+    if verified.unclear:
+        click.echo(f"{verified.unclear} entries of the archive cannot be replayed")
+    click.echo("The list is what its evidence says." if verified.agrees else "The list is not what its evidence says.")
+    sys.exit(0 if verified.agrees else 1)
+
+
+async def _verify(database: Database, loaded: Settings, *, show: bool) -> rebuild.Verified:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("reading")
+
+        def tell(found: rebuild.Disagreement) -> None:
+            if show:
+                click.echo("\t".join((found.kind, *found.key, found.reason)))
+
+        def seen(what: str, count: int) -> None:
+            progress.update(task, description=f"{count} {what}")
+
+        return await rebuild.verify(database, ingest.rules_of(loaded), seen, tell)
+
+
+COMMANDS: Final = (reconcile_command, replay_command, rebuild_command)
