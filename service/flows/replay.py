@@ -146,7 +146,7 @@ async def replay_many(
     asked = asked._replace(until=asked.until or clock())
     if not dry_run:
         await _announce(course, asked)
-    after: tuple[datetime, uuid.UUID] | None = None
+    after: uuid.UUID | None = None
     while True:
         async with database.read() as connection:
             keys = await archive.keys_after(connection, asked, after, PAGE)
@@ -154,7 +154,7 @@ async def replay_many(
             return
         for some in _slices(keys):
             yield await _slice(course, some)
-        after = keys[-1].received_at, keys[-1].id
+        after = keys[-1].id
 
 
 async def again(
@@ -202,16 +202,16 @@ async def _slice(course: _Course, keys: Sequence[Key]) -> Step:
         return done
 
     try:
-        return Step(keys[-1].received_at, await _patiently(course, work), [])
+        return Step(_moment_of(keys[-1]), await _patiently(course, work), [])
     except StorageUnavailable:
         raise
     except Exception as error:  # noqa: BLE001 (one bad batch must not keep the others from it)
         if len(keys) == 1:
             logger().error("batch.replay_failed", batch_id=str(ids[0]), exc_info=error)
-            return Step(keys[-1].received_at, [], ids)
+            return Step(_moment_of(keys[-1]), [], ids)
         steps = [await _slice(course, [key]) for key in keys]
         replayed = [one for step in steps for one in step.replayed]
-        return Step(keys[-1].received_at, replayed, [one for step in steps for one in step.failed])
+        return Step(_moment_of(keys[-1]), replayed, [one for step in steps for one in step.failed])
 
 
 _Work: TypeAlias = Callable[[Connection, datetime], Awaitable[list[Replayed]]]
@@ -362,6 +362,11 @@ async def _write_down(connection: Connection, done: Sequence[Replayed], actor: s
         detail = {"batch_id": str(one.batch_id), "was": "recorded" if one.was is None else "applied"} | counts
         deed = Deed(actor, "batch.replayed", one.namespace, one.channel, detail=detail)
         await access.write_down(connection, deed, now)
+
+
+def _moment_of(key: Key) -> datetime:
+    """From when to go on: within a millisecond, batches are not in the order of their receipt."""
+    return key.received_at.replace(microsecond=key.received_at.microsecond // 1000 * 1000)
 
 
 def _slices(keys: Sequence[Key]) -> Iterator[list[Key]]:

@@ -1,19 +1,21 @@
 """Owns reading the archive again: its list, one batch as received, and the batches that a replay takes up.
 
+The order is that of the ids, which is the order of receipt to the millisecond, and the one in which batches are stored.
+
 Whoever changes what a batch or its entries in the quarantine say of themselves holds the lock of the batch's row.
 """
 
 import uuid
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 import zstandard
-from sqlalchemy import ColumnElement, DateTime, Uuid, func, literal, select, tuple_, update
+from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.domain.addresses import Channel
-from service.store.batches import Outcome, Received, outcome_of
+from service.store.batches import Outcome, Received, first_id, outcome_of
 from service.store.database import among
 from service.store.tables import batches
 
@@ -47,14 +49,12 @@ class Archived(NamedTuple):
 _LISTED: Final = [column for column in batches.c if column.name != "body"]
 
 
-async def listed(
-    connection: AsyncConnection, asked: Asked, before: tuple[datetime, uuid.UUID] | None, limit: int
-) -> Sequence[Any]:
+async def listed(connection: AsyncConnection, asked: Asked, before: uuid.UUID | None, limit: int) -> Sequence[Any]:
     """The newest of these batches without their bodies; `before` is where an earlier page ended."""
     query = select(*_LISTED).where(*_meant(asked))
     if before is not None:
-        query = query.where(_place() < _at(*before))
-    newest = query.order_by(batches.c.received_at.desc(), batches.c.id.desc()).limit(limit)
+        query = query.where(batches.c.id < before)
+    newest = query.order_by(batches.c.id.desc()).limit(limit)
     return (await connection.execute(newest)).all()
 
 
@@ -70,31 +70,28 @@ async def count(connection: AsyncConnection, asked: Asked) -> int:
     return (await connection.execute(query)).scalar_one()
 
 
-async def keys_after(
-    connection: AsyncConnection, asked: Asked, after: tuple[datetime, uuid.UUID] | None, limit: int
-) -> list[Key]:
+async def keys_after(connection: AsyncConnection, asked: Asked, after: uuid.UUID | None, limit: int) -> list[Key]:
     """The next of these batches in the order of their receipt; `after` is where an earlier page ended."""
     columns = (batches.c.id, batches.c.received_at, batches.c.channel, batches.c.body_bytes)
     query = select(*columns).where(*_meant(asked))
     if after is not None:
-        query = query.where(_place() > _at(*after))
-    rows = await connection.execute(query.order_by(batches.c.received_at, batches.c.id).limit(limit))
+        query = query.where(batches.c.id > after)
+    rows = await connection.execute(query.order_by(batches.c.id).limit(limit))
     return [Key(row.id, row.received_at, row.channel, row.body_bytes) for row in rows]
 
 
 async def locked(connection: AsyncConnection, ids: Iterable[uuid.UUID]) -> list[Archived]:
-    """These batches, locked in the order of their ids, told in that of their receipt. Waits for whoever has one."""
+    """These batches, locked and told in the order of their ids. Waits for whoever has one."""
     rows = await connection.execute(
         select(batches).where(among(batches.c.id, ids)).order_by(batches.c.id).with_for_update()
     )
-    found = [
+    return [
         Archived(
             Received(row.id, row.namespace, row.channel, row.origin, row.received_at, row.headers, _body(row), b""),
             outcome_of(row) if row.state == "applied" else None,
         )
         for row in rows
     ]
-    return sorted(found, key=lambda archived: (archived.batch.received_at, archived.batch.id))
 
 
 async def hold(connection: AsyncConnection, batch_id: uuid.UUID) -> None:
@@ -116,18 +113,11 @@ def _meant(asked: Asked) -> list[ColumnElement[bool]]:
     if asked.state is not None:
         conditions.append(batches.c.state == asked.state)
     if asked.since is not None:
-        conditions.append(batches.c.received_at >= asked.since)
+        conditions += [batches.c.received_at >= asked.since, batches.c.id >= first_id(asked.since)]
     if asked.until is not None:
-        conditions.append(batches.c.received_at < asked.until)
+        after_it = first_id(asked.until + timedelta(milliseconds=1))
+        conditions += [batches.c.received_at < asked.until, batches.c.id < after_it]
     return conditions
-
-
-def _place() -> ColumnElement[Any]:
-    return tuple_(batches.c.received_at, batches.c.id)
-
-
-def _at(received_at: datetime, batch_id: uuid.UUID) -> ColumnElement[Any]:
-    return tuple_(literal(received_at, DateTime(timezone=True)), literal(batch_id, Uuid))
 
 
 def _body(row: Any) -> bytes:

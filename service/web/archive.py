@@ -52,10 +52,10 @@ async def list_batches(request: Request) -> Response:
     _, namespace, given = await asked(request, "channel", "state", "since", "until", "limit", "cursor")
     channel, state = choice_in(given, "channel", CHANNELS), choice_in(given, "state", BATCH_STATES)
     wanted = archive.Asked(namespace, channel, state, moment_in(given, "since"), moment_in(given, "until"))
-    limit, before = limit_in(given), place_at(given.get("cursor"), tuple[_Moment, uuid.UUID])
+    limit, before = limit_in(given), place_at(given.get("cursor"), tuple[uuid.UUID])
     async with service_of(request).database.read() as connection:
-        rows = await archive.listed(connection, wanted, before, limit)
-    cursor = cursor_for(rows[-1].received_at, rows[-1].id) if len(rows) == limit else None
+        rows = await archive.listed(connection, wanted, before[0] if before else None, limit)
+    cursor = cursor_for(rows[-1].id) if len(rows) == limit else None
     return answer({"batches": [_batch(row) for row in rows], "next": cursor})
 
 
