@@ -156,7 +156,14 @@ def is_forbidden(error: BaseException) -> bool:
 
 def is_conflict(error: BaseException) -> bool:
     """Whether the transaction lost to another one and may be tried again as it is."""
-    return _state_of(error) in CONFLICT_STATES
+    return _state_of(error) in CONFLICT_STATES or _is_overtaken(error)
+
+
+def _is_overtaken(error: BaseException) -> bool:
+    """Whether a row was on its way to a default partition when its own was made. A check of ours has a name."""
+    original = error.orig if isinstance(error, sqlalchemy.exc.DBAPIError) else error
+    cause = getattr(original, "__cause__", None) or original
+    return _state_of(error) == "23514" and getattr(cause, "constraint_name", None) is None
 
 
 def async_url(url: str) -> str:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -30,6 +31,7 @@ class Arena:
         self._ending = False
         self._keepers: list[asyncio.Task[None]] = []
         self._running: dict[str, asyncio.subprocess.Process] = {}
+        self._killed: list[int] = []
         self.url = ""
 
     @asynccontextmanager
@@ -50,6 +52,10 @@ class Arena:
 
     def start_postgres(self) -> None:
         """Starts the database, also after a kill."""
+        # A killed postmaster that nobody has reaped yet would be taken for a living one.
+        while any(Path(f"/proc/{pid}").exists() for pid in self._killed):
+            time.sleep(0.05)
+        self._killed.clear()
         self.url = self._database.enter_context(embedded.server(self._folder))
 
     def kill_postgres(self) -> None:
@@ -59,6 +65,7 @@ class Arena:
         for pid in (postmaster, *map(int, children)):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+                self._killed.append(pid)
 
     def kill(self, name: str) -> None:
         """SIGKILL to one process."""
