@@ -146,8 +146,13 @@ def query_body(query: CampaignQuery, names: Contract) -> dict[str, Any]:
 
 
 def zoned(time: datetime | None) -> bool:
-    """Whether the time, if there is one, says which moment it is."""
-    return time is None or time.tzinfo is not None
+    """Whether the time, if there is one, says which moment it is, and UTC has that moment too."""
+    if time is None:
+        return True
+    try:
+        return time.utcoffset() is not None and time.astimezone(UTC) is not None
+    except OverflowError:
+        return False
 
 
 def written(time: datetime, names: Contract) -> str:
