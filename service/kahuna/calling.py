@@ -7,10 +7,11 @@ Owns authentication, the environment, limits of time, size and number, retries, 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from hashlib import md5
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from types import MappingProxyType
 from typing import Any, Final, Literal, TypeVar
 
@@ -18,7 +19,7 @@ import httpx
 import msgspec
 
 from service.kahuna import errors
-from service.settings import Secret
+from service.settings import Secret, base_url_fault
 
 _T = TypeVar("_T")
 
@@ -30,6 +31,8 @@ _NEVER_SENT: Final = (
     httpx.ProxyError,
     httpx.UnsupportedProtocol,
 )
+# Whatever else a connection ends with: TLS raises errors of its own, and connecting groups of them.
+_ON_THE_WAY: Final = (httpx.RequestError, httpx.InvalidURL, UnicodeError, OSError, ExceptionGroup)
 # What is said of the entries themselves is 400 alone (and 422, which says the same more exactly). Everything else, such
 # as the 404 of a wrong base URL, is about the caller or the moment: nothing that was sent may be condemned for it.
 _ERRORS: Final = MappingProxyType(
@@ -46,22 +49,44 @@ _ERRORS: Final = MappingProxyType(
 _DETAIL_CHARACTERS: Final = 1_000
 
 
+class WrongBaseUrl(ValueError):
+    """An address that nothing can be sent to; its text says what it must be."""
+
+
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """One namespace of Kahuna in one environment: `p` for production, `s` for the sandbox."""
+    """One namespace of Kahuna in one environment: `p` for production, `s` for the sandbox.
+
+    WrongBaseUrl, a ValueError, for a `base_url` that nothing can be sent to.
+    """
 
     base_url: str
     env: Literal["p", "s"]
     secret_key: Secret
     api_key: Secret
 
+    def __post_init__(self) -> None:
+        fault = base_url_fault(self.base_url)
+        if fault is None:
+            try:
+                _ = httpx.URL(self.base_url).host
+            except (httpx.InvalidURL, UnicodeError):
+                fault = "be a URL"
+        if fault is not None:
+            raise WrongBaseUrl(f"base_url must {fault}")
+
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Limits in seconds. `read` and `write` are for each silence; `deadline` is for a whole request, however chatty."""
+    """Limits in seconds. `read` and `write` are for each silence; `deadline` is for a whole request, however chatty.
+
+    `pool` is for waiting until fewer than `concurrency` requests are under way. None has no end, since a caller may
+    well start a thousand calls at once; over it a call is Unreachable. The waits that an API's own limits make do not
+    count.
+    """
 
     connect: float = 5.0
-    pool: float = 10.0
+    pool: float | None = None
     write: float = 30.0
     read: float = 30.0
     deadline: float = 60.0
@@ -130,12 +155,13 @@ class Api:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back, whatever its status."""
+    """What came back, whatever its status. `safe` is what its request is."""
 
     api: Api
     status: int
     body: bytes = field(repr=False)
     retry_after: float | None = None
+    safe: bool = True
 
     @property
     def is_success(self) -> bool:
@@ -147,7 +173,8 @@ class Answer:
         try:
             return msgspec.json.decode(self.body)
         except (ValueError, RecursionError):
-            raise self.unreadable("it is not JSON") from None
+            pass  # and is not to be found in what is raised: it may hold the body
+        raise self.unreadable("it is not JSON")
 
     def unreadable(self, cause: str) -> errors.UnreadableAnswer:
         """The error of a body that is not the contract's."""
@@ -161,7 +188,7 @@ class Answer:
         """The error of a status that is no success."""
         kind = _ERRORS.get(self.status, errors.Unavailable)
         # Half of the work may have been done before it broke.
-        if not self.api.idempotent and (self.status >= 500 or self.status == 408):
+        if not self.safe and (self.status >= 500 or self.status == 408):
             kind = errors.Ambiguous
         return kind(self.api.name, self.status, self.retry_after, detail=self._detail())
 
@@ -195,11 +222,16 @@ class Request:
     open: bool = False
     before: Callable[[], Awaitable[object]] | None = None
 
+    @property
+    def safe(self) -> bool:
+        """Whether a second one has no second effect."""
+        return self.api.idempotent and self.repeatable
+
     def may_repeat(self, error: errors.KahunaError) -> bool:
         """Whether this failure may be followed by the same request."""
         if isinstance(error, errors.Unreachable | errors.RateLimited):
             return True
-        if not (self.api.idempotent and self.repeatable):
+        if not self.safe:
             return False
         # A 404 or a redirect is about the set-up, and will be there after any wait.
         passing = error.status is None or error.status >= 500 or error.status == 408
@@ -225,6 +257,7 @@ class Caller:
         self._times = times
         self._env = credentials.env
         self._deadline = timeouts.deadline
+        self._pool = timeouts.pool
         self._observe = observe
         self._answer_limit = answer_limit
         self._slots = asyncio.Semaphore(concurrency)
@@ -233,13 +266,17 @@ class Caller:
         self._auth = httpx.BasicAuth(credentials.secret_key.reveal(), credentials.api_key.reveal())
         self.http = httpx.AsyncClient(
             base_url=credentials.base_url,
-            headers={"Accept": "application/json"},
-            timeout=httpx.Timeout(
-                connect=timeouts.connect, read=timeouts.read, write=timeouts.write, pool=timeouts.pool
-            ),
+            headers={"Accept": "application/json", "Accept-Encoding": "identity"},
+            timeout=httpx.Timeout(connect=timeouts.connect, read=timeouts.read, write=timeouts.write, pool=None),
             limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
             # A redirect would carry addresses, or the keys, to a host that nobody configured.
             follow_redirects=False,
+            # Whatever sets cookies is no part of the contract, and would tie calls of one caller to another's.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+            # A proxy that a variable of the surroundings names would see the keys on http, and nobody asked for it: one
+            # that is wanted is said by `transport`. SSL_CERT_FILE and SSL_CERT_DIR count.
+            trust_env=False,
+            verify=httpx.create_ssl_context(),
             transport=transport,
         )
 
@@ -280,7 +317,7 @@ class Caller:
             if request.api.at_once is not None:
                 own = self._own_slots.setdefault(request.api.name, asyncio.Semaphore(request.api.at_once))
                 await slots.enter_async_context(own)
-            await slots.enter_async_context(self._slots)
+            await self._enter(slots, request.api)
             begun = self._times.monotonic()
             outcome, status = "cancelled", None
             try:
@@ -294,22 +331,33 @@ class Caller:
                 seconds = self._times.monotonic() - begun
                 self._observe(Call(request.api.name, outcome, status, seconds, attempt, len(request.content)))
 
+    async def _enter(self, slots: AsyncExitStack, api: Api) -> None:
+        try:
+            async with asyncio.timeout(self._pool):
+                await slots.enter_async_context(self._slots)
+                return
+        except TimeoutError:
+            pass
+        raise errors.Unreachable(api.name, cause="too many requests are under way")
+
     async def _exchange(self, request: Request) -> Answer:
         """The only place that touches the network."""
-        api = request.api.name
-        # Causes are cut off (`from None`) and only their type is told: an httpx error carries the request, and with it
-        # the keys and the addresses.
+        if self.http.is_closed:
+            raise unsent(request.api, "the client is closed")
+        answer: Answer | None = None
         try:
             async with asyncio.timeout(self._deadline), self._stream(request) as response:
-                return await self._answer(request.api, response)
-        except (httpx.InvalidURL, UnicodeEncodeError):
-            raise unsent(request.api, "it cannot be written as HTTP") from None
-        except _NEVER_SENT as error:
-            raise errors.Unreachable(api, cause=type(error).__name__) from None
-        except httpx.RequestError as error:
-            raise errors.Ambiguous(api, cause=type(error).__name__) from None
-        except TimeoutError:
-            raise errors.Ambiguous(api, cause="deadline") from None
+                asked = retry_after(response.headers.get("Retry-After", ""), self._times.clock())
+                answer = Answer(request.api, response.status_code, b"", asked, request.safe)
+                return replace(answer, body=await self._body(answer, response))
+        except _ON_THE_WAY as error:
+            failure = _failure(request.api, error)
+        if answer is not None and not answer.is_success:
+            # The status says enough, and is what the caller decides by.
+            return answer
+        # Raised here and not where it was met, so that it does not carry that along, not even as its context: an httpx
+        # error holds the request, and with it the keys and the addresses.
+        raise failure
 
     def _stream(self, request: Request) -> AbstractAsyncContextManager[httpx.Response]:
         """The exchange as httpx has it."""
@@ -322,18 +370,29 @@ class Caller:
             auth=None if request.open else self._auth,
         )
 
-    async def _answer(self, api: Api, response: httpx.Response) -> Answer:
+    async def _body(self, answer: Answer, response: httpx.Response) -> bytes:
+        """The body as it comes. None was asked for in another encoding, whose first bytes may unpack to any number."""
+        encoding = response.headers.get("Content-Encoding", "").strip().lower()
         body = bytearray()
-        async for piece in response.aiter_bytes():
-            body += piece
-            if len(body) > self._answer_limit:
-                if response.is_success:
-                    raise errors.UnreadableAnswer(api.name, response.status_code, cause="it is too long")
-                # The status says enough, and is what the caller decides by.
-                body.clear()
-                break
-        asked = retry_after(response.headers.get("Retry-After", ""), self._times.clock())
-        return Answer(api, response.status_code, bytes(body), asked)
+        if encoding in ("", "identity"):
+            async for piece in response.aiter_bytes():
+                body += piece
+                if len(body) > self._answer_limit:
+                    break
+            else:
+                return bytes(body)
+        if answer.is_success:
+            raise answer.unreadable("it is too long" if body else "it is in an encoding that was not asked for")
+        return b""
+
+
+def _failure(api: Api, error: Exception) -> errors.KahunaError:
+    """The error of an exchange that broke. Of what broke it only the type is told."""
+    if isinstance(error, httpx.InvalidURL | UnicodeError) and not isinstance(error, UnicodeDecodeError):
+        return unsent(api, "it cannot be written as HTTP")
+    if isinstance(error, _NEVER_SENT):
+        return errors.Unreachable(api.name, cause=type(error).__name__)
+    return errors.Ambiguous(api.name, cause="deadline" if type(error) is TimeoutError else type(error).__name__)
 
 
 def unsent(api: Api, cause: str) -> errors.BadRequest:
@@ -351,7 +410,8 @@ def _read(read: Callable[[Answer], _T], answer: Answer) -> _T:
     try:
         return read(answer)
     except (ValueError, OverflowError, RecursionError) as error:
-        raise answer.unreadable(type(error).__name__) from None
+        cause = type(error).__name__
+    raise answer.unreadable(cause)
 
 
 class Pace:

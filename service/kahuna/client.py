@@ -78,7 +78,7 @@ JOB_PACE: Final = 30.0
 """Seconds between two calls about one job [DOC]."""
 
 ANSWER_LIMIT: Final = 64 * 1024 * 1024
-"""Bytes of an answer that are read, decompressed."""
+"""Bytes of an answer that are read. None is asked for compressed."""
 
 _SERVER: Final = Api("server", idempotent=False)
 _USER_ATTRIBUTES: Final = Api("user_attributes")
@@ -168,7 +168,9 @@ class KahunaClient:
         try:
             content = urlencode(sending.server_form(request, key, env)).encode()
         except (UnicodeEncodeError, Unencodable):
-            raise unsent(_SERVER, "it cannot be written as UTF-8") from None
+            content = b""
+        if not content:
+            raise unsent(_SERVER, "it cannot be written as UTF-8")
         asked = Request(api=_SERVER, path=contract.SERVER_PATH, content=content, headers=_FORM, open=True)
         return await self._caller.call(asked, answers.server)
 
@@ -458,7 +460,8 @@ class KahunaClient:
         try:
             return {contract.CHECKSUM_HEADER: checksum(self._credentials.api_key.reveal(), value)}
         except UnicodeEncodeError:
-            raise unsent(api, "it cannot be written as UTF-8") from None
+            pass  # and is not to be found in what is raised: it holds the key and the value
+        raise unsent(api, "it cannot be written as UTF-8")
 
     def _fetcher(
         self, api: Api, path: str, lists: tuple[str, ...], first: Params, always: Params = NOTHING

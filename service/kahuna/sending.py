@@ -266,7 +266,8 @@ def encoded(value: Any) -> bytes:
     try:
         return msgspec.json.encode(value, enc_hook=_plain)
     except (TypeError, ValueError, OverflowError, RecursionError):
-        raise Unencodable from None
+        pass  # and is not to be found in what is raised: it may hold the value
+    raise Unencodable
 
 
 def _plain(value: Any) -> Any:

@@ -84,7 +84,7 @@ async def test_without_a_connection_it_is_tried_again(api: str) -> None:
 
 async def test_an_opt_in_without_a_time_is_not_repeated() -> None:
     async with listening(lambda _: BUSY) as vendor, vendor.client() as client:
-        with pytest.raises(kahuna.Unavailable):
+        with pytest.raises(kahuna.Ambiguous):
             await client.sms_sync([TIMED, OPT_IN])
     assert len(vendor.seen) == 1
 
