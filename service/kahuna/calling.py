@@ -5,7 +5,7 @@ Owns authentication, the environment, limits of time, size and number, retries, 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC
@@ -19,6 +19,7 @@ import httpx
 import msgspec
 
 from service.kahuna import errors
+from service.kahuna.pacing import Times, Turn
 from service.settings import Secret, base_url_fault
 
 _T = TypeVar("_T")
@@ -96,7 +97,8 @@ class Timeouts:
 class Retry:
     """How often a request is sent at most, and the seconds between: `first`, doubled each time, never over `longest`.
 
-    A wait that Kahuna asks for counts if it is the longer one, up to `longest` as well.
+    A wait that Kahuna asks for counts if it is the longer one. Over `longest` it is the caller's: the error is raised
+    at once, and has it as `retry_after`.
     """
 
     attempts: int = 4
@@ -108,10 +110,16 @@ class Retry:
         """Every request is sent once."""
         return NO_RETRY
 
-    def wait(self, attempt: int, asked: float | None, jitter: float) -> float:
-        """Seconds to wait after this attempt, the first being 1. `jitter` in [0, 1) takes up to half of it away."""
-        grown: float = self.first * 2 ** min(attempt - 1, 60)
-        return min(max(min(grown, self.longest) * (1 - jitter / 2), asked or 0.0), self.longest)
+    def wait(self, attempt: int, asked: float | None, jitter: float) -> float | None:
+        """Seconds to wait after this attempt, the first being 1; None if it is not to be repeated.
+
+        `jitter` in [0, 1) takes up to half of our own wait away, and adds up to half to what was asked for, of which
+        nothing may be missing.
+        """
+        if attempt >= self.attempts or (asked is not None and asked > self.longest):
+            return None
+        grown: float = min(self.first * 2 ** min(attempt - 1, 60), self.longest) * (1 - jitter / 2)
+        return grown if asked is None else max(grown, min(asked * (1 + jitter / 2), self.longest))
 
 
 NO_RETRY: Final = Retry(attempts=1)
@@ -127,17 +135,6 @@ class Call:
     seconds: float
     attempt: int
     bytes_out: int
-
-
-@dataclass(frozen=True, slots=True)
-class Times:
-    """Where time comes from, so that tests wait for nothing: Unix seconds, seconds that never go back, sleep, and a
-    number in [0, 1) for each retry."""
-
-    clock: Callable[[], float]
-    monotonic: Callable[[], float]
-    sleep: Callable[[float], Awaitable[object]]
-    jitter: Callable[[], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +207,7 @@ def _detail_of(document: Mapping[str, Any]) -> str | None:
 class Request:
     """One request of an API. `repeatable` says whether this very request may be sent again after any failure.
 
-    `before` is awaited ahead of each attempt. `open` goes without authentication and `env`: its body has them.
+    `turn` is taken by each attempt. `open` goes without authentication and `env`: its body has them.
     """
 
     api: Api
@@ -220,7 +217,7 @@ class Request:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     repeatable: bool = True
     open: bool = False
-    before: Callable[[], Awaitable[object]] | None = None
+    turn: Turn | None = None
 
     @property
     def safe(self) -> bool:
@@ -284,14 +281,12 @@ class Caller:
         """What `read` makes of the answer, which may have any status; every failure is a KahunaError."""
         attempt = 1
         while True:
-            if request.before is not None:
-                await request.before()
             try:
                 return await self._attempt(request, read, attempt)
             except errors.KahunaError as error:
-                if attempt >= self._retry.attempts or not request.may_repeat(error):
-                    raise
                 wait = self._retry.wait(attempt, error.retry_after, self._times.jitter())
+                if wait is None or not request.may_repeat(error):
+                    raise
             await self._times.sleep(wait)
             attempt += 1
 
@@ -312,26 +307,36 @@ class Caller:
         )
 
     async def _attempt(self, request: Request, read: Callable[[Answer], _T], attempt: int) -> _T:
-        """One request, in its slots, and what the observer is told of it."""
-        async with AsyncExitStack() as slots:
-            if request.api.at_once is not None:
-                own = self._own_slots.setdefault(request.api.name, asyncio.Semaphore(request.api.at_once))
-                await slots.enter_async_context(own)
-            await self._enter(slots, request.api)
-            begun = self._times.monotonic()
-            outcome, status = "cancelled", None
-            try:
-                answer = await self._exchange(request)
-                outcome, status = "ok", answer.status
-                return _read(read, answer)
-            except errors.KahunaError as error:
-                outcome, status = error.slug, error.status
-                raise
-            finally:
-                seconds = self._times.monotonic() - begun
-                self._observe(Call(request.api.name, outcome, status, seconds, attempt, len(request.content)))
+        """One request, in its turn and its slots."""
+        while True:
+            # Whoever waits for a turn keeps no slot from others, so another may be faster once there is one.
+            if request.turn is not None:
+                await request.turn.wait()
+            async with AsyncExitStack() as slots:
+                await self._enter(slots, request.api)
+                if request.turn is None or request.turn.take():
+                    return await self._observed(request, read, attempt)
+
+    async def _observed(self, request: Request, read: Callable[[Answer], _T], attempt: int) -> _T:
+        """One request, and what the observer is told of it."""
+        begun = self._times.monotonic()
+        outcome, status = "cancelled", None
+        try:
+            answer = await self._exchange(request)
+            outcome, status = "ok", answer.status
+            return _read(read, answer)
+        except errors.KahunaError as error:
+            outcome, status = error.slug, error.status
+            raise
+        finally:
+            seconds = self._times.monotonic() - begun
+            self._observe(Call(request.api.name, outcome, status, seconds, attempt, len(request.content)))
 
     async def _enter(self, slots: AsyncExitStack, api: Api) -> None:
+        """Its API's own slot, then one of all; Unreachable if that takes too long."""
+        if api.at_once is not None:
+            own = self._own_slots.setdefault(api.name, asyncio.Semaphore(api.at_once))
+            await slots.enter_async_context(own)
         try:
             async with asyncio.timeout(self._pool):
                 await slots.enter_async_context(self._slots)
@@ -412,24 +417,6 @@ def _read(read: Callable[[Answer], _T], answer: Answer) -> _T:
     except (ValueError, OverflowError, RecursionError) as error:
         cause = type(error).__name__
     raise answer.unreadable(cause)
-
-
-class Pace:
-    """Keeps calls about the same thing apart by so many seconds; the later ones wait."""
-
-    def __init__(self, seconds: float, times: Times) -> None:
-        self._seconds = seconds
-        self._times = times
-        self._free_at: dict[str, float] = {}
-
-    async def turn(self, name: str) -> None:
-        """Returns when it is this call's turn, which is taken at once, so that two callers never share one."""
-        now = self._times.monotonic()
-        self._free_at = {other: at for other, at in self._free_at.items() if at > now}
-        at = self._free_at.get(name, now)
-        self._free_at[name] = at + self._seconds
-        if at > now:
-            await self._times.sleep(at - now)
 
 
 def retry_after(value: str, now: float) -> float | None:

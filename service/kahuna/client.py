@@ -13,27 +13,27 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import date, datetime
 from functools import partial
+from math import inf
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 from urllib.parse import quote, urlencode
 
 import httpx
 
-from service.kahuna import answers, contract, errors, paging, sending, wire
+from service.kahuna import answers, contract, paging, sending, wire
 from service.kahuna.calling import (
     Api,
     Call,
     Caller,
     Credentials,
-    Pace,
     Request,
     Retry,
     Timeouts,
-    Times,
     checksum,
     unsent,
 )
 from service.kahuna.contract import Contract
+from service.kahuna.pacing import Pace, Times
 from service.kahuna.paging import MAX_RECORDS, Pages, RawPage, Span
 from service.kahuna.parts import Cut, Part, Stream, in_parts, whole
 from service.kahuna.reading import read_each
@@ -75,7 +75,7 @@ MAX_USERS: Final = 100
 """Users or pushes of one request, and users of a User/Campaign query [DOC, CODE]."""
 
 JOB_PACE: Final = 30.0
-"""Seconds between two calls about one job [DOC]."""
+"""Seconds between two calls [DOC]. That they are two about one job is [ASSUME]."""
 
 ANSWER_LIMIT: Final = 64 * 1024 * 1024
 """Bytes of an answer that are read. None is asked for compressed."""
@@ -213,19 +213,11 @@ class KahunaClient:
     async def job_status(self, job_id: str) -> JobStatus:
         """How far the job of an Adaptive campaign is.
 
-        At most one call in 30 s for each job [DOC]: the client waits until then. BadRequest for an unknown job [DOC].
-        The names in the answer are [ASSUME]; unknown states are told as they are. Idempotent.
+        At most one call in 30 s [DOC], taken as one for each job [ASSUME]: the client waits until then. BadRequest for
+        an unknown job [DOC]. The names in the answer are [ASSUME]; unknown states are told as they are. Idempotent.
         Page: https://support.kahuna.com/hc/en-us/articles/360008462373-Job-Status-API.
         """
-        if job_id in ("", ".", ".."):
-            raise unsent(_JOB_STATUS, "this is no job")
-        asked = Request(
-            api=_JOB_STATUS,
-            path=f"{contract.ADAPTIVE_CAMPAIGN_PATH}/{quote(job_id, safe='', errors='replace')}",
-            method="GET",
-            before=partial(self._job_pace.turn, job_id),
-        )
-        return await self._caller.call(asked, partial(answers.job_status, job_id=job_id, names=self._names))
+        return await self._look(job_id, inf)
 
     async def wait_for_job(
         self, job_id: str, *, progress: Callable[[JobStatus], None] | None = None, deadline: float = 3_600.0
@@ -237,13 +229,22 @@ class KahunaClient:
         """
         end = self._times.monotonic() + deadline
         while True:
-            status = await self.job_status(job_id)
+            status = await self._look(job_id, end)
             if progress is not None:
                 progress(status)
             if status.finished:
                 return status
-            if self._times.monotonic() + JOB_PACE > end:
-                raise errors.JobUnfinished(_JOB_STATUS.name)
+
+    async def _look(self, job_id: str, end: float) -> JobStatus:
+        if job_id in ("", ".", ".."):
+            raise unsent(_JOB_STATUS, "this is no job")
+        asked = Request(
+            api=_JOB_STATUS,
+            path=f"{contract.ADAPTIVE_CAMPAIGN_PATH}/{quote(job_id, safe='', errors='replace')}",
+            method="GET",
+            turn=self._job_pace.turn(_JOB_STATUS.name, job_id, end),
+        )
+        return await self._caller.call(asked, partial(answers.job_status, job_id=job_id, names=self._names))
 
     async def push(
         self,
