@@ -32,10 +32,10 @@ from service.kahuna.calling import (
     checksum,
     unsent,
 )
-from service.kahuna.contract import Contract
+from service.kahuna.contract import MAX_USERS, Contract
 from service.kahuna.pacing import Pace, Times
 from service.kahuna.paging import MAX_RECORDS, Pages, RawPage, Span
-from service.kahuna.parts import Cut, Part, Stream, in_parts, whole
+from service.kahuna.parts import Cut, Part, Progress, Stream, in_parts, whole
 from service.kahuna.reading import read_each
 from service.kahuna.retrieval import (
     CampaignFigures,
@@ -48,8 +48,8 @@ from service.kahuna.retrieval import (
     UserCampaignRecord,
     UserInfoAnswer,
     query_body,
+    query_fault,
     written,
-    zoned,
 )
 from service.kahuna.sending import (
     NOTHING,
@@ -70,9 +70,6 @@ from service.kahuna.sending import (
     Unencodable,
     UserAttributes,
 )
-
-MAX_USERS: Final = 100
-"""Users or pushes of one request, and users of a User/Campaign query [DOC, CODE]."""
 
 JOB_PACE: Final = 30.0
 """Seconds between two calls [DOC]. That they are two about one job is [ASSUME]."""
@@ -174,15 +171,18 @@ class KahunaClient:
         asked = Request(api=_SERVER, path=contract.SERVER_PATH, content=content, headers=_FORM, open=True)
         return await self._caller.call(asked, answers.server)
 
-    async def user_attributes(self, users: Stream[UserAttributes]) -> tuple[Outcome, ...]:
+    async def user_attributes(
+        self, users: Stream[UserAttributes], *, progress: Progress | None = None
+    ) -> tuple[Outcome, ...]:
         """Set, change or (None [ASSUME]) delete attributes of users that Kahuna knows.
 
         Any number of users, sent 100 at a time [DOC]; outcomes in their order [ASSUME]. An unknown user is an outcome,
-        not an error [CODE]. An error says in `done` how far it got. Idempotent.
+        not an error [CODE]. An error says in `done` how far it got, and `progress` is told after each request how many
+        users were answered. Idempotent.
         Page: https://support.kahuna.com/hc/en-us/articles/360008462633-User-Attribute-API.
         """
         opening = b'{"user_attributes_array":'
-        cut = Cut[UserAttributes](MAX_USERS, envelope=len(opening) + 1, plain=sending.attributes_item)
+        cut = Cut[UserAttributes](MAX_USERS, envelope=len(opening) + 1)
 
         async def send(part: Part, _number: int) -> list[Outcome]:
             read = partial(answers.outcomes, count=part.count, of_one=_UNKNOWN_USER)
@@ -190,7 +190,7 @@ class KahunaClient:
                 _USER_ATTRIBUTES, contract.USER_ATTRIBUTES_PATH, opening + part.body + b"}", read
             )
 
-        return await in_parts(_USER_ATTRIBUTES, cut.parts(users), send, answers.joined)
+        return await in_parts(_USER_ATTRIBUTES, cut.parts(users), send, answers.joined, progress)
 
     async def adaptive_campaign(
         self,
@@ -252,12 +252,15 @@ class KahunaClient:
         *,
         default_params: Params = NOTHING,
         default_config: PushConfig | None = None,
+        progress: Progress | None = None,
     ) -> tuple[Outcome, ...]:
         """Send push notifications to chosen users, iOS and Android.
 
         Any number, sent 100 at a time [CODE]; outcomes in their order. A user who is unknown or not enabled for push is
-        an outcome, not an error [CODE]. Not idempotent: an error says in `done` how far it got, and after Ambiguous the
-        up to 100 pushes from there on may have gone out. Requests a day: at most a quarter of the users [DOC].
+        an outcome, not an error [CODE]. Not idempotent: an error says in `done` how far it got, and if it is one that
+        `may_have_worked`, the up to 100 pushes from there on may have gone out. Whatever else ends the call (it is
+        cancelled, `messages` fail) leaves what `progress` was told: how many were answered. Requests a day: at most a
+        quarter of the users [DOC].
         Page: https://support.kahuna.com/hc/en-us/articles/360008319734-Push-API.
         """
         opening, closing = sending.push_envelope(whole(_PUSH, sending.push_defaults(default_params, default_config)))
@@ -267,27 +270,30 @@ class KahunaClient:
             read = partial(answers.outcomes, count=part.count, of_one=_UNKNOWN_OR_DISABLED)
             return await self._caller.post(_PUSH, contract.PUSH_PATH, opening + part.body + closing, read)
 
-        return await in_parts(_PUSH, cut.parts(messages), send, answers.joined)
+        return await in_parts(_PUSH, cut.parts(messages), send, answers.joined, progress)
 
     async def email_sync(
-        self, entries: Stream[wire.EmailSyncEntry], *, request_id: str | None = None
+        self, entries: Stream[wire.EmailSyncEntry], *, request_id: str | None = None, progress: Progress | None = None
     ) -> wire.SyncAnswer:
         """Tell Kahuna about e-mail errors and unsubscribes.
 
         Any number of entries, cut under 10 MB and at 100,000 [DOC]. Counts and `errors` are those of all requests
-        [SIB]; an answer whose counts do not add up is unreadable. An error says in `done` how far it got. Idempotent.
+        [SIB]; an answer whose counts do not add up is unreadable. An error says in `done` how far it got, and
+        `progress` is told after each request how many entries were answered. Idempotent.
         Page: https://support.kahuna.com/hc/en-us/articles/360008461793-Email-Sync-API.
         """
-        return await self._sync(_EMAIL_SYNC, contract.EMAIL_SYNC_PATH, entries, request_id)
+        return await self._sync(_EMAIL_SYNC, contract.EMAIL_SYNC_PATH, entries, request_id, progress)
 
-    async def sms_sync(self, entries: Stream[wire.SmsSyncEntry], *, request_id: str | None = None) -> wire.SyncAnswer:
+    async def sms_sync(
+        self, entries: Stream[wire.SmsSyncEntry], *, request_id: str | None = None, progress: Progress | None = None
+    ) -> wire.SyncAnswer:
         """Tell Kahuna which numbers must not be messaged, or opted in again.
 
         As `email_sync`; the limit of a body is [SIB]. Idempotent but for an opt-in without a time, which would count
         from its second receipt: a request with one is repeated only when surely nothing was done.
         Page: https://support.kahuna.com/hc/en-us/articles/360008462493-SMS-Sync-API.
         """
-        return await self._sync(_SMS_SYNC, contract.SMS_SYNC_PATH, entries, request_id)
+        return await self._sync(_SMS_SYNC, contract.SMS_SYNC_PATH, entries, request_id, progress)
 
     async def user_delete(self, cred_type: str, value: str) -> DeleteAnswer:
         """Delete a user's profile.
@@ -327,12 +333,9 @@ class KahunaClient:
         api = _USER_CAMPAIGN
         if self._credentials.env != "p":
             raise unsent(api, "the sandbox does not have this API")
-        if query is None and cursor is None:
-            raise unsent(api, "it needs a query or a cursor")
-        if query is not None and len(query.credentials) > MAX_USERS:
-            raise unsent(api, "100 users at most")
-        if query is not None and not (zoned(query.start) and zoned(query.end)):
-            raise unsent(api, "a time needs its zone, and a year that UTC has")
+        fault = query_fault(query, cursor)
+        if fault is not None:
+            raise unsent(api, fault)
         first = {} if query is None else query_body(query, self._names)
         names = (self._names.user_campaign_records,)
         fetch = self._fetcher(api, contract.USER_CAMPAIGN_PATH, names, first)
@@ -363,9 +366,10 @@ class KahunaClient:
         As `push_logs`. The category's word and the fields are [ASSUME].
         Page: https://support.kahuna.com/hc/en-us/articles/360008462433-Logs-API-for-User-Merge.
         """
-        words = (self._names.log_user_merge, "user_merges", "user_merge")
-        read = answers.merge_records(self._names)
-        return self._logs(_USER_MERGE_LOGS, words, read, Span(since, until, cursor, page_size))
+        words = (self._names.log_user_merge, *contract.USER_MERGE_WORDS)
+        return self._logs(
+            _USER_MERGE_LOGS, words, answers.merge_records(self._names), Span(since, until, cursor, page_size)
+        )
 
     def push_logs(
         self,
@@ -383,8 +387,8 @@ class KahunaClient:
         missed by then: an `until` some time ago leaves it that. Up to 1,000 records a page [CODE]. Idempotent.
         Page: https://support.kahuna.com/hc/en-us/articles/360008319714-Logs-API-for-Push.
         """
-        words = (self._names.log_push,)
-        return self._logs(_PUSH_LOGS, words, partial(read_each, PushRecord), Span(since, until, cursor, page_size))
+        read = partial(read_each, PushRecord)
+        return self._logs(_PUSH_LOGS, (self._names.log_push,), read, Span(since, until, cursor, page_size))
 
     def in_app_logs(
         self,
@@ -399,9 +403,8 @@ class KahunaClient:
         As `push_logs`. The category's word and the fields are [ASSUME].
         Page: https://support.kahuna.com/hc/en-us/articles/360008319694-Logs-API-for-In-app-Messages.
         """
-        words = (self._names.log_in_app, "inapp", "in_app")
-        read = partial(read_each, InAppRecord)
-        return self._logs(_IN_APP_LOGS, words, read, Span(since, until, cursor, page_size))
+        words = (self._names.log_in_app, *contract.IN_APP_WORDS)
+        return self._logs(_IN_APP_LOGS, words, partial(read_each, InAppRecord), Span(since, until, cursor, page_size))
 
     def email_logs(
         self,
@@ -446,7 +449,12 @@ class KahunaClient:
 
     # What several of them share.
 
-    async def _sync(self, api: Api, path: str, entries: Stream[Any], request_id: str | None) -> wire.SyncAnswer:
+    async def _sync(
+        self, api: Api, path: str, entries: Stream[Any], request_id: str | None, progress: Progress | None
+    ) -> wire.SyncAnswer:
+        if request_id is not None and not (request_id.isascii() and request_id.isprintable()):
+            raise unsent(api, "request_id must be printable ASCII")
+
         async def send(part: Part, number: int) -> wire.SyncAnswer:
             read = partial(answers.sync, count=part.count, names=self._names)
             # Requests of one call are told apart by their number, but for the first: it is often the only one.
@@ -455,7 +463,7 @@ class KahunaClient:
 
         # A call without entries is a request too: it tells whether the keys are taken.
         cut = Cut[wire.SyncEntry](wire.MAX_ENTRIES, repeatable=wire.is_timed, at_least_one=True)
-        return await in_parts(api, cut.parts(entries), send, wire.joined)
+        return await in_parts(api, cut.parts(entries), send, wire.joined, progress)
 
     def _checksum(self, api: Api, value: str) -> Mapping[str, str]:
         try:

@@ -23,6 +23,13 @@ LOGS_PATH: Final = "/api/kahunalogs"
 
 CHECKSUM_HEADER: Final = "KAHUNA_API_CHECKSUM"
 
+MAX_USERS: Final = 100
+"""Users or pushes of one request, and users of a User/Campaign query [DOC, CODE]."""
+
+# What else the answer may call a category, beside what was asked for [ASSUME, and DATA for `inapp`].
+IN_APP_WORDS: Final = ("inapp", "in_app")
+USER_MERGE_WORDS: Final = ("user_merges", "user_merge")
+
 Evidence = Literal["SIB", "DATA", "ASSUME"]
 
 _SWITCH: Final = {"yes": True, "no": False}

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from service import kahuna
 from service.kahuna import KahunaClient, Retry
+from service.kahuna.parts import Cut
 from service.settings import Secret
 from tests.kahuna.calls import ADDRESS, EVERY, MESSAGE, OPT_IN, SAFE, TIMED, UNSAFE, Calling
 from tests.kahuna.listening import API_KEY, SECRET_KEY, Clock, Half, Seen, listening, raw, said
@@ -297,3 +298,70 @@ async def test_a_call_in_parts_that_fails_says_how_far_it_got() -> None:
     assert done is not None
     assert (done.index, done.answer) == (100_000, kahuna.SyncAnswer(99_999, 1))
     assert [seen.headers["x-request-id"] for seen in vendor.seen] == ["abc", "abc-1"]
+
+
+PUSHES = [kahuna.PushMessage({"username": str(n)}, "Hi") for n in range(250)]
+YES = {"success": True}
+
+
+@pytest.mark.parametrize(
+    ("second", "may"),
+    [(said([YES] * 99), True), (raw(b"<html>"), True), (BUSY, True), (HALF, True), (raw(b"", 401), False)],
+)
+async def test_an_error_says_whether_the_pushes_behind_done_may_have_gone_out(second: bytes, may: bool) -> None:
+    answers = [said([YES] * 100), second]
+    async with listening(lambda _: answers.pop(0)) as vendor, vendor.client() as client:
+        with pytest.raises(kahuna.KahunaError) as caught:
+            await client.push(PUSHES)
+    assert caught.value.done is not None
+    assert (caught.value.done.index, len(vendor.seen)) == (100, 2)
+    assert caught.value.may_have_worked is may
+
+
+async def test_who_gives_pushes_and_fails_knows_how_many_went_out() -> None:
+    async def messages() -> AsyncIterator[kahuna.PushMessage]:
+        for message in PUSHES[:220]:
+            yield message
+        raise LookupError
+
+    told: list[int] = []
+    async with listening(lambda _: said([YES] * 100)) as vendor, vendor.client() as client:
+        with pytest.raises(LookupError):
+            await client.push(messages(), progress=told.append)
+    assert told == [100, 200]
+
+
+@pytest.mark.parametrize("api", ["email_sync", "sms_sync", "user_attributes"])
+async def test_progress_is_told_after_each_request(api: str) -> None:
+    def answer(seen: Seen) -> bytes:
+        body = seen.json()
+        count = len(body if isinstance(body, list) else body["user_attributes_array"])
+        return said({"accepted": count, "rejected": 0} if isinstance(body, list) else [YES] * count)
+
+    calls: dict[str, Any] = {
+        "email_sync": lambda k: k.email_sync([kahuna.EmailSyncEntry("unsub", "a")] * 100_010, progress=told.append),
+        "sms_sync": lambda k: k.sms_sync([TIMED] * 100_010, progress=told.append),
+        "user_attributes": lambda k: k.user_attributes([kahuna.UserAttributes({}, {})] * 110, progress=told.append),
+    }
+    told: list[int] = []
+    async with listening(answer) as vendor, vendor.client() as client:
+        await calls[api](client)
+    assert told == ([100, 110] if api == "user_attributes" else [100_000, 100_010])
+
+
+async def test_items_that_are_all_there_let_others_work() -> None:
+    done = asyncio.Event()
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while not done.is_set():
+            turns += 1
+            await asyncio.sleep(0)
+
+    other = asyncio.create_task(others())
+    parts = Cut[kahuna.EmailSyncEntry](100_000).parts([kahuna.EmailSyncEntry("unsub", "a")] * 50_000)
+    assert [part.count async for part in parts] == [50_000]
+    done.set()
+    await other
+    assert turns >= 50

@@ -4,9 +4,13 @@ from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
+from enum import StrEnum
 from hashlib import md5
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import parse_qsl
+from uuid import UUID
 
 import pytest
 
@@ -396,13 +400,33 @@ async def test_a_failure_half_way_says_how_far_it_got() -> None:
 # Requests that are not sent.
 
 
+CYCLE: list[Any] = []
+CYCLE.append(CYCLE)
+
 UNSENT: list[Callable[[KahunaClient], Awaitable[Any]]] = [
     lambda k: k.user_info("email", "ann\ud800@example.com"),
     lambda k: k.user_delete("email", "ann\ud800@example.com"),
     lambda k: k.email_sync([kahuna.EmailSyncEntry("unsub", "ann\ud800@example.com")]),
     lambda k: k.user_attributes([kahuna.UserAttributes({"a": "b"}, {"ann@example.com": object()})]),
     lambda k: k.user_attributes([kahuna.UserAttributes({"a": "b"}, {"visits": float("nan")})]),
+    *(
+        lambda k, value=value: k.user_attributes([kahuna.UserAttributes({"a": "b"}, {"all": value})])
+        for value in (
+            *([float("nan")], {"a": (1, [float("inf")])}, b"ann@", [{1}], {"at": datetime(2017, 1, 1, tzinfo=UTC)}),
+            *({1: "a"}, date(2017, 1, 1), Decimal(1), UUID(int=0), [frozenset("a")], CYCLE),
+        )
+    ),
+    lambda k: k.push([kahuna.PushMessage({"a": "b"}, "Hi", params={"price": float("nan")})]),
+    lambda k: k.push([kahuna.PushMessage({"a": "b"}, "Hi")], default_params={"price": float("nan")}),
+    lambda k: k.server(kahuna.ServerRequest(dev_id="d", user_info={"age": float("nan")})),
+    lambda k: k.adaptive_campaign(
+        kahuna.CampaignConfig(1, "email"), [kahuna.Recipient(["a"], {"price": float("-inf")})]
+    ),
+    lambda k: k.sms_sync([kahuna.SmsSyncEntry("1", float("nan"))]),  # type: ignore[arg-type]
+    lambda k: k.email_sync([kahuna.EmailSyncEntry("unsub", b"ann@example.com")]),  # type: ignore[arg-type]
     lambda k: k.email_sync([], request_id="ann@\u20ac"),
+    lambda k: k.email_sync([], request_id="a\r\nX-Evil: 1"),
+    lambda k: k.sms_sync([], request_id="a\x00"),
     lambda k: k.flex(kahuna.FlexConfig(7), [kahuna.FlexEvent("e", {"a": object()})]),
     lambda k: k.server(kahuna.ServerRequest(dev_id="ann\ud800@example.com")),
     lambda k: k.server(kahuna.ServerRequest(dev_id="d", credentials={"email": "ann\ud800@example.com"})),
@@ -425,6 +449,18 @@ async def test_what_cannot_be_taken_is_not_sent(call: Callable[[KahunaClient], A
     assert (vendor.seen, caught.value.status) == ([], None)
     assert "ann@" not in str(caught.value)
     assert caught.value.__cause__ is None
+
+
+async def test_whatever_json_has_is_sent_as_it_is() -> None:
+    values = {"a": [1, 2.5, True, None, "é"], "b": ("x", {"c": Answered.YES}), "d": MappingProxyType({"e": 2**63 - 1})}
+    async with listening(lambda _: said([{"success": True}])) as vendor, vendor.client() as client:
+        await client.user_attributes([kahuna.UserAttributes({"email": "a"}, values)])
+    [item] = vendor.seen[0].json()["user_attributes_array"]
+    assert item["attributes"] == {"a": [1, 2.5, True, None, "é"], "b": ["x", {"c": "yes"}], "d": {"e": 2**63 - 1}}
+
+
+class Answered(StrEnum):
+    YES = "yes"
 
 
 async def test_the_sandbox_has_no_user_campaign() -> None:
