@@ -161,9 +161,9 @@ class KahunaClient:
         Refused for `success: false`, under 200 [CODE] and under 400 [ASSUME]. Limits: not known.
         Page: https://support.kahuna.com/hc/en-us/articles/360008462593-Server-API.
         """
-        key, env = self._credentials.secret_key.reveal(), self._credentials.env
+        key = self._credentials.secret_key.reveal()
         try:
-            content = urlencode(sending.server_form(request, key, env)).encode()
+            content = urlencode(sending.server_form(request, key, self._credentials.env)).encode()
         except (UnicodeEncodeError, Unencodable):
             content = b""
         if not content:
@@ -337,8 +337,7 @@ class KahunaClient:
         if fault is not None:
             raise unsent(api, fault)
         first = {} if query is None else query_body(query, self._names)
-        names = (self._names.user_campaign_records,)
-        fetch = self._fetcher(api, contract.USER_CAMPAIGN_PATH, names, first)
+        fetch = self._fetcher(api, contract.USER_CAMPAIGN_PATH, (self._names.user_campaign_records,), first)
         return paging.single(api.name, fetch, cursor, answers.user_campaigns(self._names))
 
     async def user_info(self, cred_type: str, value: str) -> UserInfoAnswer:

@@ -130,20 +130,28 @@ async def chain(api: str, fetch: Fetch, cursor: str | None) -> AsyncIterator[Raw
 
 
 def raw_page(answer: Answer, names: tuple[str, ...]) -> RawPage:
-    """A page whose records are under the first of these names that has a list."""
+    """A page whose records are the list under one of these names."""
     document = object_of(answer)
     more, cursor = document.get("more_records"), document.get("cursor")
     if not isinstance(more, bool):
         raise answer.unreadable("it does not say whether there are more records")
     if not (cursor is None or isinstance(cursor, str)):
         raise answer.unreadable("its cursor is no text")
-    for name in names:
-        if isinstance(document.get(name), list):
-            return RawPage(document[name], cursor or None, more)
-    # Records under a name that we do not know must not pass for none.
-    if more or any(isinstance(value, list) for value in document.values()):
-        raise answer.unreadable("it has no list of records by the names we know")
-    return RawPage([], cursor or None, more)
+    given = [document[name] for name in dict.fromkeys(names) if document.get(name) is not None]
+    lists = [records for records in given if isinstance(records, list)]
+    filled = [records for records in lists if records]
+    # Records under a name, or in a form, that we do not know must not pass for none.
+    if len(lists) < len(given) or len(filled) > 1 or not (filled or _may_be_empty(document, lists, more)):
+        raise answer.unreadable("it has no list of records by the names we know, or more than one")
+    return RawPage(filled[0] if filled else [], cursor or None, more)
+
+
+def _may_be_empty(document: dict[str, Any], lists: list[list[Any]], more: bool) -> bool:
+    """Whether a page without records is one, and does not have them elsewhere."""
+    others = [value for value in document.values() if isinstance(value, list)]
+    if lists:
+        return not any(isinstance(item, dict) for other in others for item in other)
+    return not (more or others)
 
 
 def object_of(answer: Answer) -> dict[str, Any]:

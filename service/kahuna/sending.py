@@ -240,9 +240,12 @@ def adaptive_body(
     body: dict[str, Any] = {"campaign_config": msgspec.to_builtins(config)}
     if default_params:
         body["default_params"] = dict(default_params)
-    if start is not None:
+    each: dict[str, Any] = {}
+    if start is not None and names.adaptive_start_place == "recipient_list":
+        each[names.adaptive_start] = start
+    elif start is not None:
         body.setdefault(names.adaptive_start_place, {})[names.adaptive_start] = start
-    return body | {"recipient_list": [dict(r.params) | {"k_to": list(r.k_to)} for r in recipients]}
+    return body | {"recipient_list": [each | dict(r.params) | {"k_to": list(r.k_to)} for r in recipients]}
 
 
 def flex_body(config: FlexConfig, events: Sequence[FlexEvent], default_params: Params, names: Contract) -> Params:

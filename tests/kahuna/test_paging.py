@@ -287,6 +287,9 @@ async def test_more_without_a_new_cursor_is_an_error_at_once(cursor: str | None)
         {"push": []},
         {"push": [], "more_records": "no"},
         {"push": {}, "more_records": True, "cursor": "b"},
+        {"push": {"0": {"a": 1}}, "more_records": False},
+        {"push": "none", "more_records": False},
+        {"push": [], "pushes": [{"a": 1}], "more_records": False},
         {"pushes": [{}], "more_records": False},
         {"push": [], "more_records": False, "cursor": 7},
         [],
@@ -296,6 +299,31 @@ async def test_a_page_that_might_hide_records_is_unreadable(answer: Any) -> None
     async with listening(lambda _: said(answer)) as vendor, vendor.client() as client:
         with pytest.raises(kahuna.UnreadableAnswer):
             _ = [record async for record in client.push_logs(cursor="a")]
+
+
+IN_APP: list[tuple[dict[str, Any], int | None]] = [
+    ({"in_app": [], "inapp": [{"user_id": 1}]}, 1),
+    ({"in_app": [{"user_id": 1}], "inapp": []}, 1),
+    ({"in_app": [{"user_id": 1}], "inapp": None}, 1),
+    ({"in_app": [], "inapp": []}, 0),
+    ({"in_app": [], "categories_to_return": ["in_app"]}, 0),
+    ({"in_app": None}, 0),
+    ({}, 0),
+    ({"in_app": [{"user_id": 1}], "inapp": [{"user_id": 2}]}, None),
+    ({"in_app": [{"user_id": 1}], "inapp": {}}, None),
+]
+
+
+@pytest.mark.parametrize(("lists", "count"), IN_APP)
+async def test_records_are_found_under_any_name_we_know(lists: dict[str, Any], count: int | None) -> None:
+    answer = said({**lists, "more_records": False})
+    async with listening(lambda _: answer) as vendor, vendor.client() as client:
+        pages = client.in_app_logs(cursor="a")
+        if count is None:
+            with pytest.raises(kahuna.UnreadableAnswer):
+                _ = [record async for record in pages]
+        else:
+            assert len([record async for record in pages]) == count
 
 
 async def test_user_campaign_goes_on_by_cursor_alone() -> None:

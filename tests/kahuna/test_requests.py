@@ -17,7 +17,7 @@ import pytest
 from service import kahuna
 from service.kahuna import KahunaClient
 from service.kahuna.calling import checksum
-from tests.kahuna.listening import API_KEY, SECRET_KEY, Clock, Seen, listening, said
+from tests.kahuna.listening import API_KEY, SECRET_KEY, Clock, Seen, listening, raw, said
 
 BASIC = f"Basic {b64encode(f'{SECRET_KEY}:{API_KEY}'.encode()).decode()}"
 EMPTY = {"more_records": False, "cursor": ""}
@@ -504,3 +504,42 @@ async def test_waiting_for_a_job_has_an_end() -> None:
         with pytest.raises(kahuna.JobUnfinished):
             await client.wait_for_job("7", deadline=100)
     assert (len(vendor.seen), clock.slept) == (4, [30.0, 30.0, 30.0])
+
+
+# Where the contract was guessed wrong.
+
+
+@pytest.mark.parametrize("place", ["default_params", "campaign_config", "recipient_list", "somewhere"])
+async def test_a_start_is_sent_wherever_it_belongs(place: str) -> None:
+    names = kahuna.Contract(adaptive_start_place=place)
+    people = [kahuna.Recipient(["a"]), kahuna.Recipient(["b"], {"k_send_ts": 7})]
+    answer = said({"success": True, "job_id": "1"})
+    async with listening(lambda _: answer) as vendor, vendor.client(contract=names) as client:
+        await client.adaptive_campaign(kahuna.CampaignConfig(1, "email"), people, start=5)
+    holder = vendor.seen[0].json()[place]
+    starts = [one["k_send_ts"] for one in (holder if isinstance(holder, list) else [holder])]
+    assert starts == ([5, 7] if place == "recipient_list" else [5])
+
+
+@pytest.mark.parametrize(
+    "document", [{"status": "complete", "state": "archived"}, {"state": "archived", "status": "complete"}]
+)
+async def test_two_fields_that_might_be_one_are_both_kept(document: dict[str, str]) -> None:
+    async with listening(lambda _: said(document)) as vendor, vendor.client() as client:
+        status = await client.job_status("7")
+    assert (status.state, status.complete, status.extra) == ("complete", True, {"state": "archived"})
+
+
+@pytest.mark.parametrize("status", [200, 404])
+async def test_a_user_who_is_not_there_is_no_error_under_either_status(status: int) -> None:
+    async with listening(lambda _: said(NOT_FOUND, status)) as vendor, vendor.client() as client:
+        assert not (await client.user_info("email", "a")).found
+        assert not (await client.user_delete("email", "a")).found
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"", b"{}", b'{"success":false}', b'{"success":false,"error_code":500}'])
+async def test_a_404_that_speaks_of_no_user_is_about_the_set_up(body: bytes) -> None:
+    async with listening(lambda _: raw(body, 404)) as vendor, vendor.client() as client:
+        for call in (client.user_info, client.user_delete):
+            with pytest.raises(kahuna.Unavailable):
+                await call("email", "a")
