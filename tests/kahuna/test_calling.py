@@ -41,7 +41,8 @@ async def test_silence_is_ambiguous_too(api: str) -> None:
     credentials = kahuna.Credentials("http://kahuna.test", "p", Secret(SECRET_KEY), Secret(API_KEY))
     async with KahunaClient(credentials, transport=gate, timeouts=kahuna.Timeouts(deadline=0.01)) as client:
         with pytest.raises(kahuna.Ambiguous, match="deadline"):
-            await EVERY[api](client)
+            # So that a deadline that comes much too late fails as well.
+            await asyncio.wait_for(EVERY[api](client), 5)
     assert gate.most == 1
 
 
@@ -180,6 +181,21 @@ async def test_an_observer_is_told_of_every_request() -> None:
     assert [(call.outcome, call.status, call.attempt) for call in calls] == [("unavailable", 503, 1), ("ok", 200, 2)]
     assert {call.bytes_out for call in calls} == {len(seen.body) for seen in vendor.seen}
     assert ADDRESS not in repr(calls)
+
+
+async def test_a_cancelled_request_is_observed_as_that() -> None:
+    calls: list[kahuna.Call] = []
+    gate = Gate({})
+    credentials = kahuna.Credentials("http://kahuna.test", "p", Secret(SECRET_KEY), Secret(API_KEY))
+    async with KahunaClient(credentials, transport=gate, observe=calls.append) as client:
+        call = asyncio.create_task(client.user_info("email", ADDRESS))
+        for _ in range(200):
+            await asyncio.sleep(0)
+        assert gate.inside == 1
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+    assert call.cancelled()
+    assert [(one.api, one.outcome, one.status) for one in calls] == [("user_info", "cancelled", None)]
 
 
 async def test_an_answer_that_is_too_long_is_not_read() -> None:
