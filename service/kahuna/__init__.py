@@ -9,7 +9,7 @@ Usable by itself:
 This face is what other code needs for calls; webhooks are in `webhook`, the words of the two syncs in `wire`.
 """
 
-from service.kahuna.calling import NO_RETRY, Call, Credentials, Retry, Timeouts, WrongBaseUrl
+from service.kahuna.calling import NO_RETRY, Call, Credentials, Retry, Timeouts, WrongCredentials
 from service.kahuna.client import KahunaClient
 from service.kahuna.contract import Contract, WrongCorrection
 from service.kahuna.errors import (
@@ -116,6 +116,6 @@ __all__ = [
     "UserCampaignRecord",
     "UserInfoAnswer",
     "UserProfile",
-    "WrongBaseUrl",
     "WrongCorrection",
+    "WrongCredentials",
 ]

@@ -20,6 +20,7 @@ import msgspec
 
 from service.kahuna import errors
 from service.kahuna.pacing import Times, Turn
+from service.kahuna.salvage import SURROGATE
 from service.settings import Secret, base_url_fault
 
 _T = TypeVar("_T")
@@ -50,15 +51,15 @@ _ERRORS: Final = MappingProxyType(
 _DETAIL_CHARACTERS: Final = 1_000
 
 
-class WrongBaseUrl(ValueError):
-    """An address that nothing can be sent to; its text says what it must be."""
+class WrongCredentials(ValueError):
+    """An address that nothing can be sent to, or a key that cannot be written; its text says what is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
     """One namespace of Kahuna in one environment: `p` for production, `s` for the sandbox.
 
-    WrongBaseUrl, a ValueError, for a `base_url` that nothing can be sent to.
+    WrongCredentials, a ValueError, for a `base_url` that nothing can be sent to, and for a key that is no text.
     """
 
     base_url: str
@@ -74,7 +75,10 @@ class Credentials:
             except (httpx.InvalidURL, UnicodeError):
                 fault = "be a URL"
         if fault is not None:
-            raise WrongBaseUrl(f"base_url must {fault}")
+            raise WrongCredentials(f"base_url must {fault}")
+        # As variables that are not UTF-8 come; found later, the error would show the key.
+        if any(SURROGATE.search(key.reveal()) for key in (self.secret_key, self.api_key)):
+            raise WrongCredentials("secret_key and api_key must be texts in UTF-8")
 
 
 @dataclass(frozen=True, slots=True)

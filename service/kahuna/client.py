@@ -380,8 +380,8 @@ class KahunaClient:
     ) -> Pages[PushRecord]:
         """What became of pushes: records or pages of them, for as long as there are any.
 
-        Records from `since` on and before `until`, or until now; with a time zone. Kahuna gives the rest of a day at a
-        time [DOC], so a range is asked day by day (UTC). To go on after a page give its `position`, both parts; a
+        Records from `since` on and before `until`, or all until now; with a time zone. Kahuna gives the rest of a day
+        at a time [DOC], so a range is asked day by day (UTC). To go on after a page give its `position`, both parts; a
         `cursor` alone goes on to the end of its own day. A record that Kahuna writes down later than it happened may be
         missed by then: an `until` some time ago leaves it that. Up to 1,000 records a page [CODE]. Idempotent.
         Page: https://support.kahuna.com/hc/en-us/articles/360008319714-Logs-API-for-Push.

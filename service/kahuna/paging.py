@@ -70,13 +70,6 @@ class Span:
         if not 1 <= self.page_size <= MAX_RECORDS:
             raise unsent(api, f"a page has 1 to {MAX_RECORDS} records")
 
-    def end(self, now: float) -> datetime | None:
-        """Where the walk ends: at `until`, at the latest now. None for a cursor alone, which has an end of its own."""
-        if self.since is None and self.until is None:
-            return None
-        present = datetime.fromtimestamp(now, UTC)
-        return present if self.until is None else min(self.until.astimezone(UTC), present)
-
     def began(self, record: LogRecord) -> bool:
         """Whether a record is not before the span. One without a time is better kept."""
         return self.since is None or record.time is None or self.since <= record.time
@@ -186,9 +179,10 @@ def ranged(
     """The pages of a span of time, asked for day by day."""
 
     async def walk(start: Position) -> AsyncIterator[Page[_Logged]]:
-        end, cursor = span.end(clock()), start.cursor
-        for moment in [None] if start.since is None or end is None else days(start.since.astimezone(UTC), end):
-            day = _Day(moment, end, None if cursor is None else start)
+        now, cursor = datetime.fromtimestamp(clock(), UTC), start.cursor
+        end = now if span.until is None else min(span.until.astimezone(UTC), now)
+        for moment in [None] if start.since is None else days(start.since.astimezone(UTC), end):
+            day = _Day(moment, span.until, now, None if cursor is None else start)
             async for raw in chain(api, fetch_from(moment), cursor):
                 inside = day.inside(read(raw.items))
                 yield Page([record for record in inside if span.began(record)], day.position(raw), raw.more)
@@ -202,15 +196,18 @@ def ranged(
 class _Day:
     """One day's part of a walk, or all of a cursor's: what is of it, and where to go on after each of its pages.
 
-    `limit` is its end or that of the walk. Should a cursor lead beyond it, what is there is left to a later walk, or to
-    the next day: it would come twice. `start` is the stored position that the day is gone on from, if it is.
+    Its limit is midnight or the end of the walk. Should a cursor lead beyond it, what is there is left to the next day,
+    or to a later walk: it would come twice. `start` is the stored position that the day is gone on from, if it is.
     """
 
-    def __init__(self, moment: datetime | None, end: datetime | None, start: Position | None) -> None:
-        ends = [time_ for time_ in (moment and next_midnight(moment), end) if time_ is not None]
+    def __init__(self, moment: datetime | None, until: datetime | None, now: datetime, start: Position | None) -> None:
+        ends = [end.astimezone(UTC) for end in (moment and next_midnight(moment), until) if end is not None]
         self._moment = moment
         self._limit = min(ends) if ends else None
-        self._stays = start if self._limit == end else None
+        self._stays = start if self._limit == until else None
+        # A day that is not over has more to come, from now on or, if our clock is behind, from its last record on: that
+        # one may come twice, for nothing is to be lost.
+        self._latest = now
         self._is_past = False
         self.is_over = False
 
@@ -219,6 +216,7 @@ class _Day:
         ends the day; one that has both does not, since the order may not be strict."""
         limit = self._limit
         inside = [record for record in records if limit is None or record.time is None or record.time < limit]
+        self._latest = max([self._latest, *(record.time for record in inside if record.time is not None)])
         self._is_past = self._is_past or len(inside) < len(records)
         self.is_over = len(inside) < len(records) and not inside
         if inside:
@@ -231,8 +229,11 @@ class _Day:
         if self.is_over and self._stays is not None:
             # This `until` is before what was handed out by the walk that is gone on with.
             return self._stays
-        is_done = self._is_past or (self._moment is not None and not raw.more)
-        return Position(self._limit) if is_done else Position(self._moment, raw.cursor)
+        if self._limit is not None and self._is_past:
+            return Position(self._limit)
+        if self._limit is not None and self._moment is not None and not raw.more:
+            return Position(min(self._limit, self._latest))
+        return Position(self._moment, raw.cursor)
 
 
 def days(since: datetime, until: datetime) -> Iterator[datetime]:

@@ -55,3 +55,11 @@ def test_a_wrong_correction_ends_the_start_of_the_worker() -> None:
     )
     with pytest.raises(SettingsError, match="KAHUNA_CONTRACT of namespace default: 'a' is no name"):
         client_for(namespace, Settings())
+
+
+def test_a_key_that_cannot_be_written_ends_the_start_of_the_worker() -> None:
+    namespace = Namespace(
+        env="s", secret_key=Secret("a"), api_key=(Secret("b\udcff"),), base_url="http://127.0.0.1", contract=None
+    )
+    with pytest.raises(SettingsError, match="the keys of namespace default: secret_key and api_key must be texts"):
+        client_for(namespace, Settings())

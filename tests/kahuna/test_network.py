@@ -213,9 +213,16 @@ BASE_URLS = [
 
 @pytest.mark.parametrize("base_url", BASE_URLS)
 def test_a_wrong_address_is_refused_at_once(base_url: str) -> None:
-    with pytest.raises(kahuna.WrongBaseUrl, match="base_url must ") as caught:
+    with pytest.raises(kahuna.WrongCredentials, match="base_url must ") as caught:
         kahuna.Credentials(base_url, "p", Secret("a"), Secret("b"))
     assert "password" not in str(caught.value)
+
+
+@pytest.mark.parametrize("keys", [("sec\udcffret", "b"), ("a", "sec\udcffret")])
+def test_a_key_that_is_no_text_is_refused_and_not_shown(keys: tuple[str, str]) -> None:
+    with pytest.raises(kahuna.WrongCredentials, match="must be texts") as caught:
+        kahuna.Credentials("https://kahuna.test", "p", *map(Secret, keys))
+    assert not any("sec" in told(one).replace("secret_key", "") for one in carried(caught.value))
 
 
 @pytest.mark.parametrize("base_url", ["https://kahuna.test/behind/a/path", "http://[::1]:8701/", "http://kahuna_1:80"])

@@ -142,7 +142,7 @@ async def test_without_an_end_the_range_ends_now() -> None:
     async with listening(days_of(HOURS)) as vendor, vendor.client(time=clock) as client:
         times = [record.time async for record in client.push_logs(DAY)]
         assert [record async for record in client.push_logs(DAY + timedelta(days=5))] == []
-    assert times == [hour for hour in HOURS if hour < DAY + timedelta(hours=30)]
+    assert times == [hour for hour in HOURS if hour < DAY + timedelta(days=2)]
 
 
 def growing(records: list[datetime], clock: Clock, *, last_cursor: bool, page_size: int = 3) -> Any:
@@ -206,8 +206,24 @@ async def test_the_future_is_not_asked_for() -> None:
     async with listening(days_of(HOURS)) as vendor, vendor.client(time=clock) as client:
         pages = client.push_logs(DAY, until=datetime.max.replace(tzinfo=UTC))
         times = [record.time async for record in pages]
-    assert times == [hour for hour in HOURS if hour < DAY + timedelta(hours=30)]
-    assert pages.position == kahuna.Position(DAY + timedelta(hours=30))
+    assert times == [hour for hour in HOURS if hour < DAY + timedelta(days=2)]
+    assert pages.position == kahuna.Position(HOURS[9])
+
+
+@pytest.mark.parametrize("behind", [0, 7])
+async def test_a_clock_that_is_behind_loses_nothing(behind: int) -> None:
+    hours = [DAY + timedelta(hours=h) for h in range(48)]
+    theirs, ours = Clock(), Clock()
+    times: set[datetime] = set()
+    position = kahuna.Position(DAY)
+    async with listening(growing(hours, theirs, last_cursor=False)) as vendor, vendor.client(time=ours) as client:
+        for hour in range(0, 60, 4):
+            theirs.now = (DAY + timedelta(hours=hour)).timestamp()
+            ours.now = theirs.now - behind * 3600
+            async for page in client.push_logs(position.since, cursor=position.cursor).pages():
+                times |= {record.time for record in page.records if record.time}
+                position = page.position
+    assert sorted(times) == hours
 
 
 async def test_a_cursor_alone_ends_before_until() -> None:
