@@ -291,11 +291,27 @@ def _completed(namespace: Namespace) -> Namespace:
     token = namespace.callback_token
     if token is not None and not re.fullmatch(r"[A-Za-z0-9._~-]+", token.reveal()):
         raise SettingsError("CALLBACK_TOKEN must be of A-Z a-z 0-9 . _ ~ - alone: it is a segment of the webhook path.")
-    url = _split(namespace.base_url)
-    if url.scheme not in ("http", "https") or not url.hostname:
-        raise SettingsError("KAHUNA_BASE_URL must begin with http:// or https:// and name a host.")
-    stand_in = url.hostname != urlsplit(VENDOR_BASE_URL).hostname
+    fault = base_url_fault(namespace.base_url)
+    if fault is not None:
+        raise SettingsError(f"KAHUNA_BASE_URL must {fault}.")
+    stand_in = _split(namespace.base_url).hostname != urlsplit(VENDOR_BASE_URL).hostname
     return dataclasses.replace(namespace, env="s") if namespace.env is None and stand_in else namespace
+
+
+def base_url_fault(base_url: str) -> str | None:
+    """What the address of the vendor must be and is not; None for one that can be used."""
+    url = _split(base_url)
+    if url.scheme not in ("http", "https") or not url.hostname or re.search(r"[\s\x00-\x1f]", base_url):
+        return "begin with http:// or https:// and name a host"
+    try:
+        url.hostname.encode("idna")
+        exists = url.port != 0 and "xn--" not in url.hostname.split(".")
+    except ValueError:
+        exists = False
+    if not exists:
+        return "name a host and a port that can exist"
+    # The first would put a key into logs; the others would be lost, as the paths of the APIs are set behind them.
+    return "have no user, query or fragment" if re.search("[@?#]", base_url) else None
 
 
 def _split(url: str) -> SplitResult:

@@ -15,7 +15,7 @@ from service.domain.addresses import CHANNELS
 from service.errors import SettingsError, StorageUnavailable
 from service.flows import ingest, push, reconcile, upkeep
 from service.flows.push import Pusher
-from service.kahuna import NO_RETRY, Contract, Credentials, KahunaClient, Timeouts, WrongCorrection
+from service.kahuna import NO_RETRY, Contract, Credentials, KahunaClient, Timeouts, WrongCorrection, WrongCredentials
 from service.settings import Namespace, Settings
 from service.store import access
 from service.store.database import Database
@@ -40,7 +40,10 @@ def client_for(namespace: Namespace, settings: Settings) -> KahunaClient:
     """The client that speaks to Kahuna for a namespace."""
     if namespace.env is None or namespace.secret_key is None:
         raise SettingsError(f"Namespace {namespace.name} lacks KAHUNA_ENV or KAHUNA_SECRET_KEY.")
-    credentials = Credentials(namespace.base_url, namespace.env, namespace.secret_key, namespace.api_key[0])
+    try:
+        credentials = Credentials(namespace.base_url, namespace.env, namespace.secret_key, namespace.api_key[0])
+    except WrongCredentials as error:
+        raise SettingsError(f"KAHUNA_BASE_URL or the keys of namespace {namespace.name}: {error}.") from None
     timeouts = Timeouts(deadline=settings.push_timeout_seconds)
     # What is to be sent again is written in the outbox, where it outlives this process.
     return KahunaClient(credentials, timeouts=timeouts, retry=NO_RETRY, contract=contract_of(namespace))

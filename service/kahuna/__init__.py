@@ -9,7 +9,7 @@ Usable by itself:
 This face is what other code needs for calls; webhooks are in `webhook`, the words of the two syncs in `wire`.
 """
 
-from service.kahuna.calling import NO_RETRY, Call, Credentials, Retry, Timeouts
+from service.kahuna.calling import NO_RETRY, Call, Credentials, Retry, Timeouts, WrongCredentials
 from service.kahuna.client import KahunaClient
 from service.kahuna.contract import Contract, WrongCorrection
 from service.kahuna.errors import (
@@ -117,4 +117,5 @@ __all__ = [
     "UserInfoAnswer",
     "UserProfile",
     "WrongCorrection",
+    "WrongCredentials",
 ]

@@ -162,11 +162,10 @@ def user_info(answer: Answer, names: Contract) -> UserInfoAnswer:
 
 
 def _perhaps_missing(answer: Answer) -> dict[str, Any]:
-    """The object of a success, or of `success: false` because there is no such user, which is no error."""
-    document = answer.document() if answer.is_success else None
-    if isinstance(document, dict) and document.get("success") is False and document.get("error_code") == 404:
-        return document
-    return object_of(answer)
+    """The object of a success, or of `success: false` because there is no such user, which is no error. Under a 404 as
+    well; without that object a 404 tells of the set-up."""
+    document = common_error(answer) if answer.is_success or answer.status == 404 else None
+    return document if document is not None and document.get("error_code") == 404 else object_of(answer)
 
 
 # Records of a page.

@@ -5,12 +5,13 @@ Owns authentication, the environment, limits of time, size and number, retries, 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from hashlib import md5
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from types import MappingProxyType
 from typing import Any, Final, Literal, TypeVar
 
@@ -18,7 +19,9 @@ import httpx
 import msgspec
 
 from service.kahuna import errors
-from service.settings import Secret
+from service.kahuna.pacing import Times, Turn
+from service.kahuna.salvage import SURROGATE
+from service.settings import Secret, base_url_fault
 
 _T = TypeVar("_T")
 
@@ -30,6 +33,8 @@ _NEVER_SENT: Final = (
     httpx.ProxyError,
     httpx.UnsupportedProtocol,
 )
+# Whatever else a connection ends with: TLS raises errors of its own, and connecting groups of them.
+_ON_THE_WAY: Final = (httpx.RequestError, httpx.InvalidURL, UnicodeError, OSError, ExceptionGroup)
 # What is said of the entries themselves is 400 alone (and 422, which says the same more exactly). Everything else, such
 # as the 404 of a wrong base URL, is about the caller or the moment: nothing that was sent may be condemned for it.
 _ERRORS: Final = MappingProxyType(
@@ -46,22 +51,47 @@ _ERRORS: Final = MappingProxyType(
 _DETAIL_CHARACTERS: Final = 1_000
 
 
+class WrongCredentials(ValueError):
+    """An address that nothing can be sent to, or a key that cannot be written; its text says what is wrong."""
+
+
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """One namespace of Kahuna in one environment: `p` for production, `s` for the sandbox."""
+    """One namespace of Kahuna in one environment: `p` for production, `s` for the sandbox.
+
+    WrongCredentials, a ValueError, for a `base_url` that nothing can be sent to, and for a key that is no text.
+    """
 
     base_url: str
     env: Literal["p", "s"]
     secret_key: Secret
     api_key: Secret
 
+    def __post_init__(self) -> None:
+        fault = base_url_fault(self.base_url)
+        if fault is None:
+            try:
+                _ = httpx.URL(self.base_url).host
+            except (httpx.InvalidURL, UnicodeError):
+                fault = "be a URL"
+        if fault is not None:
+            raise WrongCredentials(f"base_url must {fault}")
+        # As variables that are not UTF-8 come; found later, the error would show the key.
+        if any(SURROGATE.search(key.reveal()) for key in (self.secret_key, self.api_key)):
+            raise WrongCredentials("secret_key and api_key must be texts in UTF-8")
+
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Limits in seconds. `read` and `write` are for each silence; `deadline` is for a whole request, however chatty."""
+    """Limits in seconds. `read` and `write` are for each silence; `deadline` is for a whole request, however chatty.
+
+    `pool` is for waiting until fewer than `concurrency` requests are under way. None has no end, since a caller may
+    well start a thousand calls at once; over it a call is Unreachable. The waits that an API's own limits make do not
+    count.
+    """
 
     connect: float = 5.0
-    pool: float = 10.0
+    pool: float | None = None
     write: float = 30.0
     read: float = 30.0
     deadline: float = 60.0
@@ -71,7 +101,8 @@ class Timeouts:
 class Retry:
     """How often a request is sent at most, and the seconds between: `first`, doubled each time, never over `longest`.
 
-    A wait that Kahuna asks for counts if it is the longer one, up to `longest` as well.
+    A wait that Kahuna asks for counts if it is the longer one. Over `longest` it is the caller's: the error is raised
+    at once, and has it as `retry_after`.
     """
 
     attempts: int = 4
@@ -83,10 +114,16 @@ class Retry:
         """Every request is sent once."""
         return NO_RETRY
 
-    def wait(self, attempt: int, asked: float | None, jitter: float) -> float:
-        """Seconds to wait after this attempt, the first being 1. `jitter` in [0, 1) takes up to half of it away."""
-        grown: float = self.first * 2 ** min(attempt - 1, 60)
-        return min(max(min(grown, self.longest) * (1 - jitter / 2), asked or 0.0), self.longest)
+    def wait(self, attempt: int, asked: float | None, jitter: float) -> float | None:
+        """Seconds to wait after this attempt, the first being 1; None if it is not to be repeated.
+
+        `jitter` in [0, 1) takes up to half of our own wait away, and adds up to half to what was asked for, of which
+        nothing may be missing.
+        """
+        if attempt >= self.attempts or (asked is not None and asked > self.longest):
+            return None
+        grown: float = min(self.first * 2 ** min(attempt - 1, 60), self.longest) * (1 - jitter / 2)
+        return grown if asked is None else max(grown, min(asked * (1 + jitter / 2), self.longest))
 
 
 NO_RETRY: Final = Retry(attempts=1)
@@ -105,17 +142,6 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Times:
-    """Where time comes from, so that tests wait for nothing: Unix seconds, seconds that never go back, sleep, and a
-    number in [0, 1) for each retry."""
-
-    clock: Callable[[], float]
-    monotonic: Callable[[], float]
-    sleep: Callable[[float], Awaitable[object]]
-    jitter: Callable[[], float]
-
-
-@dataclass(frozen=True, slots=True)
 class Api:
     """What is to be known of an API besides its shapes.
 
@@ -130,12 +156,13 @@ class Api:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back, whatever its status."""
+    """What came back, whatever its status. `safe` is what its request is."""
 
     api: Api
     status: int
     body: bytes = field(repr=False)
     retry_after: float | None = None
+    safe: bool = True
 
     @property
     def is_success(self) -> bool:
@@ -147,7 +174,8 @@ class Answer:
         try:
             return msgspec.json.decode(self.body)
         except (ValueError, RecursionError):
-            raise self.unreadable("it is not JSON") from None
+            pass  # and is not to be found in what is raised: it may hold the body
+        raise self.unreadable("it is not JSON")
 
     def unreadable(self, cause: str) -> errors.UnreadableAnswer:
         """The error of a body that is not the contract's."""
@@ -161,7 +189,7 @@ class Answer:
         """The error of a status that is no success."""
         kind = _ERRORS.get(self.status, errors.Unavailable)
         # Half of the work may have been done before it broke.
-        if not self.api.idempotent and (self.status >= 500 or self.status == 408):
+        if not self.safe and (self.status >= 500 or self.status == 408):
             kind = errors.Ambiguous
         return kind(self.api.name, self.status, self.retry_after, detail=self._detail())
 
@@ -183,7 +211,7 @@ def _detail_of(document: Mapping[str, Any]) -> str | None:
 class Request:
     """One request of an API. `repeatable` says whether this very request may be sent again after any failure.
 
-    `before` is awaited ahead of each attempt. `open` goes without authentication and `env`: its body has them.
+    `turn` is taken by each attempt. `open` goes without authentication and `env`: its body has them.
     """
 
     api: Api
@@ -193,13 +221,18 @@ class Request:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     repeatable: bool = True
     open: bool = False
-    before: Callable[[], Awaitable[object]] | None = None
+    turn: Turn | None = None
+
+    @property
+    def safe(self) -> bool:
+        """Whether a second one has no second effect."""
+        return self.api.idempotent and self.repeatable
 
     def may_repeat(self, error: errors.KahunaError) -> bool:
         """Whether this failure may be followed by the same request."""
         if isinstance(error, errors.Unreachable | errors.RateLimited):
             return True
-        if not (self.api.idempotent and self.repeatable):
+        if not self.safe:
             return False
         # A 404 or a redirect is about the set-up, and will be there after any wait.
         passing = error.status is None or error.status >= 500 or error.status == 408
@@ -225,6 +258,7 @@ class Caller:
         self._times = times
         self._env = credentials.env
         self._deadline = timeouts.deadline
+        self._pool = timeouts.pool
         self._observe = observe
         self._answer_limit = answer_limit
         self._slots = asyncio.Semaphore(concurrency)
@@ -233,13 +267,17 @@ class Caller:
         self._auth = httpx.BasicAuth(credentials.secret_key.reveal(), credentials.api_key.reveal())
         self.http = httpx.AsyncClient(
             base_url=credentials.base_url,
-            headers={"Accept": "application/json"},
-            timeout=httpx.Timeout(
-                connect=timeouts.connect, read=timeouts.read, write=timeouts.write, pool=timeouts.pool
-            ),
+            headers={"Accept": "application/json", "Accept-Encoding": "identity"},
+            timeout=httpx.Timeout(connect=timeouts.connect, read=timeouts.read, write=timeouts.write, pool=None),
             limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
             # A redirect would carry addresses, or the keys, to a host that nobody configured.
             follow_redirects=False,
+            # Whatever sets cookies is no part of the contract, and would tie calls of one caller to another's.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+            # A proxy that a variable of the surroundings names would see the keys on http, and nobody asked for it: one
+            # that is wanted is said by `transport`. SSL_CERT_FILE and SSL_CERT_DIR count.
+            trust_env=False,
+            verify=httpx.create_ssl_context(),
             transport=transport,
         )
 
@@ -247,14 +285,12 @@ class Caller:
         """What `read` makes of the answer, which may have any status; every failure is a KahunaError."""
         attempt = 1
         while True:
-            if request.before is not None:
-                await request.before()
             try:
                 return await self._attempt(request, read, attempt)
             except errors.KahunaError as error:
-                if attempt >= self._retry.attempts or not request.may_repeat(error):
-                    raise
                 wait = self._retry.wait(attempt, error.retry_after, self._times.jitter())
+                if wait is None or not request.may_repeat(error):
+                    raise
             await self._times.sleep(wait)
             attempt += 1
 
@@ -275,41 +311,62 @@ class Caller:
         )
 
     async def _attempt(self, request: Request, read: Callable[[Answer], _T], attempt: int) -> _T:
-        """One request, in its slots, and what the observer is told of it."""
-        async with AsyncExitStack() as slots:
-            if request.api.at_once is not None:
-                own = self._own_slots.setdefault(request.api.name, asyncio.Semaphore(request.api.at_once))
-                await slots.enter_async_context(own)
-            await slots.enter_async_context(self._slots)
-            begun = self._times.monotonic()
-            outcome, status = "cancelled", None
-            try:
-                answer = await self._exchange(request)
-                outcome, status = "ok", answer.status
-                return _read(read, answer)
-            except errors.KahunaError as error:
-                outcome, status = error.slug, error.status
-                raise
-            finally:
-                seconds = self._times.monotonic() - begun
-                self._observe(Call(request.api.name, outcome, status, seconds, attempt, len(request.content)))
+        """One request, in its turn and its slots."""
+        while True:
+            # Whoever waits for a turn keeps no slot from others, so another may be faster once there is one.
+            if request.turn is not None:
+                await request.turn.wait()
+            async with AsyncExitStack() as slots:
+                await self._enter(slots, request.api)
+                if request.turn is None or request.turn.take():
+                    return await self._observed(request, read, attempt)
+
+    async def _observed(self, request: Request, read: Callable[[Answer], _T], attempt: int) -> _T:
+        """One request, and what the observer is told of it."""
+        begun = self._times.monotonic()
+        outcome, status = "cancelled", None
+        try:
+            answer = await self._exchange(request)
+            outcome, status = "ok", answer.status
+            return _read(read, answer)
+        except errors.KahunaError as error:
+            outcome, status = error.slug, error.status
+            raise
+        finally:
+            seconds = self._times.monotonic() - begun
+            self._observe(Call(request.api.name, outcome, status, seconds, attempt, len(request.content)))
+
+    async def _enter(self, slots: AsyncExitStack, api: Api) -> None:
+        """Its API's own slot, then one of all; Unreachable if that takes too long."""
+        if api.at_once is not None:
+            own = self._own_slots.setdefault(api.name, asyncio.Semaphore(api.at_once))
+            await slots.enter_async_context(own)
+        try:
+            async with asyncio.timeout(self._pool):
+                await slots.enter_async_context(self._slots)
+                return
+        except TimeoutError:
+            pass
+        raise errors.Unreachable(api.name, cause="too many requests are under way")
 
     async def _exchange(self, request: Request) -> Answer:
         """The only place that touches the network."""
-        api = request.api.name
-        # Causes are cut off (`from None`) and only their type is told: an httpx error carries the request, and with it
-        # the keys and the addresses.
+        if self.http.is_closed:
+            raise unsent(request.api, "the client is closed")
+        answer: Answer | None = None
         try:
             async with asyncio.timeout(self._deadline), self._stream(request) as response:
-                return await self._answer(request.api, response)
-        except (httpx.InvalidURL, UnicodeEncodeError):
-            raise unsent(request.api, "it cannot be written as HTTP") from None
-        except _NEVER_SENT as error:
-            raise errors.Unreachable(api, cause=type(error).__name__) from None
-        except httpx.RequestError as error:
-            raise errors.Ambiguous(api, cause=type(error).__name__) from None
-        except TimeoutError:
-            raise errors.Ambiguous(api, cause="deadline") from None
+                asked = retry_after(response.headers.get("Retry-After", ""), self._times.clock())
+                answer = Answer(request.api, response.status_code, b"", asked, request.safe)
+                return replace(answer, body=await self._body(answer, response))
+        except _ON_THE_WAY as error:
+            failure = _failure(request.api, error)
+        if answer is not None and not answer.is_success:
+            # The status says enough, and is what the caller decides by.
+            return answer
+        # Raised here and not where it was met, so that it does not carry that along, not even as its context: an httpx
+        # error holds the request, and with it the keys and the addresses.
+        raise failure
 
     def _stream(self, request: Request) -> AbstractAsyncContextManager[httpx.Response]:
         """The exchange as httpx has it."""
@@ -322,18 +379,29 @@ class Caller:
             auth=None if request.open else self._auth,
         )
 
-    async def _answer(self, api: Api, response: httpx.Response) -> Answer:
+    async def _body(self, answer: Answer, response: httpx.Response) -> bytes:
+        """The body as it comes. None was asked for in another encoding, whose first bytes may unpack to any number."""
+        encoding = response.headers.get("Content-Encoding", "").strip().lower()
         body = bytearray()
-        async for piece in response.aiter_bytes():
-            body += piece
-            if len(body) > self._answer_limit:
-                if response.is_success:
-                    raise errors.UnreadableAnswer(api.name, response.status_code, cause="it is too long")
-                # The status says enough, and is what the caller decides by.
-                body.clear()
-                break
-        asked = retry_after(response.headers.get("Retry-After", ""), self._times.clock())
-        return Answer(api, response.status_code, bytes(body), asked)
+        if encoding in ("", "identity"):
+            async for piece in response.aiter_bytes():
+                body += piece
+                if len(body) > self._answer_limit:
+                    break
+            else:
+                return bytes(body)
+        if answer.is_success:
+            raise answer.unreadable("it is too long" if body else "it is in an encoding that was not asked for")
+        return b""
+
+
+def _failure(api: Api, error: Exception) -> errors.KahunaError:
+    """The error of an exchange that broke. Of what broke it only the type is told."""
+    if isinstance(error, httpx.InvalidURL | UnicodeError) and not isinstance(error, UnicodeDecodeError):
+        return unsent(api, "it cannot be written as HTTP")
+    if isinstance(error, _NEVER_SENT):
+        return errors.Unreachable(api.name, cause=type(error).__name__)
+    return errors.Ambiguous(api.name, cause="deadline" if type(error) is TimeoutError else type(error).__name__)
 
 
 def unsent(api: Api, cause: str) -> errors.BadRequest:
@@ -351,25 +419,8 @@ def _read(read: Callable[[Answer], _T], answer: Answer) -> _T:
     try:
         return read(answer)
     except (ValueError, OverflowError, RecursionError) as error:
-        raise answer.unreadable(type(error).__name__) from None
-
-
-class Pace:
-    """Keeps calls about the same thing apart by so many seconds; the later ones wait."""
-
-    def __init__(self, seconds: float, times: Times) -> None:
-        self._seconds = seconds
-        self._times = times
-        self._free_at: dict[str, float] = {}
-
-    async def turn(self, name: str) -> None:
-        """Returns when it is this call's turn, which is taken at once, so that two callers never share one."""
-        now = self._times.monotonic()
-        self._free_at = {other: at for other, at in self._free_at.items() if at > now}
-        at = self._free_at.get(name, now)
-        self._free_at[name] = at + self._seconds
-        if at > now:
-            await self._times.sleep(at - now)
+        cause = type(error).__name__
+    raise answer.unreadable(cause)
 
 
 def retry_after(value: str, now: float) -> float | None:

@@ -13,29 +13,29 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import date, datetime
 from functools import partial
+from math import inf
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 from urllib.parse import quote, urlencode
 
 import httpx
 
-from service.kahuna import answers, contract, errors, paging, sending, wire
+from service.kahuna import answers, contract, paging, sending, wire
 from service.kahuna.calling import (
     Api,
     Call,
     Caller,
     Credentials,
-    Pace,
     Request,
     Retry,
     Timeouts,
-    Times,
     checksum,
     unsent,
 )
-from service.kahuna.contract import Contract
+from service.kahuna.contract import MAX_USERS, Contract
+from service.kahuna.pacing import Pace, Times
 from service.kahuna.paging import MAX_RECORDS, Pages, RawPage, Span
-from service.kahuna.parts import Cut, Part, Stream, in_parts, whole
+from service.kahuna.parts import Cut, Part, Progress, Stream, in_parts, whole
 from service.kahuna.reading import read_each
 from service.kahuna.retrieval import (
     CampaignFigures,
@@ -48,8 +48,8 @@ from service.kahuna.retrieval import (
     UserCampaignRecord,
     UserInfoAnswer,
     query_body,
+    query_fault,
     written,
-    zoned,
 )
 from service.kahuna.sending import (
     NOTHING,
@@ -71,14 +71,11 @@ from service.kahuna.sending import (
     UserAttributes,
 )
 
-MAX_USERS: Final = 100
-"""Users or pushes of one request, and users of a User/Campaign query [DOC, CODE]."""
-
 JOB_PACE: Final = 30.0
-"""Seconds between two calls about one job [DOC]."""
+"""Seconds between two calls [DOC]. That they are two about one job is [ASSUME]."""
 
 ANSWER_LIMIT: Final = 64 * 1024 * 1024
-"""Bytes of an answer that are read, decompressed."""
+"""Bytes of an answer that are read. None is asked for compressed."""
 
 _SERVER: Final = Api("server", idempotent=False)
 _USER_ATTRIBUTES: Final = Api("user_attributes")
@@ -164,23 +161,28 @@ class KahunaClient:
         Refused for `success: false`, under 200 [CODE] and under 400 [ASSUME]. Limits: not known.
         Page: https://support.kahuna.com/hc/en-us/articles/360008462593-Server-API.
         """
-        key, env = self._credentials.secret_key.reveal(), self._credentials.env
+        key = self._credentials.secret_key.reveal()
         try:
-            content = urlencode(sending.server_form(request, key, env)).encode()
+            content = urlencode(sending.server_form(request, key, self._credentials.env)).encode()
         except (UnicodeEncodeError, Unencodable):
-            raise unsent(_SERVER, "it cannot be written as UTF-8") from None
+            content = b""
+        if not content:
+            raise unsent(_SERVER, "it cannot be written as UTF-8")
         asked = Request(api=_SERVER, path=contract.SERVER_PATH, content=content, headers=_FORM, open=True)
         return await self._caller.call(asked, answers.server)
 
-    async def user_attributes(self, users: Stream[UserAttributes]) -> tuple[Outcome, ...]:
+    async def user_attributes(
+        self, users: Stream[UserAttributes], *, progress: Progress | None = None
+    ) -> tuple[Outcome, ...]:
         """Set, change or (None [ASSUME]) delete attributes of users that Kahuna knows.
 
         Any number of users, sent 100 at a time [DOC]; outcomes in their order [ASSUME]. An unknown user is an outcome,
-        not an error [CODE]. An error says in `done` how far it got. Idempotent.
+        not an error [CODE]. An error says in `done` how far it got, and `progress` is told after each request how many
+        users were answered. Idempotent.
         Page: https://support.kahuna.com/hc/en-us/articles/360008462633-User-Attribute-API.
         """
         opening = b'{"user_attributes_array":'
-        cut = Cut[UserAttributes](MAX_USERS, envelope=len(opening) + 1, plain=sending.attributes_item)
+        cut = Cut[UserAttributes](MAX_USERS, envelope=len(opening) + 1)
 
         async def send(part: Part, _number: int) -> list[Outcome]:
             read = partial(answers.outcomes, count=part.count, of_one=_UNKNOWN_USER)
@@ -188,7 +190,7 @@ class KahunaClient:
                 _USER_ATTRIBUTES, contract.USER_ATTRIBUTES_PATH, opening + part.body + b"}", read
             )
 
-        return await in_parts(_USER_ATTRIBUTES, cut.parts(users), send, answers.joined)
+        return await in_parts(_USER_ATTRIBUTES, cut.parts(users), send, answers.joined, progress)
 
     async def adaptive_campaign(
         self,
@@ -211,19 +213,11 @@ class KahunaClient:
     async def job_status(self, job_id: str) -> JobStatus:
         """How far the job of an Adaptive campaign is.
 
-        At most one call in 30 s for each job [DOC]: the client waits until then. BadRequest for an unknown job [DOC].
-        The names in the answer are [ASSUME]; unknown states are told as they are. Idempotent.
+        At most one call in 30 s [DOC], taken as one for each job [ASSUME]: the client waits until then. BadRequest for
+        an unknown job [DOC]. The names in the answer are [ASSUME]; unknown states are told as they are. Idempotent.
         Page: https://support.kahuna.com/hc/en-us/articles/360008462373-Job-Status-API.
         """
-        if job_id in ("", ".", ".."):
-            raise unsent(_JOB_STATUS, "this is no job")
-        asked = Request(
-            api=_JOB_STATUS,
-            path=f"{contract.ADAPTIVE_CAMPAIGN_PATH}/{quote(job_id, safe='', errors='replace')}",
-            method="GET",
-            before=partial(self._job_pace.turn, job_id),
-        )
-        return await self._caller.call(asked, partial(answers.job_status, job_id=job_id, names=self._names))
+        return await self._look(job_id, inf)
 
     async def wait_for_job(
         self, job_id: str, *, progress: Callable[[JobStatus], None] | None = None, deadline: float = 3_600.0
@@ -235,13 +229,22 @@ class KahunaClient:
         """
         end = self._times.monotonic() + deadline
         while True:
-            status = await self.job_status(job_id)
+            status = await self._look(job_id, end)
             if progress is not None:
                 progress(status)
             if status.finished:
                 return status
-            if self._times.monotonic() + JOB_PACE > end:
-                raise errors.JobUnfinished(_JOB_STATUS.name)
+
+    async def _look(self, job_id: str, end: float) -> JobStatus:
+        if job_id in ("", ".", ".."):
+            raise unsent(_JOB_STATUS, "this is no job")
+        asked = Request(
+            api=_JOB_STATUS,
+            path=f"{contract.ADAPTIVE_CAMPAIGN_PATH}/{quote(job_id, safe='', errors='replace')}",
+            method="GET",
+            turn=self._job_pace.turn(_JOB_STATUS.name, job_id, end),
+        )
+        return await self._caller.call(asked, partial(answers.job_status, job_id=job_id, names=self._names))
 
     async def push(
         self,
@@ -249,12 +252,15 @@ class KahunaClient:
         *,
         default_params: Params = NOTHING,
         default_config: PushConfig | None = None,
+        progress: Progress | None = None,
     ) -> tuple[Outcome, ...]:
         """Send push notifications to chosen users, iOS and Android.
 
         Any number, sent 100 at a time [CODE]; outcomes in their order. A user who is unknown or not enabled for push is
-        an outcome, not an error [CODE]. Not idempotent: an error says in `done` how far it got, and after Ambiguous the
-        up to 100 pushes from there on may have gone out. Requests a day: at most a quarter of the users [DOC].
+        an outcome, not an error [CODE]. Not idempotent: an error says in `done` how far it got, and if it is one that
+        `may_have_worked`, the up to 100 pushes from there on may have gone out. Whatever else ends the call (it is
+        cancelled, `messages` fail) leaves what `progress` was told: how many were answered. Requests a day: at most a
+        quarter of the users [DOC].
         Page: https://support.kahuna.com/hc/en-us/articles/360008319734-Push-API.
         """
         opening, closing = sending.push_envelope(whole(_PUSH, sending.push_defaults(default_params, default_config)))
@@ -264,27 +270,30 @@ class KahunaClient:
             read = partial(answers.outcomes, count=part.count, of_one=_UNKNOWN_OR_DISABLED)
             return await self._caller.post(_PUSH, contract.PUSH_PATH, opening + part.body + closing, read)
 
-        return await in_parts(_PUSH, cut.parts(messages), send, answers.joined)
+        return await in_parts(_PUSH, cut.parts(messages), send, answers.joined, progress)
 
     async def email_sync(
-        self, entries: Stream[wire.EmailSyncEntry], *, request_id: str | None = None
+        self, entries: Stream[wire.EmailSyncEntry], *, request_id: str | None = None, progress: Progress | None = None
     ) -> wire.SyncAnswer:
         """Tell Kahuna about e-mail errors and unsubscribes.
 
         Any number of entries, cut under 10 MB and at 100,000 [DOC]. Counts and `errors` are those of all requests
-        [SIB]; an answer whose counts do not add up is unreadable. An error says in `done` how far it got. Idempotent.
+        [SIB]; an answer whose counts do not add up is unreadable. An error says in `done` how far it got, and
+        `progress` is told after each request how many entries were answered. Idempotent.
         Page: https://support.kahuna.com/hc/en-us/articles/360008461793-Email-Sync-API.
         """
-        return await self._sync(_EMAIL_SYNC, contract.EMAIL_SYNC_PATH, entries, request_id)
+        return await self._sync(_EMAIL_SYNC, contract.EMAIL_SYNC_PATH, entries, request_id, progress)
 
-    async def sms_sync(self, entries: Stream[wire.SmsSyncEntry], *, request_id: str | None = None) -> wire.SyncAnswer:
+    async def sms_sync(
+        self, entries: Stream[wire.SmsSyncEntry], *, request_id: str | None = None, progress: Progress | None = None
+    ) -> wire.SyncAnswer:
         """Tell Kahuna which numbers must not be messaged, or opted in again.
 
         As `email_sync`; the limit of a body is [SIB]. Idempotent but for an opt-in without a time, which would count
         from its second receipt: a request with one is repeated only when surely nothing was done.
         Page: https://support.kahuna.com/hc/en-us/articles/360008462493-SMS-Sync-API.
         """
-        return await self._sync(_SMS_SYNC, contract.SMS_SYNC_PATH, entries, request_id)
+        return await self._sync(_SMS_SYNC, contract.SMS_SYNC_PATH, entries, request_id, progress)
 
     async def user_delete(self, cred_type: str, value: str) -> DeleteAnswer:
         """Delete a user's profile.
@@ -324,15 +333,11 @@ class KahunaClient:
         api = _USER_CAMPAIGN
         if self._credentials.env != "p":
             raise unsent(api, "the sandbox does not have this API")
-        if query is None and cursor is None:
-            raise unsent(api, "it needs a query or a cursor")
-        if query is not None and len(query.credentials) > MAX_USERS:
-            raise unsent(api, "100 users at most")
-        if query is not None and not (zoned(query.start) and zoned(query.end)):
-            raise unsent(api, "a time needs its zone")
+        fault = query_fault(query, cursor)
+        if fault is not None:
+            raise unsent(api, fault)
         first = {} if query is None else query_body(query, self._names)
-        names = (self._names.user_campaign_records,)
-        fetch = self._fetcher(api, contract.USER_CAMPAIGN_PATH, names, first)
+        fetch = self._fetcher(api, contract.USER_CAMPAIGN_PATH, (self._names.user_campaign_records,), first)
         return paging.single(api.name, fetch, cursor, answers.user_campaigns(self._names))
 
     async def user_info(self, cred_type: str, value: str) -> UserInfoAnswer:
@@ -360,9 +365,10 @@ class KahunaClient:
         As `push_logs`. The category's word and the fields are [ASSUME].
         Page: https://support.kahuna.com/hc/en-us/articles/360008462433-Logs-API-for-User-Merge.
         """
-        words = (self._names.log_user_merge, "user_merges", "user_merge")
-        read = answers.merge_records(self._names)
-        return self._logs(_USER_MERGE_LOGS, words, read, Span(since, until, cursor, page_size))
+        words = (self._names.log_user_merge, *contract.USER_MERGE_WORDS)
+        return self._logs(
+            _USER_MERGE_LOGS, words, answers.merge_records(self._names), Span(since, until, cursor, page_size)
+        )
 
     def push_logs(
         self,
@@ -376,11 +382,12 @@ class KahunaClient:
 
         Records from `since` on and before `until`, or all until now; with a time zone. Kahuna gives the rest of a day
         at a time [DOC], so a range is asked day by day (UTC). To go on after a page give its `position`, both parts; a
-        `cursor` alone goes on to the end of its own day. Up to 1,000 records a page [CODE]. Idempotent.
+        `cursor` alone goes on to the end of its own day. A record that Kahuna writes down later than it happened may be
+        missed by then: an `until` some time ago leaves it that. Up to 1,000 records a page [CODE]. Idempotent.
         Page: https://support.kahuna.com/hc/en-us/articles/360008319714-Logs-API-for-Push.
         """
-        words = (self._names.log_push,)
-        return self._logs(_PUSH_LOGS, words, partial(read_each, PushRecord), Span(since, until, cursor, page_size))
+        read = partial(read_each, PushRecord)
+        return self._logs(_PUSH_LOGS, (self._names.log_push,), read, Span(since, until, cursor, page_size))
 
     def in_app_logs(
         self,
@@ -395,9 +402,8 @@ class KahunaClient:
         As `push_logs`. The category's word and the fields are [ASSUME].
         Page: https://support.kahuna.com/hc/en-us/articles/360008319694-Logs-API-for-In-app-Messages.
         """
-        words = (self._names.log_in_app, "inapp", "in_app")
-        read = partial(read_each, InAppRecord)
-        return self._logs(_IN_APP_LOGS, words, read, Span(since, until, cursor, page_size))
+        words = (self._names.log_in_app, *contract.IN_APP_WORDS)
+        return self._logs(_IN_APP_LOGS, words, partial(read_each, InAppRecord), Span(since, until, cursor, page_size))
 
     def email_logs(
         self,
@@ -442,7 +448,12 @@ class KahunaClient:
 
     # What several of them share.
 
-    async def _sync(self, api: Api, path: str, entries: Stream[Any], request_id: str | None) -> wire.SyncAnswer:
+    async def _sync(
+        self, api: Api, path: str, entries: Stream[Any], request_id: str | None, progress: Progress | None
+    ) -> wire.SyncAnswer:
+        if request_id is not None and not (request_id.isascii() and request_id.isprintable()):
+            raise unsent(api, "request_id must be printable ASCII")
+
         async def send(part: Part, number: int) -> wire.SyncAnswer:
             read = partial(answers.sync, count=part.count, names=self._names)
             # Requests of one call are told apart by their number, but for the first: it is often the only one.
@@ -451,13 +462,14 @@ class KahunaClient:
 
         # A call without entries is a request too: it tells whether the keys are taken.
         cut = Cut[wire.SyncEntry](wire.MAX_ENTRIES, repeatable=wire.is_timed, at_least_one=True)
-        return await in_parts(api, cut.parts(entries), send, wire.joined)
+        return await in_parts(api, cut.parts(entries), send, wire.joined, progress)
 
     def _checksum(self, api: Api, value: str) -> Mapping[str, str]:
         try:
             return {contract.CHECKSUM_HEADER: checksum(self._credentials.api_key.reveal(), value)}
         except UnicodeEncodeError:
-            raise unsent(api, "it cannot be written as UTF-8") from None
+            pass  # and is not to be found in what is raised: it holds the key and the value
+        raise unsent(api, "it cannot be written as UTF-8")
 
     def _fetcher(
         self, api: Api, path: str, lists: tuple[str, ...], first: Params, always: Params = NOTHING

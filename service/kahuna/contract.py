@@ -23,6 +23,13 @@ LOGS_PATH: Final = "/api/kahunalogs"
 
 CHECKSUM_HEADER: Final = "KAHUNA_API_CHECKSUM"
 
+MAX_USERS: Final = 100
+"""Users or pushes of one request, and users of a User/Campaign query [DOC, CODE]."""
+
+# What else the answer may call a category, beside what was asked for [ASSUME, and DATA for `inapp`].
+IN_APP_WORDS: Final = ("inapp", "in_app")
+USER_MERGE_WORDS: Final = ("user_merges", "user_merge")
+
 Evidence = Literal["SIB", "DATA", "ASSUME"]
 
 _SWITCH: Final = {"yes": True, "no": False}
@@ -71,7 +78,9 @@ class Contract:
 
     # Adaptive Campaign and Job Status.
     adaptive_start: str = guess("k_send_ts", "SIB", "Field with the start time, as in Flex")
-    adaptive_start_place: str = guess("default_params", "ASSUME", "Object of the body that holds the start time")
+    adaptive_start_place: str = guess(
+        "default_params", "ASSUME", "Object of the body, or list of objects, that holds the start time"
+    )
     job_state: str = guess("status", "ASSUME", "Answer field with the state of a job")
     job_processed: str = guess("processed", "ASSUME", "Answer field with the recipients done")
     job_total: str = guess("total", "ASSUME", "Answer field with all recipients")
@@ -106,6 +115,15 @@ class Contract:
     user_info_devices: str = guess("devices", "ASSUME", "User's field with the devices")
     user_info_events: str = guess("events", "ASSUME", "User's field with the events")
 
+    def __post_init__(self) -> None:
+        for name in ("user_delete_path", "campaign_statistics_path"):
+            path = getattr(self, name)
+            if not path.startswith("/"):
+                raise WrongCorrection(f"{name} must begin with a slash")
+            if "?" in path or "#" in path:
+                # The parameter `env` would take the place of what is behind it.
+                raise WrongCorrection(f"{name} must be a path alone, without ? and #")
+
     @classmethod
     def corrected(cls, text: str) -> Self:
         """The contract with some guesses mended: `name=value,name=value`. WrongCorrection names what is wrong."""
@@ -123,8 +141,6 @@ def _correction(part: str) -> tuple[str, Any]:
         return name, _SWITCH[value]
     if not value or not value.isascii() or not value.isprintable():
         raise WrongCorrection(f"{name} must be a text of printable ASCII")
-    if name.endswith("_path") and not value.startswith("/"):
-        raise WrongCorrection(f"{name} must begin with a slash")
     if name in ("statistics_date", "log_time") and "%" not in value:
         raise WrongCorrection(f"{name} must be a pattern with strftime's signs")
     return name, value

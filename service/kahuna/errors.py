@@ -14,6 +14,9 @@
     ├── JobUnfinished        –           a job was waited for in vain; it goes on at Kahuna
     └── UnreadableAnswer     2xx         taken, or so it seems, but the answer is not the contract's
 
+`may_have_worked` tells those after which a request may be done all the same: before it is sent a second time, ask
+whether it may have a second effect.
+
 Refuses to show what the vendor wrote, any address and any key: messages are made here, of our own words, so that an
 error may be logged, stored and shown as it is. What the vendor wrote is kept apart, in `detail`.
 """
@@ -26,7 +29,8 @@ from typing import Any, ClassVar
 class Done:
     """How far a call that takes several requests got: `index` items were answered, `answer` is what was said of them.
 
-    Resume with the items from `index` on. After an Ambiguous error the request that began there may have worked too.
+    Resume with the items from `index` on; but where the error `may_have_worked`, the request that began there may be
+    done too, and where that is not to happen twice, it has to be found out first.
     """
 
     index: int
@@ -44,6 +48,12 @@ class KahunaError(Exception):
     slug: ClassVar[str] = "kahuna-error"
     meaning: ClassVar[str] = "the call failed"
     done: Done | None = None
+
+    @property
+    def may_have_worked(self) -> bool:
+        """Whether the request may have had its effect all the same."""
+        broke = self.status is not None and (self.status >= 500 or self.status == 408)
+        return isinstance(self, Ambiguous | UnreadableAnswer) or broke
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ from service.kahuna.calling import Answer, Api, unsent
 from service.kahuna.retrieval import LogRecord, zoned
 
 MAX_RECORDS: Final = 1_000
-"""Records that a page of the log APIs has at most [DOC clients]."""
+"""Records that a page of the log APIs has at most, and what clients ask for [CODE]."""
 
 _R = TypeVar("_R")
 _Logged = TypeVar("_Logged", bound=LogRecord)
@@ -25,8 +25,8 @@ _DAY: Final = timedelta(days=1)
 class Position:
     """Where to go on: Kahuna's opaque cursor, and for a range of days the time that the rest begins at.
 
-    Store both after a page, and give both to the same call. A cursor alone goes on to the end of what it belongs to.
-    With neither, all was handed out and Kahuna gave nothing to go on with.
+    Store both after a page, and give both to the same call, whose `until` may be another. A cursor alone goes on to the
+    end of what it belongs to. With neither, all was handed out and Kahuna gave nothing to go on with.
     """
 
     since: datetime | None = None
@@ -35,7 +35,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Page(Generic[_R]):
-    """Up to 1,000 records, where to go on after them, and whether Kahuna says there is more behind this cursor."""
+    """Records as Kahuna gave them at once, where to go on after them, and whether it says there is more behind them."""
 
     records: list[_R] = field(repr=False)
     position: Position
@@ -66,19 +66,13 @@ class Span:
         if self.since is None and self.cursor is None:
             raise unsent(api, "it needs a time or a cursor")
         if not (zoned(self.since) and zoned(self.until)):
-            raise unsent(api, "a time needs its zone")
+            raise unsent(api, "a time needs its zone, and a year that UTC has")
         if not 1 <= self.page_size <= MAX_RECORDS:
             raise unsent(api, f"a page has 1 to {MAX_RECORDS} records")
 
-    def holds(self, record: LogRecord, asked: datetime | None) -> bool:
-        """Whether a record is of the span, and of the day that was asked for: should a cursor lead beyond its day, the
-        rest would come twice. A record without a time is better kept."""
-        time_ = record.time
-        if time_ is None:
-            return True
-        ended = self.until is not None and time_ >= self.until
-        tomorrow = asked is not None and time_ >= next_midnight(asked)
-        return not ended and not tomorrow and (self.since is None or self.since <= time_)
+    def began(self, record: LogRecord) -> bool:
+        """Whether a record is not before the span. One without a time is better kept."""
+        return self.since is None or record.time is None or self.since <= record.time
 
 
 Fetch: TypeAlias = Callable[[str | None], Awaitable[RawPage]]
@@ -129,20 +123,28 @@ async def chain(api: str, fetch: Fetch, cursor: str | None) -> AsyncIterator[Raw
 
 
 def raw_page(answer: Answer, names: tuple[str, ...]) -> RawPage:
-    """A page whose records are under the first of these names that has a list."""
+    """A page whose records are the list under one of these names."""
     document = object_of(answer)
     more, cursor = document.get("more_records"), document.get("cursor")
     if not isinstance(more, bool):
         raise answer.unreadable("it does not say whether there are more records")
     if not (cursor is None or isinstance(cursor, str)):
         raise answer.unreadable("its cursor is no text")
-    for name in names:
-        if isinstance(document.get(name), list):
-            return RawPage(document[name], cursor or None, more)
-    # Records under a name that we do not know must not pass for none.
-    if more or any(isinstance(value, list) for value in document.values()):
-        raise answer.unreadable("it has no list of records by the names we know")
-    return RawPage([], cursor or None, more)
+    given = [document[name] for name in dict.fromkeys(names) if document.get(name) is not None]
+    lists = [records for records in given if isinstance(records, list)]
+    filled = [records for records in lists if records]
+    # Records under a name, or in a form, that we do not know must not pass for none.
+    if len(lists) < len(given) or len(filled) > 1 or not (filled or _may_be_empty(document, lists, more)):
+        raise answer.unreadable("it has no list of records by the names we know, or more than one")
+    return RawPage(filled[0] if filled else [], cursor or None, more)
+
+
+def _may_be_empty(document: dict[str, Any], lists: list[list[Any]], more: bool) -> bool:
+    """Whether a page without records is one, and does not have them elsewhere."""
+    others = [value for value in document.values() if isinstance(value, list)]
+    if lists:
+        return not any(isinstance(item, dict) for other in others for item in other)
+    return not (more or others)
 
 
 def object_of(answer: Answer) -> dict[str, Any]:
@@ -177,22 +179,61 @@ def ranged(
     """The pages of a span of time, asked for day by day."""
 
     async def walk(start: Position) -> AsyncIterator[Page[_Logged]]:
-        cursor = start.cursor
-        until = span.until or datetime.fromtimestamp(clock(), UTC)
-        for moment in [None] if start.since is None else days(start.since.astimezone(UTC), until):
+        now, cursor = datetime.fromtimestamp(clock(), UTC), start.cursor
+        end = now if span.until is None else min(span.until.astimezone(UTC), now)
+        for moment in [None] if start.since is None else days(start.since.astimezone(UTC), end):
+            day = _Day(moment, span.until, now, None if cursor is None else start)
             async for raw in chain(api, fetch_from(moment), cursor):
-                records = [record for record in read(raw.items) if span.holds(record, moment)]
-                yield Page(records, _after(moment, raw.cursor), raw.more)
+                inside = day.inside(read(raw.items))
+                yield Page([record for record in inside if span.began(record)], day.position(raw), raw.more)
+                if day.is_over:
+                    break
             cursor = None
 
     return Pages(Position(span.since, span.cursor), walk)
 
 
-def _after(moment: datetime | None, cursor: str | None) -> Position:
-    """Where to go on. Without a cursor there was nothing more of this day."""
-    if cursor is None and moment is not None:
-        return Position(next_midnight(moment))
-    return Position(moment, cursor)
+class _Day:
+    """One day's part of a walk, or all of a cursor's: what is of it, and where to go on after each of its pages.
+
+    Its limit is midnight or the end of the walk. Should a cursor lead beyond it, what is there is left to the next day,
+    or to a later walk: it would come twice. `start` is the stored position that the day is gone on from, if it is.
+    """
+
+    def __init__(self, moment: datetime | None, until: datetime | None, now: datetime, start: Position | None) -> None:
+        ends = [end.astimezone(UTC) for end in (moment and next_midnight(moment), until) if end is not None]
+        self._moment = moment
+        self._limit = min(ends) if ends else None
+        self._stays = start if self._limit == until else None
+        # A day that is not over has more to come, from now on or, if our clock is behind, from its last record on: that
+        # one may come twice, for nothing is to be lost.
+        self._latest = now
+        self._is_past = False
+        self.is_over = False
+
+    def inside(self, records: list[_Logged]) -> list[_Logged]:
+        """Those before the limit. Records come in the order of their time [ASSUME], so that a page without any such
+        ends the day; one that has both does not, since the order may not be strict."""
+        limit = self._limit
+        inside = [record for record in records if limit is None or record.time is None or record.time < limit]
+        self._latest = max([self._latest, *(record.time for record in inside if record.time is not None)])
+        self._is_past = self._is_past or len(inside) < len(records)
+        self.is_over = len(inside) < len(records) and not inside
+        if inside:
+            self._stays = None
+        return inside
+
+    def position(self, raw: RawPage) -> Position:
+        """Where to go on after a page. A cursor has passed by what was not inside, and what it gives once the day went
+        on is not documented; so the time tells where the rest begins, as soon as all before it was handed out."""
+        if self.is_over and self._stays is not None:
+            # This `until` is before what was handed out by the walk that is gone on with.
+            return self._stays
+        if self._limit is not None and self._is_past:
+            return Position(self._limit)
+        if self._limit is not None and self._moment is not None and not raw.more:
+            return Position(min(self._limit, self._latest))
+        return Position(self._moment, raw.cursor)
 
 
 def days(since: datetime, until: datetime) -> Iterator[datetime]:

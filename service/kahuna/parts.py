@@ -3,15 +3,19 @@
 Owns the cut, measured on the bytes that are sent. Refuses to hold more than one part, and to know what items mean.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from service.kahuna import errors
 from service.kahuna.calling import Api, unsent
 from service.kahuna.sending import Unencodable, encoded
 from service.kahuna.wire import MAX_BYTES
+
+_BREATH: Final = 1_000
+"""Items after which others get their turn."""
 
 _T = TypeVar("_T")
 _Said = TypeVar("_Said")
@@ -19,6 +23,9 @@ _Sum = TypeVar("_Sum")
 
 Stream: TypeAlias = Iterable[_T] | AsyncIterable[_T]
 """Anything that gives items one by one, at once or in its time."""
+
+Progress: TypeAlias = Callable[[int], None]
+"""Is told after each request of a call how many items were answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +60,12 @@ class Cut(Generic[_T]):
                 if (part := growing.add(item)) is not None:
                     yield part
         else:
-            for item in items:
+            for number, item in enumerate(items, 1):
                 if (part := growing.add(item)) is not None:
                     yield part
+                if number % _BREATH == 0:
+                    # Items that are all there would keep everybody else waiting until the part is full.
+                    await asyncio.sleep(0)
         if growing.pieces or (self.at_least_one and not growing.any_cut):
             yield growing.cut()
 
@@ -106,8 +116,10 @@ async def in_parts(
     parts: AsyncGenerator[Part, None],
     send: Callable[[Part, int], Awaitable[_Said]],
     join: Callable[[Sequence[_Said]], _Sum],
+    progress: Progress | None,
 ) -> _Sum:
-    """Sends part by part, in order, and joins what is said of each. An error says in `done` how far it got."""
+    """Sends part by part, in order, and joins what is said of each. An error says in `done` how far it got; whatever
+    else ends it, such as the caller's own source of items, does not, and only `progress` was told."""
     said: list[_Said] = []
     index = 0
     try:
@@ -115,6 +127,8 @@ async def in_parts(
             async for part in parts:
                 said.append(await send(part, len(said)))
                 index += part.count
+                if progress is not None:
+                    progress(index)
     except errors.KahunaError as error:
         error.done = errors.Done(index, join(said))
         raise

@@ -46,8 +46,10 @@ def read(
             pass  # field by field, to find the one
     known: dict[str, Any] = {}
     extra: dict[str, Any] = {}
+    # Where the vendor's name for a field is there, our own name for it is some other field of the vendor's.
+    meant = {field for name, field in names.items() if name in document and name != field}
     for key, value in document.items():
-        field = names.get(key, key)
+        field = names.get(key, "" if key in meant else key)
         try:
             known[field] = msgspec.convert(value, types[field])
         except (KeyError, msgspec.ValidationError, RecursionError):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
-from service.kahuna.contract import Contract
+from service.kahuna.contract import MAX_USERS, Contract
 from service.kahuna.reading import Kept
 from service.kahuna.sending import Credential
 
@@ -145,9 +145,25 @@ def query_body(query: CampaignQuery, names: Contract) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
+def query_fault(query: CampaignQuery | None, cursor: str | None) -> str | None:
+    """What keeps User/Campaign from being asked this."""
+    if query is None:
+        return "it needs a query or a cursor" if cursor is None else None
+    if len(query.credentials) > MAX_USERS:
+        return f"{MAX_USERS} users at most"
+    if not (zoned(query.start) and zoned(query.end)):
+        return "a time needs its zone, and a year that UTC has"
+    return None
+
+
 def zoned(time: datetime | None) -> bool:
-    """Whether the time, if there is one, says which moment it is."""
-    return time is None or time.tzinfo is not None
+    """Whether the time, if there is one, says which moment it is, and UTC has that moment too."""
+    if time is None:
+        return True
+    try:
+        return time.utcoffset() is not None and time.astimezone(UTC) is not None
+    except OverflowError:
+        return False
 
 
 def written(time: datetime, names: Contract) -> str:

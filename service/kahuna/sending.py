@@ -70,7 +70,10 @@ class ServerAnswer(Kept, frozen=True):
 
 
 class UserAttributes(_Quiet, frozen=True):
-    """Attributes for one user. Values: text, number, boolean or list of texts; None deletes the attribute [ASSUME]."""
+    """Attributes for one user. Values: text, number, boolean or list of texts; None deletes the attribute [ASSUME].
+
+    What JSON has not, such as dates, is refused: write it as the text that is meant.
+    """
 
     target: Credential
     attributes: Params
@@ -218,14 +221,6 @@ def push_item(message: PushMessage) -> dict[str, Any]:
     return item | {name: value for name, value in optional.items() if value is not None}
 
 
-def attributes_item(user: UserAttributes) -> UserAttributes:
-    """An item of `user_attributes_array`. JSON has no NaN and no infinity, and the null that is written for them would
-    delete the attribute."""
-    if any(isinstance(value, float) and not isfinite(value) for value in user.attributes.values()):
-        raise Unencodable
-    return user
-
-
 def push_defaults(params: Params, config: PushConfig | None) -> dict[str, Any]:
     """The body of Push but for its messages."""
     given = {"default_params": params or None, "default_config": config}
@@ -245,9 +240,12 @@ def adaptive_body(
     body: dict[str, Any] = {"campaign_config": msgspec.to_builtins(config)}
     if default_params:
         body["default_params"] = dict(default_params)
-    if start is not None:
+    each: dict[str, Any] = {}
+    if start is not None and names.adaptive_start_place == "recipient_list":
+        each[names.adaptive_start] = start
+    elif start is not None:
         body.setdefault(names.adaptive_start_place, {})[names.adaptive_start] = start
-    return body | {"recipient_list": [dict(r.params) | {"k_to": list(r.k_to)} for r in recipients]}
+    return body | {"recipient_list": [each | dict(r.params) | {"k_to": list(r.k_to)} for r in recipients]}
 
 
 def flex_body(config: FlexConfig, events: Sequence[FlexEvent], default_params: Params, names: Contract) -> Params:
@@ -262,11 +260,34 @@ class Unencodable(Exception):
 
 
 def encoded(value: Any) -> bytes:
-    """The value as JSON in UTF-8, or Unencodable."""
+    """The value as JSON in UTF-8, or Unencodable for whatever would arrive as something else."""
     try:
-        return msgspec.json.encode(value, enc_hook=_plain)
+        if _is_json(value):
+            return msgspec.json.encode(value, enc_hook=_plain)
     except (TypeError, ValueError, OverflowError, RecursionError):
-        raise Unencodable from None
+        pass  # and is not to be found in what is raised: it may hold the value
+    raise Unencodable
+
+
+_ATOMS: Final = frozenset({str, int, bool, type(None)})
+
+
+def _is_json(value: Any) -> bool:
+    """Whether JSON has such a value.
+
+    The encoder finds words for many that it has not: null for what is no number, which would delete an attribute, and
+    texts or lists for bytes, times and sets, which nobody may have meant.
+    """
+    kind = type(value)
+    if kind in _ATOMS:
+        return True
+    if isinstance(value, msgspec.Struct):
+        return all(_is_json(getattr(value, name)) for name in value.__struct_fields__)
+    if isinstance(value, Mapping):
+        return all(isinstance(name, str) and _is_json(inner) for name, inner in value.items())
+    if isinstance(value, list | tuple):
+        return all(_is_json(inner) for inner in value)
+    return isfinite(value) if isinstance(value, float) else isinstance(value, str | int)
 
 
 def _plain(value: Any) -> Any:

@@ -134,7 +134,9 @@ def read_sync_answer(body: bytes, sent: int, *, api: str, status: int = 200, err
     try:
         counts = msgspec.json.decode(body, type=_Counts)
     except (ValueError, RecursionError):
-        raise UnreadableAnswer(api, status, cause="no counts of accepted and rejected entries") from None
+        counts = None
+    if counts is None:
+        raise UnreadableAnswer(api, status, cause="no counts of accepted and rejected entries")
     if counts.accepted + counts.rejected != sent:
         raise UnreadableAnswer(api, status, cause="its counts do not add up to the entries sent")
     # The contract names a list but shows none, so anything else only means that no culprit is named.

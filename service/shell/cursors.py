@@ -75,9 +75,6 @@ async def _go_on(
     """Ends the walk that was under way, if there was one, and then makes the new one."""
     now = datetime.fromtimestamp(session.clock(), UTC)
     end = min(until or now, now)
-    if mark.until is not None and mark.since is not None and mark.since > mark.until:
-        # The last page of a day that had no cursor; what comes between that time and midnight is still to be asked for.
-        mark = _moved(mark, Position(mark.until), mark.until)
     for goal in [mark.until, end] if mark.until is not None else [end]:
         if mark.since is None or mark.since < goal:
             pages = ask(mark.since, until=goal, cursor=mark.cursor, page_size=page_size)

@@ -86,6 +86,8 @@ def ended(error: KahunaError, repeatable: bool, notes: Iterable[str]) -> Ended:
     code, then = _ENDINGS.get(type(error), _Ending(LATER, "Try again later."))
     if isinstance(error, errors.Ambiguous) and repeatable:
         then = _SAFE
+    if isinstance(error, errors.UnreadableAnswer) and not repeatable:
+        then = f"{_ENDINGS[errors.Ambiguous].then} {then}"
     if isinstance(error, errors.Unavailable) and error.status is not None and error.status < 500:
         then = _SET_UP
     if error.retry_after is not None:

@@ -23,7 +23,7 @@ from rich.text import Text
 
 from service import settings
 from service.errors import SettingsError
-from service.kahuna import Contract, Credentials, KahunaClient, KahunaError, WrongCorrection
+from service.kahuna import Contract, Credentials, KahunaClient, KahunaError, WrongCorrection, WrongCredentials
 from service.kahuna.rehearsal import Rehearsal
 from service.settings import Namespace
 from service.shell import printing
@@ -221,12 +221,13 @@ def run(surroundings: Surroundings, order: Order, act: Act) -> int:
         namespace = settings.chosen(loaded, order.namespace)
         settings.check_namespaces(replace(loaded, namespaces=(namespace,), default_namespace=None))
         contract = _contract(namespace)
+        credentials = _credentials(namespace)
     except SettingsError as error:
         raise Ended(str(error), printing.USAGE) from None
     if not order.dry_run and order.danger is not None and namespace.env == "p":
         _ask(order, namespace, surroundings.may_ask())
     more = {"transport": Rehearsal(_show)} if order.dry_run else {}
-    kahuna = surroundings.connect(_credentials(namespace), contract=contract, **more)
+    kahuna = surroundings.connect(credentials, contract=contract, **more)
     session = Session(kahuna, namespace.name, order, surroundings.clock)
     return asyncio.run(_run(session, act))
 
@@ -274,7 +275,10 @@ def _ask(order: Order, namespace: Namespace, may_ask: bool) -> None:
 def _credentials(namespace: Namespace) -> Credentials:
     if namespace.env is None or namespace.secret_key is None:
         raise SettingsError(f"Namespace {namespace.name} lacks KAHUNA_ENV or KAHUNA_SECRET_KEY.")
-    return Credentials(namespace.base_url, namespace.env, namespace.secret_key, namespace.api_key[0])
+    try:
+        return Credentials(namespace.base_url, namespace.env, namespace.secret_key, namespace.api_key[0])
+    except WrongCredentials as error:
+        raise SettingsError(f"KAHUNA_BASE_URL, KAHUNA_SECRET_KEY or KAHUNA_API_KEY: {error}.") from None
 
 
 def _contract(namespace: Namespace) -> Contract:

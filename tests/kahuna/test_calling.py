@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from service import kahuna
 from service.kahuna import KahunaClient, Retry
+from service.kahuna.parts import Cut
 from service.settings import Secret
 from tests.kahuna.calls import ADDRESS, EVERY, MESSAGE, OPT_IN, SAFE, TIMED, UNSAFE, Calling
 from tests.kahuna.listening import API_KEY, SECRET_KEY, Clock, Half, Seen, listening, raw, said
@@ -40,7 +41,8 @@ async def test_silence_is_ambiguous_too(api: str) -> None:
     credentials = kahuna.Credentials("http://kahuna.test", "p", Secret(SECRET_KEY), Secret(API_KEY))
     async with KahunaClient(credentials, transport=gate, timeouts=kahuna.Timeouts(deadline=0.01)) as client:
         with pytest.raises(kahuna.Ambiguous, match="deadline"):
-            await EVERY[api](client)
+            # So that a deadline that comes much too late fails as well.
+            await asyncio.wait_for(EVERY[api](client), 5)
     assert gate.most == 1
 
 
@@ -84,7 +86,7 @@ async def test_without_a_connection_it_is_tried_again(api: str) -> None:
 
 async def test_an_opt_in_without_a_time_is_not_repeated() -> None:
     async with listening(lambda _: BUSY) as vendor, vendor.client() as client:
-        with pytest.raises(kahuna.Unavailable):
+        with pytest.raises(kahuna.Ambiguous):
             await client.sms_sync([TIMED, OPT_IN])
     assert len(vendor.seen) == 1
 
@@ -100,7 +102,7 @@ async def test_no_retry_is_one_request() -> None:
 
 
 async def test_waits_double_and_hear_kahuna() -> None:
-    answers = [BUSY, raw(b"", 429, retry_after="7"), raw(b"", 503, retry_after="900"), BUSY, said({"success": False})]
+    answers = [BUSY, raw(b"", 429, retry_after="7"), raw(b"", 503, retry_after="10"), BUSY, said({"success": False})]
     clock = Clock()
     retry = Retry(attempts=9, first=2.0, longest=10.0)
     async with listening(lambda _: answers.pop(0)) as vendor, vendor.client(time=clock, retry=retry) as client:
@@ -110,8 +112,13 @@ async def test_waits_double_and_hear_kahuna() -> None:
 
 
 @given(st.integers(1, 10_000), st.none() | st.floats(0), st.floats(0, 1, exclude_max=True))
-def test_no_wait_is_over_the_longest(attempt: int, asked: float | None, jitter: float) -> None:
-    assert 0 < Retry(first=0.5, longest=30.0).wait(attempt, asked, jitter) <= 30.0
+def test_no_wait_is_over_the_longest_or_under_what_was_asked(attempt: int, asked: float | None, jitter: float) -> None:
+    wait = Retry(attempts=10_001, first=0.5, longest=30.0).wait(attempt, asked, jitter)
+    if wait is None:
+        assert (asked or 0) > 30.0
+    else:
+        assert 0 < wait <= 30.0
+        assert wait >= (asked or 0)
 
 
 def test_jitter_takes_up_to_half() -> None:
@@ -174,6 +181,21 @@ async def test_an_observer_is_told_of_every_request() -> None:
     assert [(call.outcome, call.status, call.attempt) for call in calls] == [("unavailable", 503, 1), ("ok", 200, 2)]
     assert {call.bytes_out for call in calls} == {len(seen.body) for seen in vendor.seen}
     assert ADDRESS not in repr(calls)
+
+
+async def test_a_cancelled_request_is_observed_as_that() -> None:
+    calls: list[kahuna.Call] = []
+    gate = Gate({})
+    credentials = kahuna.Credentials("http://kahuna.test", "p", Secret(SECRET_KEY), Secret(API_KEY))
+    async with KahunaClient(credentials, transport=gate, observe=calls.append) as client:
+        call = asyncio.create_task(client.user_info("email", ADDRESS))
+        for _ in range(200):
+            await asyncio.sleep(0)
+        assert gate.inside == 1
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+    assert call.cancelled()
+    assert [(one.api, one.outcome, one.status) for one in calls] == [("user_info", "cancelled", None)]
 
 
 async def test_an_answer_that_is_too_long_is_not_read() -> None:
@@ -292,3 +314,70 @@ async def test_a_call_in_parts_that_fails_says_how_far_it_got() -> None:
     assert done is not None
     assert (done.index, done.answer) == (100_000, kahuna.SyncAnswer(99_999, 1))
     assert [seen.headers["x-request-id"] for seen in vendor.seen] == ["abc", "abc-1"]
+
+
+PUSHES = [kahuna.PushMessage({"username": str(n)}, "Hi") for n in range(250)]
+YES = {"success": True}
+
+
+@pytest.mark.parametrize(
+    ("second", "may"),
+    [(said([YES] * 99), True), (raw(b"<html>"), True), (BUSY, True), (HALF, True), (raw(b"", 401), False)],
+)
+async def test_an_error_says_whether_the_pushes_behind_done_may_have_gone_out(second: bytes, may: bool) -> None:
+    answers = [said([YES] * 100), second]
+    async with listening(lambda _: answers.pop(0)) as vendor, vendor.client() as client:
+        with pytest.raises(kahuna.KahunaError) as caught:
+            await client.push(PUSHES)
+    assert caught.value.done is not None
+    assert (caught.value.done.index, len(vendor.seen)) == (100, 2)
+    assert caught.value.may_have_worked is may
+
+
+async def test_who_gives_pushes_and_fails_knows_how_many_went_out() -> None:
+    async def messages() -> AsyncIterator[kahuna.PushMessage]:
+        for message in PUSHES[:220]:
+            yield message
+        raise LookupError
+
+    told: list[int] = []
+    async with listening(lambda _: said([YES] * 100)) as vendor, vendor.client() as client:
+        with pytest.raises(LookupError):
+            await client.push(messages(), progress=told.append)
+    assert told == [100, 200]
+
+
+@pytest.mark.parametrize("api", ["email_sync", "sms_sync", "user_attributes"])
+async def test_progress_is_told_after_each_request(api: str) -> None:
+    def answer(seen: Seen) -> bytes:
+        body = seen.json()
+        count = len(body if isinstance(body, list) else body["user_attributes_array"])
+        return said({"accepted": count, "rejected": 0} if isinstance(body, list) else [YES] * count)
+
+    calls: dict[str, Any] = {
+        "email_sync": lambda k: k.email_sync([kahuna.EmailSyncEntry("unsub", "a")] * 100_010, progress=told.append),
+        "sms_sync": lambda k: k.sms_sync([TIMED] * 100_010, progress=told.append),
+        "user_attributes": lambda k: k.user_attributes([kahuna.UserAttributes({}, {})] * 110, progress=told.append),
+    }
+    told: list[int] = []
+    async with listening(answer) as vendor, vendor.client() as client:
+        await calls[api](client)
+    assert told == ([100, 110] if api == "user_attributes" else [100_000, 100_010])
+
+
+async def test_items_that_are_all_there_let_others_work() -> None:
+    done = asyncio.Event()
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while not done.is_set():
+            turns += 1
+            await asyncio.sleep(0)
+
+    other = asyncio.create_task(others())
+    parts = Cut[kahuna.EmailSyncEntry](100_000).parts([kahuna.EmailSyncEntry("unsub", "a")] * 50_000)
+    assert [part.count async for part in parts] == [50_000]
+    done.set()
+    await other
+    assert turns >= 50

@@ -170,12 +170,6 @@ async def test_a_connection_lost_leaves_the_outcome_open(kind: type[httpx.Reques
     assert "key" not in str(error)
 
 
-async def test_no_cause_with_the_request_is_attached() -> None:
-    error = await failure(failing(httpx.ReadError))
-    assert error.__cause__ is None
-    assert error.__suppress_context__
-
-
 async def test_an_answer_that_drips_meets_the_deadline() -> None:
     class Dripping(httpx.AsyncByteStream):
         async def __aiter__(self) -> AsyncIterator[bytes]:

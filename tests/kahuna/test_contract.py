@@ -33,6 +33,8 @@ def test_no_correction_is_the_best_guess() -> None:
         ("flex_events=", "flex_events must be a text"),
         ("flex_events=ü", "flex_events must be a text"),
         ("user_delete_path=api/x", "user_delete_path must begin with a slash"),
+        ("user_delete_path=/api/x?via=1", "user_delete_path must be a path alone"),
+        ("campaign_statistics_path=/api/x#a", "campaign_statistics_path must be a path alone"),
         ("user_delete_checksum=maybe", "user_delete_checksum must be yes or no"),
         ("log_time=noon", "log_time must be a pattern"),
     ],
@@ -42,9 +44,22 @@ def test_a_wrong_correction_is_named(text: str, says: str) -> None:
         Contract.corrected(text)
 
 
+def test_a_path_is_checked_however_it_is_given() -> None:
+    with pytest.raises(WrongCorrection, match="must be a path alone"):
+        Contract(user_delete_path="/api/x?via=1")
+
+
 def test_a_wrong_correction_ends_the_start_of_the_worker() -> None:
     namespace = Namespace(
         env="s", secret_key=Secret("a"), api_key=(Secret("b"),), base_url="http://127.0.0.1", contract="a=b"
     )
     with pytest.raises(SettingsError, match="KAHUNA_CONTRACT of namespace default: 'a' is no name"):
+        client_for(namespace, Settings())
+
+
+def test_a_key_that_cannot_be_written_ends_the_start_of_the_worker() -> None:
+    namespace = Namespace(
+        env="s", secret_key=Secret("a"), api_key=(Secret("b\udcff"),), base_url="http://127.0.0.1", contract=None
+    )
+    with pytest.raises(SettingsError, match="the keys of namespace default: secret_key and api_key must be texts"):
         client_for(namespace, Settings())

@@ -4,16 +4,20 @@ from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
+from enum import StrEnum
 from hashlib import md5
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import parse_qsl
+from uuid import UUID
 
 import pytest
 
 from service import kahuna
 from service.kahuna import KahunaClient
 from service.kahuna.calling import checksum
-from tests.kahuna.listening import API_KEY, SECRET_KEY, Clock, Seen, listening, said
+from tests.kahuna.listening import API_KEY, SECRET_KEY, Clock, Seen, listening, raw, said
 
 BASIC = f"Basic {b64encode(f'{SECRET_KEY}:{API_KEY}'.encode()).decode()}"
 EMPTY = {"more_records": False, "cursor": ""}
@@ -396,13 +400,33 @@ async def test_a_failure_half_way_says_how_far_it_got() -> None:
 # Requests that are not sent.
 
 
+CYCLE: list[Any] = []
+CYCLE.append(CYCLE)
+
 UNSENT: list[Callable[[KahunaClient], Awaitable[Any]]] = [
     lambda k: k.user_info("email", "ann\ud800@example.com"),
     lambda k: k.user_delete("email", "ann\ud800@example.com"),
     lambda k: k.email_sync([kahuna.EmailSyncEntry("unsub", "ann\ud800@example.com")]),
     lambda k: k.user_attributes([kahuna.UserAttributes({"a": "b"}, {"ann@example.com": object()})]),
     lambda k: k.user_attributes([kahuna.UserAttributes({"a": "b"}, {"visits": float("nan")})]),
+    *(
+        lambda k, value=value: k.user_attributes([kahuna.UserAttributes({"a": "b"}, {"all": value})])
+        for value in (
+            *([float("nan")], {"a": (1, [float("inf")])}, b"ann@", [{1}], {"at": datetime(2017, 1, 1, tzinfo=UTC)}),
+            *({1: "a"}, date(2017, 1, 1), Decimal(1), UUID(int=0), [frozenset("a")], CYCLE),
+        )
+    ),
+    lambda k: k.push([kahuna.PushMessage({"a": "b"}, "Hi", params={"price": float("nan")})]),
+    lambda k: k.push([kahuna.PushMessage({"a": "b"}, "Hi")], default_params={"price": float("nan")}),
+    lambda k: k.server(kahuna.ServerRequest(dev_id="d", user_info={"age": float("nan")})),
+    lambda k: k.adaptive_campaign(
+        kahuna.CampaignConfig(1, "email"), [kahuna.Recipient(["a"], {"price": float("-inf")})]
+    ),
+    lambda k: k.sms_sync([kahuna.SmsSyncEntry("1", float("nan"))]),  # type: ignore[arg-type]
+    lambda k: k.email_sync([kahuna.EmailSyncEntry("unsub", b"ann@example.com")]),  # type: ignore[arg-type]
     lambda k: k.email_sync([], request_id="ann@\u20ac"),
+    lambda k: k.email_sync([], request_id="a\r\nX-Evil: 1"),
+    lambda k: k.sms_sync([], request_id="a\x00"),
     lambda k: k.flex(kahuna.FlexConfig(7), [kahuna.FlexEvent("e", {"a": object()})]),
     lambda k: k.server(kahuna.ServerRequest(dev_id="ann\ud800@example.com")),
     lambda k: k.server(kahuna.ServerRequest(dev_id="d", credentials={"email": "ann\ud800@example.com"})),
@@ -425,6 +449,18 @@ async def test_what_cannot_be_taken_is_not_sent(call: Callable[[KahunaClient], A
     assert (vendor.seen, caught.value.status) == ([], None)
     assert "ann@" not in str(caught.value)
     assert caught.value.__cause__ is None
+
+
+async def test_whatever_json_has_is_sent_as_it_is() -> None:
+    values = {"a": [1, 2.5, True, None, "é"], "b": ("x", {"c": Answered.YES}), "d": MappingProxyType({"e": 2**63 - 1})}
+    async with listening(lambda _: said([{"success": True}])) as vendor, vendor.client() as client:
+        await client.user_attributes([kahuna.UserAttributes({"email": "a"}, values)])
+    [item] = vendor.seen[0].json()["user_attributes_array"]
+    assert item["attributes"] == {"a": [1, 2.5, True, None, "é"], "b": ["x", {"c": "yes"}], "d": {"e": 2**63 - 1}}
+
+
+class Answered(StrEnum):
+    YES = "yes"
 
 
 async def test_the_sandbox_has_no_user_campaign() -> None:
@@ -468,3 +504,42 @@ async def test_waiting_for_a_job_has_an_end() -> None:
         with pytest.raises(kahuna.JobUnfinished):
             await client.wait_for_job("7", deadline=100)
     assert (len(vendor.seen), clock.slept) == (4, [30.0, 30.0, 30.0])
+
+
+# Where the contract was guessed wrong.
+
+
+@pytest.mark.parametrize("place", ["default_params", "campaign_config", "recipient_list", "somewhere"])
+async def test_a_start_is_sent_wherever_it_belongs(place: str) -> None:
+    names = kahuna.Contract(adaptive_start_place=place)
+    people = [kahuna.Recipient(["a"]), kahuna.Recipient(["b"], {"k_send_ts": 7})]
+    answer = said({"success": True, "job_id": "1"})
+    async with listening(lambda _: answer) as vendor, vendor.client(contract=names) as client:
+        await client.adaptive_campaign(kahuna.CampaignConfig(1, "email"), people, start=5)
+    holder = vendor.seen[0].json()[place]
+    starts = [one["k_send_ts"] for one in (holder if isinstance(holder, list) else [holder])]
+    assert starts == ([5, 7] if place == "recipient_list" else [5])
+
+
+@pytest.mark.parametrize(
+    "document", [{"status": "complete", "state": "archived"}, {"state": "archived", "status": "complete"}]
+)
+async def test_two_fields_that_might_be_one_are_both_kept(document: dict[str, str]) -> None:
+    async with listening(lambda _: said(document)) as vendor, vendor.client() as client:
+        status = await client.job_status("7")
+    assert (status.state, status.complete, status.extra) == ("complete", True, {"state": "archived"})
+
+
+@pytest.mark.parametrize("status", [200, 404])
+async def test_a_user_who_is_not_there_is_no_error_under_either_status(status: int) -> None:
+    async with listening(lambda _: said(NOT_FOUND, status)) as vendor, vendor.client() as client:
+        assert not (await client.user_info("email", "a")).found
+        assert not (await client.user_delete("email", "a")).found
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"", b"{}", b'{"success":false}', b'{"success":false,"error_code":500}'])
+async def test_a_404_that_speaks_of_no_user_is_about_the_set_up(body: bytes) -> None:
+    async with listening(lambda _: raw(body, 404)) as vendor, vendor.client() as client:
+        for call in (client.user_info, client.user_delete):
+            with pytest.raises(kahuna.Unavailable):
+                await call("email", "a")

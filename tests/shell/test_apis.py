@@ -173,6 +173,24 @@ def test_keys_that_are_missing_are_named(shell: Shell, missing: str) -> None:
     assert missing in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("KAHUNA_SECRET_KEY", "key\udcff"),
+        ("KAHUNA_API_KEY", "key\udcff"),
+        ("KAHUNA_BASE_URL", "https://kahuna.test:99999"),
+        ("KAHUNA_BASE_URL", "https://me:key@kahuna.test"),
+    ],
+)
+def test_what_nothing_can_be_sent_with_is_named(shell: Shell, name: str, value: str) -> None:
+    shell.environ[name] = value
+    result = shell("user-info", "--email", "a")
+    assert result.exit_code == 2
+    assert name in result.stderr
+    assert "key\udcff" not in result.stderr
+    assert "me:key" not in result.stderr
+
+
 def test_corrections_of_the_contract_count(shell: Shell) -> None:
     shell.environ["KAHUNA_CONTRACT"] = "user_delete_path=/api/v2/delete,user_delete_checksum=no"
     (request,) = shell.done("user-delete", "--email", "a@example.com", "--dry-run")

@@ -29,6 +29,12 @@ ENDINGS: Mapping[str, tuple[tuple[str, ...], dict[str, Any], int, str]] = {
     "ambiguous": (PUSH, {"drop_answer": True}, 6, "Find out whether it was done"),
     "half done": (PUSH, {"status": 500}, 6, "Find out whether it was done"),
     "unreadable": (SYNC, {"body": "html"}, 7, "See what answers at KAHUNA_BASE_URL"),
+    "unreadable and not safe": (
+        PUSH,
+        {"body": "html"},
+        7,
+        "Find out whether it was done before you send it again. See",
+    ),
     "refused": (("server", "--dev-id", "", "--event", "e"), {}, 2, "--dev-id"),
 }
 

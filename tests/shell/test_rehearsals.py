@@ -41,7 +41,7 @@ SENT: Mapping[tuple[str, ...], int] = {("user-attributes",): 3, ("push",): 3} | 
 @pytest.mark.parametrize("words", list(commands()), ids=" ".join)
 def test_a_rehearsal_shows_every_request_without_keys_and_reaches_nobody(words: tuple[str, ...]) -> None:
     more, given = REHEARSALS[words]
-    environ = ENVIRON | {"KAHUNA_ENV": "p", "KAHUNA_BASE_URL": f"http://me:{SECRETS[0]}@127.0.0.1:9"}
+    environ = ENVIRON | {"KAHUNA_ENV": "p", "KAHUNA_BASE_URL": "http://127.0.0.1:9"}
     # A real client, but for what --dry-run puts behind it: at this port nobody listens.
     result = CliRunner().invoke(kahuna, [*words, *more, "--dry-run"], obj=Surroundings(environ), input=given)
     assert (result.exit_code, result.stderr) == (0, "")
@@ -49,7 +49,7 @@ def test_a_rehearsal_shows_every_request_without_keys_and_reaches_nobody(words: 
     assert len(shown) == SENT.get(words, 1)
     for request in shown:
         assert set(request) == {"method", "url", "headers", "body"}
-        assert request["url"].startswith("http://***:***@127.0.0.1:9/")
+        assert request["url"].startswith("http://127.0.0.1:9/")
         assert words == ("server",) or request["headers"]["Authorization"] == "***"
     assert not any(secret in result.output for secret in SECRETS)
     checksum = {"user-info", "user-delete"} & {*words}

@@ -4,7 +4,8 @@ Owns what can be seen of it, switched on, and let happen. Refuses what means not
 is misspelt proves nothing.
 """
 
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated, Any, Final, TypeVar
 
 import httpx
 import msgspec
@@ -25,6 +26,9 @@ from service.kahuna.simulator.records import Campaign
 from service.kahuna.simulator.syncs import rejections
 from service.kahuna.simulator.webhooks import Webhooks
 from service.kahuna.simulator.world import Kahuna, World
+
+_Row = TypeVar("_Row")
+_LIMIT_DIGITS: Final = 9
 
 
 class CallbackOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -103,8 +107,8 @@ class Control:
         query = request.query_params
         channel, address = query.get("channel"), query.get("address")
         slots = [
-            {"channel": key[0], "address": key[1], "word": key[2], **slot._asdict()}
-            for world in self._worlds(query.get("env"))
+            {"env": env, "channel": key[0], "address": key[1], "word": key[2], **slot._asdict()}
+            for env, world in self._worlds(query.get("env")).items()
             for key, slot in world.stops.slots.items()
             if channel in (None, key[0]) and (address is None or folded(address) == key[1])
         ]
@@ -113,15 +117,14 @@ class Control:
     async def users(self, request: Request) -> Response:
         """How many users there are, and the last of them."""
         limit = _limit(request)
-        worlds = self._worlds(request.query_params.get("env"))
+        worlds = self._worlds(request.query_params.get("env")).values()
         people = [person for world in worlds for person in world.people]
-        return JSONResponse({"count": len(people), "users": [profile(one) for one in people[len(people) - limit :]]})
+        return JSONResponse({"count": len(people), "users": [profile(one) for one in _last(people, limit)]})
 
     async def requests(self, request: Request) -> Response:
         """The last requests, oldest first."""
         limit = _limit(request)
-        kept = list(self._kahuna.requests)
-        return JSONResponse({"requests": kept[len(kept) - min(limit, len(kept)) :]})
+        return JSONResponse({"requests": _last(list(self._kahuna.requests), limit)})
 
     # Faults.
 
@@ -143,7 +146,7 @@ class Control:
 
     async def campaigns(self, request: Request) -> Response:
         """The campaigns that there are."""
-        found = [one for world in self._worlds(request.query_params.get("env")) for one in world.campaigns]
+        found = [one for world in self._worlds(request.query_params.get("env")).values() for one in world.campaigns]
         return Response(msgspec.json.encode({"campaigns": found}), media_type="application/json")
 
     async def make_campaign(self, request: Request) -> Response:
@@ -215,11 +218,11 @@ class Control:
         users, records = acts.seed(self._kahuna.worlds[order.env], order)
         return JSONResponse({"users": users, "records": records})
 
-    def _worlds(self, env: str | None) -> list[World]:
+    def _worlds(self, env: str | None) -> dict[Env, World]:
         """One world or both, with everything done that is due."""
         chosen = ENVS if env is None else (environment(env),)
-        worlds = [self._kahuna.worlds[one] for one in chosen]
-        for world in worlds:
+        worlds = {one: self._kahuna.worlds[one] for one in chosen}
+        for world in worlds.values():
             world.now()
         return worlds
 
@@ -268,9 +271,14 @@ def _people(world: World, order: ActOrder) -> tuple[list[Person], list[Any]]:
 
 def _limit(request: Request) -> int:
     limit = request.query_params.get("limit", "100")
-    if not limit.isdecimal():
+    if not limit.isdecimal() or len(limit) > _LIMIT_DIGITS:
         raise HTTPException(400, "limit must be a number")
     return int(limit)
+
+
+def _last(rows: Sequence[_Row], limit: int) -> Sequence[_Row]:
+    """As many from the end; all, if they are fewer."""
+    return rows[max(0, len(rows) - limit) :]
 
 
 def _is_url(text: str) -> bool:

@@ -88,10 +88,13 @@ class Webhooks:
         if not due:
             return []
         ordered = self._spoilt(due)
-        async with self._client() as client:
-            for callback in ordered:
-                await self._deliver(client, callback)
-        self._pending[:0] = [callback for callback in due if not callback.delivered]
+        try:
+            async with self._client() as client:
+                for callback in ordered:
+                    await self._deliver(client, callback)
+        finally:
+            # Also where whoever asked for it has gone away.
+            self._pending[:0] = [callback for callback in due if not callback.delivered]
         return ordered
 
     async def send_once(self, channel: Channel, entries: Sequence[Any], to: str) -> httpx.Response:

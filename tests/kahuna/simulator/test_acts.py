@@ -1,5 +1,6 @@
 """What users do: the log records it leaves, the callbacks it causes."""
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -7,6 +8,11 @@ from typing import Any
 
 import httpx
 import pytest
+
+from service.kahuna.simulator import SimulatorConfig
+from service.kahuna.simulator.faults import Faults
+from service.kahuna.simulator.webhooks import Webhooks
+from service.settings import Secret
 
 from . import speaking
 from .speaking import NOW, Vendor, checksum
@@ -179,6 +185,23 @@ async def test_what_nobody_takes_waits_to_be_delivered() -> None:
         assert len(vendor.receiver.requests) == 3
 
 
+async def test_what_was_being_delivered_is_not_lost_with_whoever_asked_for_it() -> None:
+    class Silent(httpx.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            await asyncio.Event().wait()
+            raise AssertionError(request)
+
+    config = SimulatorConfig(Secret("a"), Secret("b"), email_webhook=EMAIL_HOOK)
+    webhooks = Webhooks(config, Faults(), Silent())
+    for address in ("a@b.c", "d@e.f"):
+        webhooks.queue("s", "email", [{"email": address, "reason": "unsub"}])
+    delivery = asyncio.create_task(webhooks.deliver())
+    await asyncio.sleep(0.01)
+    delivery.cancel()
+    await asyncio.gather(delivery, return_exceptions=True)
+    assert [callback.entries[0]["email"] for callback in webhooks.pending] == ["a@b.c", "d@e.f"]
+
+
 async def test_an_address_that_is_no_url_is_shown() -> None:
     async with speaking.vendor(email_webhook="https://us.test:port") as vendor:
         [delivery] = (await vendor.control("acts", {"act": "unsub", "addresses": ["a@b.c"]}))["deliveries"]
@@ -237,3 +260,21 @@ async def test_many_users_and_records_can_be_seeded() -> None:
         await vendor.control("seed", {"users": 1, "records": 5})
         stamps = [record["timestamp"] for record in await vendor.logs("email")]
         assert stamps == sorted(stamps)
+
+
+async def test_so_many_of_the_last_are_shown() -> None:
+    async with speaking.vendor() as vendor:
+        await vendor.control("seed", {"users": 15, "records": 0})
+        for limit, shown in ((20, 15), (15, 15), (4, 4), (0, 0)):
+            told = (await vendor.web.get("/simulator/users", params={"limit": limit})).json()
+            assert (told["count"], len(told["users"])) == (15, shown)
+        for wrong in ("-1", "9" * 5000, "²", ""):
+            for path in ("users", "requests"):
+                assert (await vendor.web.get(f"/simulator/{path}", params={"limit": wrong})).status_code == 400
+
+
+async def test_what_is_held_says_of_which_environment() -> None:
+    async with speaking.vendor() as vendor:
+        for env in ("p", "s"):
+            await vendor.control("acts", {"act": "unsub", "addresses": ["a@b.c"], "env": env})
+        assert [slot["env"] for slot in await slots(vendor)] == ["p", "s"]

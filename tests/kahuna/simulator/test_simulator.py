@@ -84,8 +84,15 @@ async def test_what_is_accepted_is_kept(web: httpx.AsyncClient, client: kahuna.K
     assert await client.email_sync([ANN]) == kahuna.SyncAnswer(1, 0)
     assert await client.sms_sync([kahuna.SmsSyncEntry("15550100001", 5, opt_in=True)]) == kahuna.SyncAnswer(1, 0)
     assert await slots(web) == [
-        {"channel": "email", "address": "ann@example.com", "word": "unsub", "timestamp": NOW, "action": "stop"},
-        {"channel": "sms", "address": "15550100001", "word": None, "timestamp": 5, "action": "opt-in"},
+        {
+            "env": "s",
+            "channel": "email",
+            "address": "ann@example.com",
+            "word": "unsub",
+            "timestamp": NOW,
+            "action": "stop",
+        },
+        {"env": "s", "channel": "sms", "address": "15550100001", "word": None, "timestamp": 5, "action": "opt-in"},
     ]
     assert len(await slots(web, channel="sms")) == 1
     assert len(await slots(web, address=" ANN@example.com")) == 1
