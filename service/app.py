@@ -10,7 +10,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from service.errors import KahunaSyncError
+from service.errors import KahunaSyncError, StorageUnavailable
 from service.flows.ingest import Intake, Rules, rules_of
 from service.flows.shelter import Shelter
 from service.flows.together import Together
@@ -65,13 +65,14 @@ def _lifespan(
 ) -> Callable[[Starlette], AbstractAsyncContextManager[dict[str, Service]]]:
     database, rules = Database.of(settings), rules_of(settings)
     intake = Intake(database, rules, clock)
+    patience = settings.database_connect_timeout_seconds
     service = Service(
         settings=settings,
         database=database,
         intake=intake,
         shelter=_shelter(settings, database, intake, rules),
-        lookups=_sharing(database, suppressions.causes_of_each),
-        callers=_sharing(database, access.callers_of),
+        lookups=_sharing(database, patience, suppressions.causes_of_each),
+        callers=_sharing(database, patience, access.callers_of),
         rules=rules,
         metrics=metrics,
         clock=clock,
@@ -94,12 +95,18 @@ def _lifespan(
     return lifespan
 
 
-def _sharing(database: Database, query: Callable[[Connection, Sequence[Q]], Awaitable[Sequence[A]]]) -> Together[Q, A]:
-    """One statement for all who ask at the same time."""
+def _sharing(
+    database: Database, seconds: float, query: Callable[[Connection, Sequence[Q]], Awaitable[Sequence[A]]]
+) -> Together[Q, A]:
+    """One statement for all who ask at the same time, and so many seconds for an answer."""
 
     async def look(questions: Sequence[Q]) -> Sequence[A]:
-        async with database.read() as connection:
-            return await query(connection, questions)
+        # A server that went away without a word would keep those who wait, and all who come after, for ever.
+        try:
+            async with asyncio.timeout(seconds), database.read() as connection:
+                return await query(connection, questions)
+        except TimeoutError:
+            raise StorageUnavailable("The database does not answer; try again.") from None
 
     return Together(look, at_once=LOOKUPS_AT_ONCE, most=LOOKUPS_SHARED, waiting=LOOKUPS_WAITING)
 

@@ -6,7 +6,7 @@ and the sweeper applies it later, with the time of receipt that was stored with 
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal, NamedTuple
@@ -36,6 +36,9 @@ SMALL_BODY: Final = 16 * 1024
 
 AT_ONCE: Final = 2
 """Shared transactions of one namespace and channel under way: while one waits for the disk, the other computes."""
+
+PATIENCE: Final = 30.0
+"""Seconds that a shared transaction may take. It is small, so that the database must be away if it takes longer."""
 
 WAITING: Final = 4096
 """Batches of one namespace and channel that may wait for a transaction before the next is told to come again."""
@@ -146,6 +149,14 @@ class Intake:
             return None
 
     async def _take(self, members: Sequence[Member]) -> list[Ingested | None]:
+        # A server that went away without a word would keep these, and all who come after, for ever.
+        try:
+            async with asyncio.timeout(PATIENCE):
+                return await self._take_together(members)
+        except TimeoutError:
+            raise StorageUnavailable("The database does not answer; deliver it again.") from None
+
+    async def _take_together(self, members: Sequence[Member]) -> list[Ingested | None]:
         """New batches in one transaction. Redeliveries are none of its business."""
         async with self._database.begin() as connection:
             now = self._clock()
@@ -172,7 +183,7 @@ async def ingest(
         if _is_away(error):
             raise
         logger().error("batch.apply_failed", batch_id=str(batch.id), exc_info=error)
-        ingested = await _record_alone(database, batch, clock)
+        ingested = await _record_alone(database, member, clock)
     _log(batch, ingested)
     return ingested
 
@@ -206,6 +217,8 @@ async def _record_and_apply(connection: Connection, member: Member, rules: Rules
         [outcome] = await apply(connection, [member], rules, now)
         await batches.archive(connection, [(batch, outcome)], now)
         return Ingested(str(batch.id), outcome)
+    if known.gone:
+        return Ingested(str(known.id), await _as_long_known(member, rules))
     if known.outcome is not None:
         return Ingested(str(known.id), _as_redelivery(known.outcome))
     waiting = await batches.lock_unapplied(connection, known.id)
@@ -216,14 +229,17 @@ async def _record_and_apply(connection: Connection, member: Member, rules: Rules
     return Ingested(str(known.id), outcome)
 
 
-async def _record_alone(database: Database, batch: Received, clock: Callable[[], datetime]) -> Ingested:
+async def _record_alone(database: Database, member: Member, clock: Callable[[], datetime]) -> Ingested:
     """The fallback: the body is durable, the rest is for the sweeper. Failing at this too means 503."""
+    batch = member.batch
     try:
         async with database.begin() as connection:
             known = await batches.claim_digest(connection, batch)
             if known is None:
                 await batches.archive(connection, [(batch, None)], clock())
                 return Ingested(str(batch.id), None)
+            if known.gone:
+                return Ingested(str(known.id), Outcome(0, len(member.callback.values), 0, []))
             return Ingested(str(known.id), _as_redelivery(known.outcome) if known.outcome else None)
     except StorageUnavailable:
         raise
@@ -259,7 +275,9 @@ async def take(
     shared = members[0].batch
     namespace = rules.namespaces[shared.namespace]
     many = sum(len(member.callback.values) for member in members)
-    held = await _held(connection, shared.channel, [e for one in found for e in one.opt_ins], namespace)
+    opt_ins = [entry for one in found for entry in one.opt_ins]
+    everyone = {entry.address for one in found for entry in (*one.facts, *one.opt_ins)}
+    held = await _held(connection, shared.channel, opt_ins, everyone, namespace)
     rows = await aside(many, _rows, found, held)
     ids = tuple(member.batch.id for member in members)
     provenance = Provenance(shared.namespace, shared.channel, "kahuna", shared.origin, now, ids)
@@ -272,7 +290,7 @@ async def take(
             Taken(new.get(member.batch.id, 0) + await reviews.hold(connection, member.batch, waits), held_here)
         )
     scope = outbox.Scope(shared.namespace, shared.channel, now, rules.policy)
-    await outbox.owe(connection, scope, await aside(many, lambda: {entry.address for entry in rows}))
+    await outbox.owe(connection, scope, everyone)
     return taken
 
 
@@ -328,7 +346,7 @@ def sort(member: Member, place: int, untimed_opt_in: Literal["hold", "receipt"])
 
 
 async def _held(
-    connection: Connection, channel: Channel, opt_ins: Sequence[Entry], namespace: Namespace
+    connection: Connection, channel: Channel, opt_ins: Sequence[Entry], everyone: Set[str], namespace: Namespace
 ) -> dict[tuple[int, int | None], Held]:
     """Those opt-ins that a person must see first, or has seen and not approved: by batch and index."""
     if not opt_ins:
@@ -338,9 +356,10 @@ async def _held(
     addresses = {entry.address for entry in opt_ins}
     stops: dict[str, int] = {}
     if namespace.opt_in_review == "local":
-        # A stop of ours that is being written right now counts: it is waited for.
-        await suppressions.make_homes(connection, namespace.name, channel, addresses)
-        await suppressions.lock(connection, namespace.name, channel, addresses)
+        # A stop of ours that is being written right now counts: it is waited for. Everyone else of the group is locked
+        # with these: taken later, they would be out of the order in which all others lock.
+        await suppressions.make_homes(connection, namespace.name, channel, everyone)
+        await suppressions.lock(connection, namespace.name, channel, everyone)
         stops = await suppressions.local_stops(connection, namespace.name, channel, addresses)
     seen = await reviews.not_approved(connection, namespace.name, channel, addresses)
     late = [
@@ -358,6 +377,12 @@ def _with_bytes(batch: Received, rejected: dict[int, str]) -> list[Rejected]:
         return []
     raw = webhook.raw_entries(batch.body, frozenset(rejected))
     return [Rejected(index, error, raw[index]) for index, error in rejected.items()]
+
+
+async def _as_long_known(member: Member, rules: Rules) -> Outcome:
+    """What a batch says again whose month of the archive is gone: as far as its body tells."""
+    found = await sort_apart(member, 0, rules.namespaces[member.batch.namespace])
+    return _outcome(member, found, Taken(0, ()))
 
 
 def _as_redelivery(outcome: Outcome) -> Outcome:

@@ -82,6 +82,9 @@ class _Shares:
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="kahuna-sync-")))
         self._paths = [folder / str(number) for number in range(SHARES)]
         self._files = [self._stack.enter_context(path.open("w+b")) for path in self._paths]
+        # Nobody finds them from now on, and however this process ends, nothing of them is left.
+        for path in self._paths:
+            path.unlink()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:

@@ -65,10 +65,11 @@ class Together(Generic[Q, A]):
             return
         try:
             answers = await self._work([question for question, _ in waiting])
+            answered = list(zip(waiting, answers, strict=True))
         except BaseException as error:  # noqa: BLE001 (whatever it is, it is theirs to hear; nobody may wait for ever)
             self._tell(waiting, error)
             return
-        for (_, future), answer in zip(waiting, answers, strict=True):
+        for (_, future), answer in answered:
             if not future.done():
                 future.set_result(answer)
 

@@ -17,7 +17,7 @@ from service.flows.ingest import Rules
 from service.flows.reconcile import TakenOver
 from service.flows.testimony import Testimony, testimony_of
 from service.settings import Settings
-from service.store import batches, checkpoints, leases, partitions
+from service.store import batches, checkpoints, leases, partitions, quarantine, suppressions
 from service.store.batches import Extent
 from service.store.database import Connection, Database, is_forbidden, until_settled
 from service.store.leases import Lease
@@ -153,6 +153,9 @@ async def _retire(upkeep: Upkeep, month: Month) -> None:
     if await upkeep.do(batches.any_unapplied, low, high):
         logger().warning("partition.kept", partition=partition, because="a batch waits to be applied")
         return
+    if await upkeep.do(quarantine.any_open, low, high):
+        logger().warning("partition.kept", partition=partition, because="entries of it wait in quarantine")
+        return
     absorbed = await _absorb(upkeep, low, high)
     if absorbed is None:
         logger().error("partition.kept", partition=partition, because="a batch cannot be replayed")
@@ -173,8 +176,8 @@ async def _retire(upkeep: Upkeep, month: Month) -> None:
 
 
 async def _absorb(upkeep: Upkeep, low: uuid.UUID, high: uuid.UUID) -> Extent | None:
-    """Merges what these batches said into the checkpoint, and forgets their digests; returns what they were, or None if
-    one of them cannot be replayed. Done twice, it changes nothing."""
+    """Merges what these batches said into the checkpoint; returns what they were, or None if one of them cannot be
+    replayed, or says today what it did not say then. Done twice, it changes nothing."""
     absorbed, after = Extent(), uuid.UUID(int=low.int - 1)
     while True:
         page = await upkeep.do(batches.applied_after, after, high)
@@ -183,8 +186,9 @@ async def _absorb(upkeep: Upkeep, low: uuid.UUID, high: uuid.UUID) -> Extent | N
         said = [await asyncio.to_thread(testimony_of, batch, upkeep.rules) for batch in page]
         if any(one.unclear for one in said):
             return None
+        if await upkeep.do(suppressions.any_unknown, [fact for one in said for fact in one.facts]):
+            return None
         await _merge(upkeep, said)
-        await upkeep.do(batches.forget_digests, page)
         absorbed, after = absorbed.with_more(page), page[-1].received.id
 
 

@@ -3,22 +3,37 @@
 import hashlib
 import uuid
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 import zstandard
-from sqlalchemy import DateTime, Integer, LargeBinary, Text, Uuid, bindparam, func, literal, select, text, update
+from sqlalchemy import (
+    BigInteger,
+    DateTime,
+    Integer,
+    LargeBinary,
+    Text,
+    Uuid,
+    bindparam,
+    cast,
+    func,
+    literal,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.domain.addresses import Channel
 from service.domain.facts import Origin
-from service.store.database import among
 from service.store.tables import batches, digests
 
 MOST_AT_ONCE: Final = 1000
 BYTES_AT_ONCE: Final = 16 * 1024 * 1024
 """Batches of the archive that are read at once, and the bytes of their bodies after which no other is begun."""
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 LAST_ID: Final = uuid.UUID(int=(1 << 128) - 1)
 
@@ -48,10 +63,11 @@ class Outcome(NamedTuple):
 
 
 class Known(NamedTuple):
-    """A batch that is archived already. `outcome` is None until it was applied."""
+    """A batch that is archived already. `outcome` is None until it was applied, and once its month is `gone`."""
 
     id: uuid.UUID
     outcome: Outcome | None
+    gone: bool = False
 
 
 class Rejected(NamedTuple):
@@ -63,16 +79,16 @@ class Rejected(NamedTuple):
 
 
 class Extent(NamedTuple):
-    """Some batches as a whole: how many they are, and when one of them was last applied. It differs if one is new, or
-    was applied anew."""
+    """Some batches as a whole: how many they are, and the sum of the times at which they were applied, in microseconds.
+    It differs if one is new, or was applied anew, in whatever order such transactions commit."""
 
     batches: int = 0
-    applied_at: datetime | None = None
+    applied_at: int = 0
 
     def with_more(self, applied: Sequence["Applied"]) -> "Extent":
         """The same with these."""
-        moments = [batch.applied_at for batch in applied] + ([self.applied_at] if self.applied_at else [])
-        return Extent(self.batches + len(applied), max(moments, default=None))
+        moments = sum((batch.applied_at - _EPOCH) // timedelta(microseconds=1) for batch in applied)
+        return Extent(self.batches + len(applied), self.applied_at + moments)
 
 
 class Applied(NamedTuple):
@@ -148,14 +164,15 @@ async def claim_digest(connection: AsyncConnection, batch: Received) -> Known | 
         return None
     # The other transaction has committed, or the insert would still wait: this sees its rows.
     query = (
-        select(batches.c.id, batches.c.state, batches.c.accepted, batches.c.duplicates)
+        select(digests.c.batch_id, batches.c.state, batches.c.accepted, batches.c.duplicates)
         .add_columns(batches.c.rejected, batches.c.errors, batches.c.held)
-        .join_from(digests, batches, batches.c.id == digests.c.batch_id)
+        .join_from(digests, batches, batches.c.id == digests.c.batch_id, isouter=True)
         .where(digests.c.digest == batch.digest)
         .where(digests.c.namespace == batch.namespace, digests.c.channel == batch.channel)
     )
     found = (await connection.execute(query)).one()
-    return Known(found.id, outcome_of(found) if found.state == "applied" else None)
+    outcome = outcome_of(found) if found.state == "applied" else None
+    return Known(found.batch_id, outcome, gone=found.state is None)
 
 
 async def archive(connection: AsyncConnection, rows: Sequence[tuple[Received, Outcome | None]], now: datetime) -> None:
@@ -230,15 +247,10 @@ async def any_unapplied(connection: AsyncConnection, since: uuid.UUID, below: uu
 
 async def extent(connection: AsyncConnection, since: uuid.UUID, below: uuid.UUID) -> Extent:
     """What there is with ids in this range."""
-    query = select(func.count(), func.max(batches.c.applied_at)).where(batches.c.id >= since, batches.c.id < below)
-    return Extent(*(await connection.execute(query)).one())
-
-
-async def forget_digests(connection: AsyncConnection, applied: Sequence[Applied]) -> None:
-    """Bodies that come again are new batches from now on, of facts that are known."""
-    gone = among(digests.c.digest, [batch.received.digest for batch in applied])
-    mine = among(digests.c.batch_id, [batch.received.id for batch in applied])
-    await connection.execute(digests.delete().where(gone, mine))
+    microseconds = cast(func.extract("epoch", batches.c.applied_at) * 1_000_000, BigInteger)
+    query = select(func.count(), func.sum(microseconds)).where(batches.c.id >= since, batches.c.id < below)
+    count, total = (await connection.execute(query)).one()
+    return Extent(count, int(total or 0))
 
 
 async def unapplied_count(connection: AsyncConnection) -> int:

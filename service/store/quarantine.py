@@ -125,3 +125,9 @@ def _meant(asked: Asked) -> list[ColumnElement[bool]]:
 
 def _moment_and_id(place: Place) -> tuple[ColumnElement[Any], ColumnElement[Any]]:
     return literal(place.received_at, DateTime(timezone=True)), literal(place.batch_id, Uuid)
+
+
+async def any_open(connection: AsyncConnection, since: uuid.UUID, below: uuid.UUID) -> bool:
+    """Whether an entry waits of a batch with an id in this range: to be taken later, it needs the batch."""
+    mine = (quarantine.c.state == "open", quarantine.c.batch_id >= since, quarantine.c.batch_id < below)
+    return (await connection.execute(select(quarantine.c.batch_id).where(*mine).limit(1))).first() is not None

@@ -215,6 +215,24 @@ _CAUSES: Final = text(
 ).bindparams(*(bindparam(name, type_=ARRAY(Text)) for name in ("namespaces", "channels", "addresses")))
 
 
+_UNKNOWN: Final = text(
+    """
+    select exists (
+        select from unnest(string_to_array(:namespace, :separator), string_to_array(:channel, :separator),
+                           string_to_array(:address, :separator), string_to_array(:reason, :separator),
+                           string_to_array(:action, :separator), string_to_array(:occurred_at, :separator)::bigint[],
+                           string_to_array(:source, :separator))
+             as given(namespace, channel, address, reason, action, occurred_at, source)
+        where not exists (
+            select from facts as f
+            where f.address = given.address and f.channel = given.channel and f.namespace = given.namespace
+              and f.reason = given.reason and f.action = given.action and f.occurred_at = given.occurred_at
+              and f.source = given.source
+        )
+    )
+    """
+)
+
 _HOMES: Final = text(
     """
     insert into suppressions (address, channel, namespace, reason)
@@ -315,6 +333,21 @@ async def opt_ins_told(
         facts.c.source == "kahuna",
     )
     return {(row.address, row.occurred_at) for row in await connection.execute(query)}
+
+
+async def any_unknown(connection: AsyncConnection, given: Sequence[Fact]) -> bool:
+    """Whether one of these is not among the facts."""
+    for start in range(0, len(given), MANY):
+        part = given[start : start + MANY]
+        await plan_anew(connection, len(part))
+        columns = {name: SEPARATOR.join(str(value) for value in column) for name, column in _by_column(part)}
+        if (await connection.execute(_UNKNOWN, columns | {"separator": SEPARATOR})).scalar_one():
+            return True
+    return False
+
+
+def _by_column(given: Sequence[Fact]) -> Iterable[tuple[str, Iterable[object]]]:
+    return zip(Fact._fields, zip(*given, strict=True), strict=True)
 
 
 async def every_fact(connection: AsyncConnection) -> AsyncIterator[list[tuple[Fact, uuid.UUID | None]]]:

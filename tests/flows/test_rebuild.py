@@ -121,9 +121,24 @@ async def test_any_history_verifies_and_so_does_what_retention_leaves_of_it(worl
             await history.step()
         assert await disagreements(world) == []
         before = await world.query("select count(*) from batches")
+        await world.execute("update quarantine set state = 'discarded'")
         await retire(world)
         assert await disagreements(world) == [], turn
         assert (await world.query("select count(*) from batches"))[0][0] < before[0][0]
+
+
+async def test_a_word_that_means_another_thing_by_now_keeps_its_month(world: World) -> None:
+    knowing(world)
+    await upkeep.run_due(world.database, world.rules, Retention(), world.clock)
+    await world.callback("email", [{"reason": "vanished", "email": "a@example.com"}])
+    first, *others = world.settings.namespaces
+    changed = replace(first, extra_reasons=(("vanished", "invalid"),))
+    world.rule_by(replace(world.settings, namespaces=(changed, *others)))
+    await retire(world)
+    assert len(await world.query("select 1 from batches")) == 1
+    assert await world.query("select 1 from checkpoint_causes") == []
+    knowing(world)
+    assert await disagreements(world) == []
 
 
 async def test_what_was_written_without_a_batch_verifies(world: World) -> None:
