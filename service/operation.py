@@ -188,11 +188,21 @@ def rebuild_command(verify: bool, show: bool) -> None:
     Console().print(table)
     for (namespace, channel), one in sorted(verified.compared.items()):
         for kind, count in sorted(one.disagreements.items()):
-            click.echo(f"{namespace}, {channel}: {count} {KINDS[kind]}")
-    if verified.unclear:
-        click.echo(f"{verified.unclear} entries of the archive cannot be replayed")
-    click.echo("The list is what its evidence says." if verified.agrees else "The list is not what its evidence says.")
+            click.echo(f"{namespace}, {channel}: {KINDS[kind]}: {count}")
+    if verified.unclear > verified.unknown:
+        click.echo(f"entries of the archive that cannot be replayed: {verified.unclear - verified.unknown}")
+    click.echo(_conclusion(verified))
     sys.exit(0 if verified.agrees else 1)
+
+
+def _conclusion(verified: rebuild.Verified) -> str:
+    if verified.unknown:
+        return (
+            f"entries of the archive with words that these settings do not know: {verified.unknown}\n"
+            "What they said is counted as without evidence, so this says nothing of the list yet. Is EXTRA_REASONS, or "
+            "CONFIG_FILE, set here as it is for the service? Set it, and verify again."
+        )
+    return "The list is what its evidence says." if verified.agrees else "The list is not what its evidence says."
 
 
 async def _verify(database: Database, loaded: Settings, *, show: bool) -> rebuild.Verified:
