@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import uvicorn
 from rich.console import Console
 from rich.table import Table
 
-from service import app, demo, operation, settings, shell, up, worker
+from service import app, demo, embedded, operation, settings, shell, up, worker
 from service.errors import KahunaSyncError, SettingsError
 from service.kahuna import webhook
 from service.kahuna.simulator import SimulatorConfig, build_simulator
@@ -66,6 +67,7 @@ def up_command(port: int | None, demonstrate: bool, simulator_port: int) -> None
     environ = dict(os.environ) | ({"PORT": str(port)} if port else {})
     if demonstrate:
         environ = _demo_environ(environ, simulator_port)
+    embeds = settings.load(environ).database_url is None
     with ExitStack() as stack:
         loaded = stack.enter_context(started(environ, namespaces=True))
         _refuse_taken(loaded.host, loaded.port)
@@ -79,7 +81,8 @@ def up_command(port: int | None, demonstrate: bool, simulator_port: int) -> None
             _refuse_taken("127.0.0.1", simulator_port)
             commands.append(["simulator", "--port", str(simulator_port)])
             walk = demo.walk(loaded, f"http://{loaded.host}:{loaded.port}", f"http://127.0.0.1:{simulator_port}")
-        code = asyncio.run(_up(commands, environ, walk))
+        revive = partial(embedded.revive, loaded.data_dir, environ["DATABASE_URL"]) if embeds else None
+        code = asyncio.run(_up(commands, environ, walk, revive))
     sys.exit(code)
 
 
@@ -245,9 +248,26 @@ def _demo_environ(environ: dict[str, str], simulator_port: int) -> dict[str, str
     )
 
 
-async def _up(commands: list[list[str]], environ: dict[str, str], walk: Coroutine[Any, Any, None] | None) -> int:
+async def _up(
+    commands: list[list[str]],
+    environ: dict[str, str],
+    walk: Coroutine[Any, Any, None] | None,
+    revive: Callable[[], bool] | None,
+) -> int:
     stop = asyncio.Event()
     up.stop_on_signals(stop)
+    looking = None if revive is None else asyncio.create_task(up.look_after(revive, stop))
+    try:
+        return await _run_all(commands, environ, walk, stop)
+    finally:
+        stop.set()
+        if looking is not None:
+            await looking
+
+
+async def _run_all(
+    commands: list[list[str]], environ: dict[str, str], walk: Coroutine[Any, Any, None] | None, stop: asyncio.Event
+) -> int:
     running = asyncio.create_task(up.run(commands, environ, stop))
     if walk is None:
         return await running
