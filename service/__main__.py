@@ -11,7 +11,6 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import click
@@ -66,7 +65,7 @@ def up_command(port: int | None, demonstrate: bool, simulator_port: int) -> None
     """Everything on this machine: PostgreSQL if needed, migrations, web and worker."""
     environ = dict(os.environ) | ({"PORT": str(port)} if port else {})
     if demonstrate:
-        environ = _demo_environ(environ, simulator_port)
+        environ = demo.environ_of(environ, simulator_port)
     embeds = settings.load(environ).database_url is None
     with ExitStack() as stack:
         loaded = stack.enter_context(started(environ, namespaces=True))
@@ -229,23 +228,6 @@ def send_command(channel: str, file: Any, to: str, namespace: str | None) -> Non
         raise SettingsError(f"Nothing could be sent ({type(error).__name__}): check the URL behind --to.") from None
     click.echo(f"{answer.status_code} {answer.text}")
     sys.exit(0 if answer.is_success else 1)
-
-
-def _demo_environ(environ: dict[str, str], simulator_port: int) -> dict[str, str]:
-    """The demonstration's own namespace and database, whatever else is set: it must touch nothing real."""
-    kept = {k: v for k, v in environ.items() if not k.startswith(("KAHUNA_", "DATABASE_"))}
-    for name in ("CONFIG_FILE", "CALLBACK_TOKEN", "OPT_IN_REVIEW", "UNTIMED_OPT_IN", "SPOOL_DIR"):
-        kept.pop(name, None)
-    return (
-        {"LOG_LEVEL": "warning"}
-        | kept
-        | {
-            "DATA_DIR": str(Path(environ.get("DATA_DIR") or ".data") / "demo"),
-            "KAHUNA_BASE_URL": f"http://127.0.0.1:{simulator_port}",
-            "KAHUNA_API_KEY": demo.API_KEY,
-            "KAHUNA_SECRET_KEY": demo.SECRET_KEY,
-        }
-    )
 
 
 async def _up(
