@@ -68,7 +68,7 @@ def up_command(port: int | None, demonstrate: bool, simulator_port: int) -> None
         environ = demo.environ_of(environ, simulator_port)
     embeds = settings.load(environ).database_url is None
     with ExitStack() as stack:
-        loaded = stack.enter_context(started(environ, namespaces=True))
+        loaded = stack.enter_context(started(environ, namespaces=True, speaker="up"))
         _refuse_taken(loaded.host, loaded.port)
         environ["DATABASE_URL"] = loaded.database_url or ""
         environ["SPOOL_DIR"] = str(loaded.spool_dir or loaded.data_dir / "spool")
@@ -80,16 +80,29 @@ def up_command(port: int | None, demonstrate: bool, simulator_port: int) -> None
             _refuse_taken("127.0.0.1", simulator_port)
             commands.append(["simulator", "--port", str(simulator_port)])
             walk = demo.walk(loaded, f"http://{loaded.host}:{loaded.port}", f"http://127.0.0.1:{simulator_port}")
+        else:
+            _say_where(loaded, embeds=embeds)
         revive = partial(embedded.revive, loaded.data_dir, environ["DATABASE_URL"]) if embeds else None
         code = asyncio.run(_up(commands, environ, walk, revive))
     sys.exit(code)
+
+
+def _say_where(loaded: Settings, *, embeds: bool) -> None:
+    url = f"http://{f'[{loaded.host}]' if ':' in loaded.host else loaded.host}:{loaded.port}"
+    namespace = loaded.main_namespace or loaded.namespaces[0]
+    token = "/$CALLBACK_TOKEN" if namespace.callback_token else ""
+    where = f"database and spool are in {loaded.data_dir}" if embeds else "the database is that of DATABASE_URL"
+    click.echo(f"Kahuna Sync starts on {url}; {where}.", err=True)
+    click.echo("Next, in another shell with the same variables:", err=True)
+    click.echo("  kahuna-sync token create --name me --scopes read,write,admin", err=True)
+    click.echo(f"  kahuna-sync send email FILE --to {url}/webhooks/{namespace.name}/email{token}", err=True)
 
 
 @cli.command("web")
 @_PARENT
 def web_command(parent: int | None) -> None:
     """The web process: callbacks and queries."""
-    with started(os.environ, namespaces=True) as loaded:
+    with started(os.environ, namespaces=True, speaker="web") as loaded:
         _refuse_taken(loaded.host, loaded.port)
         application = app.build(loaded)
         # What start-up made stays for good: looked through again and again, it costs a tenth of every callback.
@@ -110,7 +123,7 @@ def worker_command(parent: int | None) -> None:
         await worker.run(loaded, stop)
         watch.cancel()
 
-    with started(os.environ, namespaces=True) as loaded:
+    with started(os.environ, namespaces=True, speaker="worker") as loaded:
         _run(work(loaded))
 
 
@@ -133,13 +146,16 @@ def simulator_command(
 ) -> None:
     """A stand-in Kahuna on loopback, with faults that can be switched on."""
     loaded = settings.load(os.environ)
-    set_up_logging(loaded.log_level, loaded.log_format)
+    set_up_logging(loaded.log_level, loaded.log_format, "simulator")
     namespace = loaded.main_namespace or loaded.namespaces[0]
     secret_key = namespace.secret_key or Secret(demo.SECRET_KEY)
     api_key = namespace.api_key[0] if namespace.api_key else Secret(demo.API_KEY)
     config = SimulatorConfig(secret_key, api_key, seed=seed, email_webhook=email_webhook, sms_webhook=sms_webhook)
     simulator = build_simulator(config, time.time)
     click.echo(f"A stand-in Kahuna listens on http://127.0.0.1:{port}", err=True)
+    secret_from = "that of KAHUNA_SECRET_KEY" if namespace.secret_key else demo.SECRET_KEY
+    api_from = "that of KAHUNA_API_KEY" if namespace.api_key else demo.API_KEY
+    click.echo(f"Its Secret Key is {secret_from}, its API Key {api_from}", err=True)
     _run(_serve(simulator, "127.0.0.1", port, parent))
 
 

@@ -33,13 +33,14 @@ NAMESPACE = click.option("--namespace", help="Which namespace; needed only if th
 
 
 @contextmanager
-def started(environ: Any, *, namespaces: bool = False) -> Iterator[Settings]:
-    """The settings, with a database behind `database_url`: the embedded one if no other is named."""
+def started(environ: Any, *, namespaces: bool = False, speaker: str | None = None) -> Iterator[Settings]:
+    """The settings, with a database behind `database_url`: the embedded one if no other is named. `speaker` is what the
+    process calls itself in the log."""
     loaded = settings.load(environ)
     if namespaces:
         settings.check_namespaces(loaded)
         ingest.rules_of(loaded)
-    set_up_logging(loaded.log_level, loaded.log_format)
+    set_up_logging(loaded.log_level, loaded.log_format, speaker)
     if loaded.database_url is not None:
         yield loaded
         return

@@ -173,6 +173,11 @@ def test_a_killed_database_is_started_again(service: Service) -> None:
         if "postgres" in read_proc(one, "comm"):
             end_by_pid(one)
     until(lambda: "postgres.restarted" in service.tail(), "the log says so")
+    (restarted,) = [line for line in service.log.read_text().splitlines() if "postgres.restarted" in line]
+    assert "process=up" in restarted
+    (begun,) = [line for line in service.log.read_text().splitlines() if "web.started" in line]
+    assert all(word in begun for word in ("process=web", "host=127.0.0.1", f"port={service.port}"))
+    assert f"{service.url}/webhooks/default/email" in service.log.read_text(), "what to do next"
     until(lambda: voice.call("GET", voice.where("email", address)).status_code == 200, "answers")
     assert voice.suppressed("email", address)
     voice.close()
