@@ -4,6 +4,7 @@ import asyncio
 import errno
 import gc
 import os
+import re
 import socket
 import sys
 import time
@@ -62,7 +63,7 @@ def main() -> None:
 @click.option("--demo", "demonstrate", is_flag=True, help="Also start a stand-in Kahuna and walk through the loop.")
 @click.option("--simulator-port", type=int, default=8701, show_default=True, help="Port of the stand-in, with --demo.")
 def up_command(port: int | None, demonstrate: bool, simulator_port: int) -> None:
-    """Everything on this machine: PostgreSQL if needed, migrations, web and worker."""
+    """Everything on this machine. PostgreSQL if needed, migrations, web and worker."""
     environ = dict(os.environ) | ({"PORT": str(port)} if port else {})
     if demonstrate:
         environ = demo.environ_of(environ, simulator_port)
@@ -77,7 +78,7 @@ def up_command(port: int | None, demonstrate: bool, simulator_port: int) -> None
         commands = [["web"], ["worker"]]
         walk: Coroutine[Any, Any, None] | None = None
         if demonstrate:
-            _refuse_taken("127.0.0.1", simulator_port)
+            _refuse_taken("127.0.0.1", simulator_port, "--simulator-port")
             commands.append(["simulator", "--port", str(simulator_port)])
             walk = demo.walk(loaded, f"http://{loaded.host}:{loaded.port}", f"http://127.0.0.1:{simulator_port}")
         else:
@@ -144,7 +145,7 @@ def migrate_command() -> None:
 def simulator_command(
     port: int, seed: int, email_webhook: str | None, sms_webhook: str | None, parent: int | None
 ) -> None:
-    """A stand-in Kahuna on loopback, with faults that can be switched on."""
+    """A stand-in Kahuna on loopback. Faults can be switched on."""
     loaded = settings.load(os.environ)
     set_up_logging(loaded.log_level, loaded.log_format, "simulator")
     namespace = loaded.main_namespace or loaded.namespaces[0]
@@ -180,6 +181,10 @@ def token_create(name: str, scopes: str, namespace: str | None) -> None:
 
     async def create(database: Database) -> str:
         async with database.begin() as connection:
+            others = [one for one in await access.all_tokens(connection) if one.name == name and not one.revoked_at]
+            if others:
+                says = "`token revoke` ends all of them"
+                click.echo(f"There is a live token of this name already; both work, and {says}.", err=True)
             token = await access.create_token(connection, name, wanted, namespace, datetime.now(UTC))
             deed = access.Deed("shell", "token.created", namespace, detail={"name": name, "scopes": wanted})
             await access.write_down(connection, deed, datetime.now(UTC))
@@ -227,7 +232,7 @@ def token_revoke(name: str) -> None:
 @click.option("--to", required=True, help="The webhook's URL, with the callback token if it has one.")
 @NAMESPACE
 def send_command(channel: str, file: Any, to: str, namespace: str | None) -> None:
-    """Sign a body as Kahuna does and post it: the smoke test of a deployment."""
+    """Sign a body as Kahuna does and post it. The smoke test of a deployment."""
     loaded = settings.load(os.environ)
     keys = settings.chosen(loaded, namespace).api_key
     if not keys:
@@ -243,6 +248,9 @@ def send_command(channel: str, file: Any, to: str, namespace: str | None) -> Non
     except (httpx.TransportError, httpx.InvalidURL) as error:
         raise SettingsError(f"Nothing could be sent ({type(error).__name__}): check the URL behind --to.") from None
     click.echo(f"{answer.status_code} {answer.text}")
+    other = "sms" if channel == "email" else "email"
+    if not answer.is_success and re.search(rf"/{other}(_callback)?(/|$)", to):
+        click.echo(f"This was signed as a callback of {channel}, but the URL is the webhook of {other}.", err=True)
     sys.exit(0 if answer.is_success else 1)
 
 
@@ -325,12 +333,12 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
         runner.run(work)
 
 
-def _refuse_taken(host: str, port: int) -> None:
+def _refuse_taken(host: str, port: int, means: str = "--port (of up), PORT or HOST") -> None:
     try:
         socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except OSError as error:
         reason = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be listened on ({error.strerror})"
-        raise SettingsError(f"{host}:{port} {reason}: choose another with HOST, PORT or an option.") from None
+        raise SettingsError(f"{host}:{port} {reason}: choose another with {means}.") from None
 
 
 if __name__ == "__main__":

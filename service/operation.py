@@ -65,11 +65,12 @@ def with_database(work: Any) -> Any:
 @click.option("--auto-approve", is_flag=True, help="Turn the differences into corrections at once.")
 @NAMESPACE
 def reconcile_command(channel: str, source: str, auto_approve: bool, namespace: str | None) -> None:
-    """Compare the list with what Kahuna holds, as far as the ledger knows."""
+    """Compare the list with the ledger of what Kahuna holds."""
     chosen = settings.chosen(settings.load(os.environ), namespace).name
     run = Run(uuid.uuid4(), chosen, "email" if channel == "email" else "sms", source, auto_approve, "shell")
     row = with_database(lambda database, loaded: _reconcile(database, loaded, run))
-    table = Table("count", "of", title=f"Reconciliation of {chosen}, {channel}: {row.state}")
+    click.echo(f"Reconciliation of {chosen}, {channel}: {row.state}")
+    table = Table("count", "of")
     for name, count in sorted(row.counts.items()) or [("differences", 0)]:
         table.add_row(str(count), name.replace("_", " "))
     Console().print(table)
@@ -121,12 +122,13 @@ class _Moment(click.ParamType[datetime]):
 def replay_command(
     since: datetime | None, until: datetime | None, channel: Any, dry_run: bool, namespace: str | None
 ) -> None:
-    """Apply archived batches again, by the rules of today; what is known already stays as it is."""
+    """Apply archived batches again, by the rules of today. What is known already stays as it is."""
     chosen = settings.chosen(settings.load(os.environ), namespace).name
     asked = archive.Asked(chosen, channel, None, since, until)
     counts, stopped_at = with_database(lambda database, loaded: _replay(database, loaded, asked, dry_run))
     would = "would be " if dry_run else ""
-    table = Table("count", "of", title=f"Replay of {chosen}{', tried only' if dry_run else ''}")
+    click.echo(f"Replay of {chosen}{', tried only' if dry_run else ''}")
+    table = Table("count", "of")
     for name, says in (
         ("batches", "batches replayed"),
         ("changed", f"{would}changed by it"),
