@@ -4,13 +4,14 @@ import asyncio
 import errno
 import gc
 import os
+import re
 import socket
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import click
@@ -19,7 +20,7 @@ import uvicorn
 from rich.console import Console
 from rich.table import Table
 
-from service import app, demo, operation, settings, shell, up, worker
+from service import app, demo, embedded, operation, settings, shell, up, worker
 from service.errors import KahunaSyncError, SettingsError
 from service.kahuna import webhook
 from service.kahuna.simulator import SimulatorConfig, build_simulator
@@ -62,12 +63,13 @@ def main() -> None:
 @click.option("--demo", "demonstrate", is_flag=True, help="Also start a stand-in Kahuna and walk through the loop.")
 @click.option("--simulator-port", type=int, default=8701, show_default=True, help="Port of the stand-in, with --demo.")
 def up_command(port: int | None, demonstrate: bool, simulator_port: int) -> None:
-    """Everything on this machine: PostgreSQL if needed, migrations, web and worker."""
+    """Everything on this machine. PostgreSQL if needed, migrations, web and worker."""
     environ = dict(os.environ) | ({"PORT": str(port)} if port else {})
     if demonstrate:
-        environ = _demo_environ(environ, simulator_port)
+        environ = demo.environ_of(environ, simulator_port)
+    embeds = settings.load(environ).database_url is None
     with ExitStack() as stack:
-        loaded = stack.enter_context(started(environ, namespaces=True))
+        loaded = stack.enter_context(started(environ, namespaces=True, speaker="up"))
         _refuse_taken(loaded.host, loaded.port)
         environ["DATABASE_URL"] = loaded.database_url or ""
         environ["SPOOL_DIR"] = str(loaded.spool_dir or loaded.data_dir / "spool")
@@ -76,18 +78,32 @@ def up_command(port: int | None, demonstrate: bool, simulator_port: int) -> None
         commands = [["web"], ["worker"]]
         walk: Coroutine[Any, Any, None] | None = None
         if demonstrate:
-            _refuse_taken("127.0.0.1", simulator_port)
+            _refuse_taken("127.0.0.1", simulator_port, "--simulator-port")
             commands.append(["simulator", "--port", str(simulator_port)])
             walk = demo.walk(loaded, f"http://{loaded.host}:{loaded.port}", f"http://127.0.0.1:{simulator_port}")
-        code = asyncio.run(_up(commands, environ, walk))
+        else:
+            _say_where(loaded, embeds=embeds)
+        revive = partial(embedded.revive, loaded.data_dir, environ["DATABASE_URL"]) if embeds else None
+        code = asyncio.run(_up(commands, environ, walk, revive))
     sys.exit(code)
+
+
+def _say_where(loaded: Settings, *, embeds: bool) -> None:
+    url = f"http://{f'[{loaded.host}]' if ':' in loaded.host else loaded.host}:{loaded.port}"
+    namespace = loaded.main_namespace or loaded.namespaces[0]
+    token = "/$CALLBACK_TOKEN" if namespace.callback_token else ""
+    where = f"database and spool are in {loaded.data_dir}" if embeds else "the database is that of DATABASE_URL"
+    click.echo(f"Kahuna Sync starts on {url}; {where}.", err=True)
+    click.echo("Next, in another shell with the same variables:", err=True)
+    click.echo("  kahuna-sync token create --name me --scopes read,write,admin", err=True)
+    click.echo(f"  kahuna-sync send email FILE --to {url}/webhooks/{namespace.name}/email{token}", err=True)
 
 
 @cli.command("web")
 @_PARENT
 def web_command(parent: int | None) -> None:
     """The web process: callbacks and queries."""
-    with started(os.environ, namespaces=True) as loaded:
+    with started(os.environ, namespaces=True, speaker="web") as loaded:
         _refuse_taken(loaded.host, loaded.port)
         application = app.build(loaded)
         # What start-up made stays for good: looked through again and again, it costs a tenth of every callback.
@@ -108,7 +124,7 @@ def worker_command(parent: int | None) -> None:
         await worker.run(loaded, stop)
         watch.cancel()
 
-    with started(os.environ, namespaces=True) as loaded:
+    with started(os.environ, namespaces=True, speaker="worker") as loaded:
         _run(work(loaded))
 
 
@@ -129,15 +145,18 @@ def migrate_command() -> None:
 def simulator_command(
     port: int, seed: int, email_webhook: str | None, sms_webhook: str | None, parent: int | None
 ) -> None:
-    """A stand-in Kahuna on loopback, with faults that can be switched on."""
+    """A stand-in Kahuna on loopback. Faults can be switched on."""
     loaded = settings.load(os.environ)
-    set_up_logging(loaded.log_level, loaded.log_format)
+    set_up_logging(loaded.log_level, loaded.log_format, "simulator")
     namespace = loaded.main_namespace or loaded.namespaces[0]
     secret_key = namespace.secret_key or Secret(demo.SECRET_KEY)
     api_key = namespace.api_key[0] if namespace.api_key else Secret(demo.API_KEY)
     config = SimulatorConfig(secret_key, api_key, seed=seed, email_webhook=email_webhook, sms_webhook=sms_webhook)
     simulator = build_simulator(config, time.time)
     click.echo(f"A stand-in Kahuna listens on http://127.0.0.1:{port}", err=True)
+    secret_from = "that of KAHUNA_SECRET_KEY" if namespace.secret_key else demo.SECRET_KEY
+    api_from = "that of KAHUNA_API_KEY" if namespace.api_key else demo.API_KEY
+    click.echo(f"Its Secret Key is {secret_from}, its API Key {api_from}", err=True)
     _run(_serve(simulator, "127.0.0.1", port, parent))
 
 
@@ -162,6 +181,10 @@ def token_create(name: str, scopes: str, namespace: str | None) -> None:
 
     async def create(database: Database) -> str:
         async with database.begin() as connection:
+            others = [one for one in await access.all_tokens(connection) if one.name == name and not one.revoked_at]
+            if others:
+                says = "`token revoke` ends all of them"
+                click.echo(f"There is a live token of this name already; both work, and {says}.", err=True)
             token = await access.create_token(connection, name, wanted, namespace, datetime.now(UTC))
             deed = access.Deed("shell", "token.created", namespace, detail={"name": name, "scopes": wanted})
             await access.write_down(connection, deed, datetime.now(UTC))
@@ -209,7 +232,7 @@ def token_revoke(name: str) -> None:
 @click.option("--to", required=True, help="The webhook's URL, with the callback token if it has one.")
 @NAMESPACE
 def send_command(channel: str, file: Any, to: str, namespace: str | None) -> None:
-    """Sign a body as Kahuna does and post it: the smoke test of a deployment."""
+    """Sign a body as Kahuna does and post it. The smoke test of a deployment."""
     loaded = settings.load(os.environ)
     keys = settings.chosen(loaded, namespace).api_key
     if not keys:
@@ -225,29 +248,32 @@ def send_command(channel: str, file: Any, to: str, namespace: str | None) -> Non
     except (httpx.TransportError, httpx.InvalidURL) as error:
         raise SettingsError(f"Nothing could be sent ({type(error).__name__}): check the URL behind --to.") from None
     click.echo(f"{answer.status_code} {answer.text}")
+    other = "sms" if channel == "email" else "email"
+    if not answer.is_success and re.search(rf"/{other}(_callback)?(/|$)", to):
+        click.echo(f"This was signed as a callback of {channel}, but the URL is the webhook of {other}.", err=True)
     sys.exit(0 if answer.is_success else 1)
 
 
-def _demo_environ(environ: dict[str, str], simulator_port: int) -> dict[str, str]:
-    """The demonstration's own namespace and database, whatever else is set: it must touch nothing real."""
-    kept = {k: v for k, v in environ.items() if not k.startswith(("KAHUNA_", "DATABASE_"))}
-    for name in ("CONFIG_FILE", "CALLBACK_TOKEN", "OPT_IN_REVIEW", "UNTIMED_OPT_IN", "SPOOL_DIR"):
-        kept.pop(name, None)
-    return (
-        {"LOG_LEVEL": "warning"}
-        | kept
-        | {
-            "DATA_DIR": str(Path(environ.get("DATA_DIR") or ".data") / "demo"),
-            "KAHUNA_BASE_URL": f"http://127.0.0.1:{simulator_port}",
-            "KAHUNA_API_KEY": demo.API_KEY,
-            "KAHUNA_SECRET_KEY": demo.SECRET_KEY,
-        }
-    )
-
-
-async def _up(commands: list[list[str]], environ: dict[str, str], walk: Coroutine[Any, Any, None] | None) -> int:
+async def _up(
+    commands: list[list[str]],
+    environ: dict[str, str],
+    walk: Coroutine[Any, Any, None] | None,
+    revive: Callable[[], bool] | None,
+) -> int:
     stop = asyncio.Event()
     up.stop_on_signals(stop)
+    looking = None if revive is None else asyncio.create_task(up.look_after(revive, stop))
+    try:
+        return await _run_all(commands, environ, walk, stop)
+    finally:
+        stop.set()
+        if looking is not None:
+            await looking
+
+
+async def _run_all(
+    commands: list[list[str]], environ: dict[str, str], walk: Coroutine[Any, Any, None] | None, stop: asyncio.Event
+) -> int:
     running = asyncio.create_task(up.run(commands, environ, stop))
     if walk is None:
         return await running
@@ -307,12 +333,12 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
         runner.run(work)
 
 
-def _refuse_taken(host: str, port: int) -> None:
+def _refuse_taken(host: str, port: int, means: str = "--port (of up), PORT or HOST") -> None:
     try:
         socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except OSError as error:
         reason = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be listened on ({error.strerror})"
-        raise SettingsError(f"{host}:{port} {reason}: choose another with HOST, PORT or an option.") from None
+        raise SettingsError(f"{host}:{port} {reason}: choose another with {means}.") from None
 
 
 if __name__ == "__main__":

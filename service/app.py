@@ -84,7 +84,10 @@ def _lifespan(
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[dict[str, Service]]:
-        logger().info("web.started", namespaces=len(settings.namespaces), spool=service.shelter is not None)
+        spooling = service.shelter is not None
+        logger().info(
+            "web.started", host=settings.host, port=settings.port, namespaces=len(settings.namespaces), spool=spooling
+        )
         try:
             async with _sheltered(service.shelter):
                 yield {"service": service}

@@ -3,10 +3,12 @@
 import asyncio
 import json
 import secrets
+import shlex
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import httpx
@@ -23,6 +25,9 @@ from service.store.suppressions import Entry, Provenance
 
 API_KEY: Final = "demo-api-key"
 SECRET_KEY: Final = "demo-secret-key"  # noqa: S105 (the stand-in's, for everybody to see)
+
+FOLDER: Final = "demo"
+"""The part of DATA_DIR that is the demonstration's."""
 
 PATIENCE: Final = 30.0
 """Seconds that the walk waits for what another process is to do."""
@@ -57,6 +62,25 @@ class Guide:
     def mailbox(self, name: str) -> str:
         """An address that no earlier walk has used."""
         return f"{name}.{self.run}@example.com"
+
+
+def environ_of(environ: Mapping[str, str], simulator_port: int) -> dict[str, str]:
+    """The demonstration's own namespace and database, whatever else is set: it must touch nothing real. The folder that
+    it printed may stand in DATA_DIR the next time."""
+    kept = {k: v for k, v in environ.items() if not k.startswith(("KAHUNA_", "DATABASE_"))}
+    for name in ("CONFIG_FILE", "CALLBACK_TOKEN", "OPT_IN_REVIEW", "UNTIMED_OPT_IN", "SPOOL_DIR"):
+        kept.pop(name, None)
+    folder = Path(environ.get("DATA_DIR") or ".data")
+    return (
+        {"LOG_LEVEL": "warning"}
+        | kept
+        | {
+            "DATA_DIR": str(folder if folder.name == FOLDER else folder / FOLDER),
+            "KAHUNA_BASE_URL": f"http://127.0.0.1:{simulator_port}",
+            "KAHUNA_API_KEY": API_KEY,
+            "KAHUNA_SECRET_KEY": SECRET_KEY,
+        }
+    )
 
 
 async def walk(settings: Settings, url: str, kahuna_url: str) -> None:
@@ -161,18 +185,20 @@ def _try_yourself(guide: Guide, token: str, settings: Settings) -> None:
     ann = guide.mailbox("ann")
     curl = 'curl -s -H "Authorization: Bearer $TOKEN"'
     guide.console.rule("[bold green]The whole loop works. It stays up: try it[/]")
+    kahuna_url = str(guide.kahuna.base_url).rstrip("/")
     lines = [
-        f"export TOKEN={token} DATA_DIR={settings.data_dir} KAHUNA_API_KEY={API_KEY} KAHUNA_SECRET_KEY={SECRET_KEY}",
+        f"export TOKEN={token} DATA_DIR={shlex.quote(str(settings.data_dir))}",
+        f"export KAHUNA_BASE_URL={kahuna_url} KAHUNA_API_KEY={API_KEY} KAHUNA_SECRET_KEY={SECRET_KEY}",
         f"{curl} {guide.url}/v1/suppressions/email/{ann}",
         f'{curl} -X PUT -d \'{{"reason":"manual"}}\' {guide.url}/v1/suppressions/email/you.{guide.run}@example.com',
         f"{curl} '{guide.url}/v1/admin/corrections?state=sent'",
         f"curl -s {guide.url}/readyz",
         ".venv/bin/kahuna-sync rebuild --verify",
-        f"curl -s {str(guide.kahuna.base_url).rstrip('/')}/simulator/state",
+        f"curl -s {kahuna_url}/simulator/state",
     ]
     for line in lines:
         guide.console.print(line, highlight=False, soft_wrap=True, markup=False)
-    guide.say("\nCtrl-C ends everything; the data stays.")
+    guide.say(f"\nCtrl-C ends everything; the data stays in {settings.data_dir}.")
 
 
 async def _deliver(guide: Guide, entries: list[dict[str, Any]]) -> dict[str, Any]:

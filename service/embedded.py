@@ -5,13 +5,16 @@ so that a process which was killed does not count. Not for production: it listen
 """
 
 import fcntl
+import os
 import socket
 import subprocess
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+from urllib.parse import parse_qs, urlsplit
 
 from service.errors import SettingsError
 
@@ -38,8 +41,36 @@ def server(folder: Path) -> Iterator[str]:
             yield str(postgres.get_uri())
         finally:
             with _alone(folder):
-                if _is_last(users):
+                if _is_last(users) and _answers(postgres.get_postmaster_info().socket_path):
                     _stop(postgres)
+
+
+def revive(folder: Path, url: str) -> bool:
+    """Starts the server of this folder and URL again if it has died; whether it had. For one who is its user.
+
+    SettingsError if it does not start. It never makes a new database where there is none any more.
+    """
+    socket_path = f"{parse_qs(urlsplit(url).query)['host'][0]}/.s.PGSQL.5432"
+    with _alone(folder):
+        if _answers(socket_path):
+            return False
+        if not (folder / "postgres" / "PG_VERSION").exists():
+            raise SettingsError("The embedded PostgreSQL is gone, and its files are no longer in DATA_DIR.")
+        _wait_until_reaped(folder / "postgres" / "postmaster.pid")
+        _started(folder / "postgres")
+    return True
+
+
+def _wait_until_reaped(pid_file: Path) -> None:
+    """A server that was killed holds its locks until the system has put it away; somebody else may have its number."""
+    for _ in range(20):
+        try:
+            os.kill(int(pid_file.read_text().split()[0]), 0)
+        except PermissionError:
+            pass  # it is there
+        except (OSError, ValueError, IndexError):
+            return
+        time.sleep(0.1)
 
 
 @contextmanager
@@ -63,7 +94,7 @@ def _started(folder: Path) -> "postgres_server.PostgresServer":
     try:
         # Its own way of counting users keeps those that were killed, so it is not asked to stop the server.
         postgres = postgres_server.PostgresServer(folder.resolve(), cleanup_mode=None)
-        if _answers(postgres):
+        if _answers(postgres.get_postmaster_info().socket_path):
             return postgres
         # After a power loss the file names a process that is gone, or is somebody else by now.
         (folder / "postmaster.pid").unlink(missing_ok=True)
@@ -74,10 +105,10 @@ def _started(folder: Path) -> "postgres_server.PostgresServer":
         ) from error
 
 
-def _answers(postgres: "postgres_server.PostgresServer") -> bool:
+def _answers(socket_path: object) -> bool:
     with socket.socket(socket.AF_UNIX) as probe:
         try:
-            probe.connect(str(postgres.get_postmaster_info().socket_path))
+            probe.connect(str(socket_path))
         except OSError:
             return False
     return True

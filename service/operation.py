@@ -33,13 +33,14 @@ NAMESPACE = click.option("--namespace", help="Which namespace; needed only if th
 
 
 @contextmanager
-def started(environ: Any, *, namespaces: bool = False) -> Iterator[Settings]:
-    """The settings, with a database behind `database_url`: the embedded one if no other is named."""
+def started(environ: Any, *, namespaces: bool = False, speaker: str | None = None) -> Iterator[Settings]:
+    """The settings, with a database behind `database_url`: the embedded one if no other is named. `speaker` is what the
+    process calls itself in the log."""
     loaded = settings.load(environ)
     if namespaces:
         settings.check_namespaces(loaded)
         ingest.rules_of(loaded)
-    set_up_logging(loaded.log_level, loaded.log_format)
+    set_up_logging(loaded.log_level, loaded.log_format, speaker)
     if loaded.database_url is not None:
         yield loaded
         return
@@ -64,11 +65,12 @@ def with_database(work: Any) -> Any:
 @click.option("--auto-approve", is_flag=True, help="Turn the differences into corrections at once.")
 @NAMESPACE
 def reconcile_command(channel: str, source: str, auto_approve: bool, namespace: str | None) -> None:
-    """Compare the list with what Kahuna holds, as far as the ledger knows."""
+    """Compare the list with the ledger of what Kahuna holds."""
     chosen = settings.chosen(settings.load(os.environ), namespace).name
     run = Run(uuid.uuid4(), chosen, "email" if channel == "email" else "sms", source, auto_approve, "shell")
     row = with_database(lambda database, loaded: _reconcile(database, loaded, run))
-    table = Table("count", "of", title=f"Reconciliation of {chosen}, {channel}: {row.state}")
+    click.echo(f"Reconciliation of {chosen}, {channel}: {row.state}")
+    table = Table("count", "of")
     for name, count in sorted(row.counts.items()) or [("differences", 0)]:
         table.add_row(str(count), name.replace("_", " "))
     Console().print(table)
@@ -120,12 +122,13 @@ class _Moment(click.ParamType[datetime]):
 def replay_command(
     since: datetime | None, until: datetime | None, channel: Any, dry_run: bool, namespace: str | None
 ) -> None:
-    """Apply archived batches again, by the rules of today; what is known already stays as it is."""
+    """Apply archived batches again, by the rules of today. What is known already stays as it is."""
     chosen = settings.chosen(settings.load(os.environ), namespace).name
     asked = archive.Asked(chosen, channel, None, since, until)
     counts, stopped_at = with_database(lambda database, loaded: _replay(database, loaded, asked, dry_run))
     would = "would be " if dry_run else ""
-    table = Table("count", "of", title=f"Replay of {chosen}{', tried only' if dry_run else ''}")
+    click.echo(f"Replay of {chosen}{', tried only' if dry_run else ''}")
+    table = Table("count", "of")
     for name, says in (
         ("batches", "batches replayed"),
         ("changed", f"{would}changed by it"),
@@ -188,11 +191,21 @@ def rebuild_command(verify: bool, show: bool) -> None:
     Console().print(table)
     for (namespace, channel), one in sorted(verified.compared.items()):
         for kind, count in sorted(one.disagreements.items()):
-            click.echo(f"{namespace}, {channel}: {count} {KINDS[kind]}")
-    if verified.unclear:
-        click.echo(f"{verified.unclear} entries of the archive cannot be replayed")
-    click.echo("The list is what its evidence says." if verified.agrees else "The list is not what its evidence says.")
+            click.echo(f"{namespace}, {channel}: {KINDS[kind]}: {count}")
+    if verified.unclear > verified.unknown:
+        click.echo(f"entries of the archive that cannot be replayed: {verified.unclear - verified.unknown}")
+    click.echo(_conclusion(verified))
     sys.exit(0 if verified.agrees else 1)
+
+
+def _conclusion(verified: rebuild.Verified) -> str:
+    if verified.unknown:
+        return (
+            f"entries of the archive with words that these settings do not know: {verified.unknown}\n"
+            "What they said is counted as without evidence, so this says nothing of the list yet. Is EXTRA_REASONS, or "
+            "CONFIG_FILE, set here as it is for the service? Set it, and verify again."
+        )
+    return "The list is what its evidence says." if verified.agrees else "The list is not what its evidence says."
 
 
 async def _verify(database: Database, loaded: Settings, *, show: bool) -> rebuild.Verified:

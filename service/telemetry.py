@@ -11,6 +11,7 @@ import traceback
 import uuid
 from collections.abc import Iterator
 from contextvars import ContextVar
+from functools import partial
 from typing import Final
 
 import structlog
@@ -38,9 +39,11 @@ class RequestIds:
         return f"{self._prefix}{next(self._numbers):012x}"
 
 
-def set_up_logging(level: str, form: str) -> None:
-    """Sends every log line, ours and the libraries', to standard error in one form."""
+def set_up_logging(level: str, form: str, speaker: str | None = None) -> None:
+    """Sends every log line, ours and the libraries', to standard error in one form; each says which process speaks,
+    where several may write to one place. What has no value is left out."""
     shared: list[structlog.typing.Processor] = [
+        partial(_add_speaker, speaker),
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         _add_request_id,
@@ -67,6 +70,12 @@ def logger() -> structlog.typing.FilteringBoundLogger:
     """The one logger. Asked for where it is used, so that tests and processes can each set it up."""
     log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
     return log
+
+
+def _add_speaker(
+    speaker: str | None, _logger: structlog.typing.WrappedLogger, _name: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    return {key: value for key, value in {**event, "process": speaker}.items() if value is not None}
 
 
 def _add_request_id(

@@ -1,7 +1,7 @@
 """Owns running everything on one machine: the embedded database, the migrations, and web and worker as processes.
 
-A child that dies is started again; one that cannot start ends it all. Children end with their parent, even if that is
-killed, since they watch for it.
+A child that dies is started again, and so is the database; a child that cannot start ends it all. Children end with
+their parent, even if that is killed, since they watch for it.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -27,6 +27,9 @@ QUICK_DEATHS: Final = 5
 
 YOUNG: Final = 3.0
 """Seconds of life below which a death counts as young."""
+
+LOOK: Final = 1.0
+"""Seconds between two looks whether the embedded PostgreSQL lives."""
 
 
 @dataclass(slots=True)
@@ -48,6 +51,22 @@ async def run(commands: Sequence[Sequence[str]], environ: Mapping[str, str], sto
     await asyncio.gather(*(_end(child) for child in children))
     await asyncio.gather(stopped, *keepers)
     return 1 if gave_up else 0
+
+
+async def look_after(revive: Callable[[], bool], stop: asyncio.Event) -> None:
+    """Has the embedded PostgreSQL started again when it has died, until `stop` is set. `revive` says whether it had."""
+    failed = False
+    while not stop.is_set():
+        try:
+            if await asyncio.to_thread(revive):
+                logger().warning("postgres.restarted")
+            failed = False
+        except SettingsError as error:
+            if not failed:
+                logger().error("postgres.restart_failed", because=str(error))
+            failed = True
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), LOOK)
 
 
 @contextmanager

@@ -67,7 +67,7 @@ async def run(
     """Works until `stop` is set."""
     async with _steps(settings, make_client, clock, jitter) as steps:
         logger().info("worker.started", namespaces=len(settings.namespaces))
-        loops = [asyncio.create_task(_repeat(step, pause, stop)) for step, pause in steps]
+        loops = [asyncio.create_task(_repeat(name, step, pause, stop)) for name, step, pause in steps]
         await stop.wait()
         _, unfinished = await asyncio.wait(loops, timeout=GRACE)
         for loop in unfinished:
@@ -82,8 +82,9 @@ async def _steps(
     make_client: Callable[[Namespace, Settings], KahunaClient],
     clock: Callable[[], datetime],
     jitter: Callable[[], float],
-) -> AsyncIterator[list[tuple[Step, float]]]:
-    """What is to be done again and again, each with the seconds between two looks when there is nothing to do."""
+) -> AsyncIterator[list[tuple[str, Step, float]]]:
+    """What is to be done again and again: the name in the log, the step, and the seconds between two looks when there
+    is nothing to do."""
     rules = ingest.rules_of(settings)
     limits = push.limits_of(settings)
     retention = upkeep.retention_of(settings)
@@ -106,16 +107,16 @@ async def _steps(
 
         poll = settings.worker_poll_seconds
         yield [
-            *((step, poll) for pusher in pushers for step in pushing(pusher)),
-            (lambda: ingest.apply_recorded(database, rules, clock), poll),
-            (lambda: reconcile.run_next(database, rules.policy, clock), poll),
-            (release, HOUSEKEEPING),
-            (lambda: upkeep.run_due(database, rules, retention, clock), HOUSEKEEPING),
-            (note_policy, ONCE),
+            *(("push", step, poll) for pusher in pushers for step in pushing(pusher)),
+            ("apply", lambda: ingest.apply_recorded(database, rules, clock), poll),
+            ("reconcile", lambda: reconcile.run_next(database, rules.policy, clock), poll),
+            ("release", release, HOUSEKEEPING),
+            ("upkeep", lambda: upkeep.run_due(database, rules, retention, clock), HOUSEKEEPING),
+            ("policy", note_policy, ONCE),
         ]
 
 
-async def _repeat(step: Step, pause: float, stop: asyncio.Event) -> None:
+async def _repeat(name: str, step: Step, pause: float, stop: asyncio.Event) -> None:
     """Does a step again and again: at once while there is work, else after a pause."""
     failures = 0
     while not stop.is_set():
@@ -123,22 +124,22 @@ async def _repeat(step: Step, pause: float, stop: asyncio.Event) -> None:
             worked = await step()
         except Exception as error:  # noqa: BLE001 (a loop that ended would be work that is never done)
             failures += 1
-            _complain(error, failures)
+            _complain(name, error, failures)
             await _wait(min(pause * 2.0**failures, LONGEST_PAUSE), stop)
             continue
         if failures:
-            logger().info("worker.recovered", failures=failures)
+            logger().info("worker.recovered", loop=name, failures=failures)
             failures = 0
         if not worked:
             await _wait(pause, stop)
 
 
-def _complain(error: Exception, failures: int) -> None:
+def _complain(name: str, error: Exception, failures: int) -> None:
     """A database that is away is told once; a fault of ours each time, with its traceback."""
     if not isinstance(error, StorageUnavailable):
-        logger().error("worker.step_failed", exc_info=error)
+        logger().error("worker.step_failed", loop=name, exc_info=error)
     elif failures == 1:
-        logger().warning("database.lost")
+        logger().warning("database.lost", loop=name)
 
 
 async def _wait(seconds: float, stop: asyncio.Event) -> None:

@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
+import zstandard
 from click.testing import CliRunner, Result
 from sqlalchemy import text
 
@@ -13,6 +14,11 @@ from service.store.database import single_connection
 
 CAUSE = """insert into suppressions (address, channel, namespace, reason, stop_at)
            values ('a@example.com', 'email', 'default', 'manual', 5)"""
+
+BATCH = """insert into batches (id, namespace, channel, origin, received_at, headers, body, body_bytes, state,
+                                applied_at, errors, held)
+           values ('019fa8ce-6b2f-7a6f-9a3e-1f2f64bb0c11', 'default', 'email', 'kahuna_webhook', now(), '[]',
+                   decode('{}', 'hex'), {}, 'applied', now(), '[]', '{{}}')"""
 
 
 async def execute(url: str, statement: str) -> None:
@@ -35,8 +41,19 @@ def test_one_that_does_not_is_counted_and_shown_only_if_asked(database_url: str,
     asyncio.run(execute(database_url, CAUSE))
     result = run(database_url, "--verify", *(["--show"] if show else []))
     assert result.exit_code == 1
-    assert "default, email: 1 causes on the list without evidence" in result.stdout
+    assert "default, email: causes on the list without evidence: 1" in result.stdout
     assert ("a@example.com" in result.output) == show
+
+
+def test_words_that_only_the_service_knows_are_not_blamed_on_the_list(database_url: str) -> None:
+    body = b'[{"reason": "abuse", "email": "a@example.com", "timestamp": 5}]'
+    packed = zstandard.ZstdCompressor().compress(body).hex()
+    asyncio.run(execute(database_url, BATCH.format(packed, len(body))))
+    result = run(database_url, "--verify")
+    assert result.exit_code == 1
+    assert "words that these settings do not know: 1\n" in result.stdout
+    assert "EXTRA_REASONS" in result.stdout.splitlines()[-1]
+    assert "cannot be replayed" not in result.stdout
 
 
 def test_it_only_verifies(database_url: str) -> None:

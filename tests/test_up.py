@@ -1,10 +1,10 @@
-"""What `up` refuses before it starts anything."""
+"""What `up` decides and refuses before it starts anything."""
 
 from pathlib import Path
 
 import pytest
 
-from service import up
+from service import demo, up
 from service.errors import SettingsError
 
 
@@ -13,3 +13,11 @@ def test_one_folder_is_for_one_up_at_a_time(tmp_path: Path) -> None:
         pytest.fail("a second one got in")
     with up.only_one(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("given", [None, "", ".data", ".data/demo", ".data/demo/"])
+def test_a_demonstration_finds_its_folder_again(given: str | None) -> None:
+    environ = {"KAHUNA_API_KEY": "real", "DATABASE_URL": "real"} | ({} if given is None else {"DATA_DIR": given})
+    made = demo.environ_of(environ, 8701)
+    assert made["DATA_DIR"] == ".data/demo"
+    assert "real" not in made.values()

@@ -55,10 +55,12 @@ class Compared:
 
 
 class Verified(NamedTuple):
-    """What came of it. `unclear` counts entries of the archive that cannot be replayed."""
+    """What came of it. `unclear` counts entries of the archive that cannot be replayed, `unknown` those of them whose
+    word the settings of this process do not know: it may be they that lack it, and not the evidence."""
 
     compared: dict[tuple[str, str], Compared]
     unclear: int
+    unknown: int = 0
 
     @property
     def agrees(self) -> bool:
@@ -112,27 +114,29 @@ async def verify(
     """Replays all evidence and compares it with what is stored; `tell` hears of each disagreement."""
     with _Shares() as shares:
         async with database.snapshot("batches", "facts") as connection:
-            unclear = await _gather_evidence(connection, shares, rules, progress)
+            unclear, unknown = await _gather_evidence(connection, shares, rules, progress)
             await _gather_stored(connection, shares, progress)
             bounces = await _bounces_compared(connection, rules.policy)
-        verified = Verified({}, unclear)
+        verified = Verified({}, unclear, unknown)
         await asyncio.to_thread(_compare, shares, verified, rules.policy, bounces, progress, tell)
     found: Counter[str] = Counter()
     for one in verified.compared.values():
         found.update(one.disagreements)
     outcome = logger().info if verified.agrees else logger().error
-    outcome("list.verified", agrees=verified.agrees, unclear=unclear, **found)
+    outcome("list.verified", agrees=verified.agrees, unclear=unclear, unknown=unknown, **found)
     return verified
 
 
-async def _gather_evidence(connection: Connection, shares: _Shares, rules: Rules, progress: Progress) -> int:
-    """What everybody said; returns how many entries cannot be replayed."""
-    unclear = count = 0
+async def _gather_evidence(
+    connection: Connection, shares: _Shares, rules: Rules, progress: Progress
+) -> tuple[int, int]:
+    """What everybody said; returns how many entries cannot be replayed, and how many of them for their word."""
+    unclear = unknown = count = 0
     after = uuid.UUID(int=0)
     while page := await batches.applied_after(connection, after, batches.LAST_ID):
         for batch in page:
             said = await asyncio.to_thread(testimony_of, batch, rules)
-            unclear += said.unclear
+            unclear, unknown = unclear + said.unclear, unknown + said.unknown
             _add_facts(shares, "said", said.facts)
         after = page[-1].received.id
         count += len(page)
@@ -141,7 +145,7 @@ async def _gather_evidence(connection: Connection, shares: _Shares, rules: Rules
         _add_facts(shares, "said", stated)
     async for causes in checkpoints.every_cause(connection):
         _add_causes(shares, "checkpoint", causes)
-    return unclear
+    return unclear, unknown
 
 
 async def _gather_stored(connection: Connection, shares: _Shares, progress: Progress) -> None:

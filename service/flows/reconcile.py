@@ -140,6 +140,7 @@ async def _finish(
     async with database.begin() as connection:
         mine = await reconciliations.finish(connection, run, state, dict(counts), clock(), error)
     if mine:
-        logger().info("reconciliation.finished", run_id=str(run.id), state=state, **counts)
+        told = {"differences": 0, "corrections": 0, **counts}
+        logger().info("reconciliation.finished", run_id=str(run.id), state=state, **told)
     else:
         logger().warning("reconciliation.taken_over", run_id=str(run.id))

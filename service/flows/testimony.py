@@ -19,11 +19,12 @@ SOURCES: Final[Mapping[Origin, Source]] = {"kahuna_webhook": "kahuna"}
 
 class Testimony(NamedTuple):
     """What a batch says. Opt-ins in `waiting` are no facts of it; `unclear` counts entries that were taken at the time
-    and cannot be read now."""
+    and cannot be read now, `unknown` those of them whose word these settings do not know."""
 
     facts: list[Fact]
     waiting: list[Fact]
     unclear: int
+    unknown: int = 0
 
 
 def testimony_of(applied: Applied, rules: Rules) -> Testimony:
@@ -38,7 +39,8 @@ def testimony_of(applied: Applied, rules: Rules) -> Testimony:
     if source is None:
         return Testimony([], [], max(len(member.callback.values), 1))
     found = sort(member, 0, "hold")
-    said = Testimony([], [], len(found.rejected.keys() - applied.rejected))
+    unclear = [found.rejected[index] for index in found.rejected.keys() - applied.rejected]
+    said = Testimony([], [], len(unclear), unclear.count("unknown-reason"))
     received_at = int(batch.received_at.timestamp())
 
     def take(index: int | None, address: str, reason: str, action: Action, at: int | None) -> None:

@@ -35,7 +35,8 @@ class Position:
 
 @dataclass(frozen=True)
 class Page(Generic[_R]):
-    """Records as Kahuna gave them at once, where to go on after them, and whether it says there is more behind them."""
+    """Records as Kahuna gave them at once, maybe none, where to go on after them, and whether another page will follow
+    in this walk: a day without records is a page too."""
 
     records: list[_R] = field(repr=False)
     position: Position
@@ -185,7 +186,8 @@ def ranged(
             day = _Day(moment, span.until, now, None if cursor is None else start)
             async for raw in chain(api, fetch_from(moment), cursor):
                 inside = day.inside(read(raw.items))
-                yield Page([record for record in inside if span.began(record)], day.position(raw), raw.more)
+                more = (raw.more and not day.is_over) or (moment is not None and next_midnight(moment) < end)
+                yield Page([record for record in inside if span.began(record)], day.position(raw), more)
                 if day.is_over:
                     break
             cursor = None

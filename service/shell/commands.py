@@ -98,7 +98,7 @@ def kahuna() -> None:
 
 @kahuna.group("logs", epilog=_CODES)
 def logs() -> None:
-    """Records of what became of messages and users, one JSON object a line."""
+    """Records of what became of messages and users. One JSON object a line."""
 
 
 def _api(
@@ -165,7 +165,7 @@ async def _user_attributes(
     unset: tuple[str, ...],
     skip: int,
 ) -> int:
-    """Set, change or delete attributes of users that Kahuna knows; prints an outcome for each, in order.
+    """Set, change or delete attributes of known users. Prints an outcome for each, in order.
 
     Either FILE with items {"target": {"email": …}, "attributes": {…}}, or one user by credentials, --set and --unset.
     """
@@ -203,7 +203,7 @@ async def _adaptive_campaign(
     deadline: float,
     **config: Any,
 ) -> int:
-    """Add users to an Adaptive campaign, by a job; prints the job, or its last status with --wait.
+    """Add users to an Adaptive campaign, by a job. Prints the job, or its last status with --wait.
 
     FILE has items {"k_to": ["ann@example.com"], "params": {…}}. All go in one request.
     """
@@ -251,7 +251,7 @@ async def _job_status(session: Session, job_id: str, wait: bool, deadline: float
     repeatable=False,
 )
 async def _push(session: Session, file: IO[bytes] | None, skip: int, params: dict[str, str], **given: Any) -> int:
-    """Send push notifications to chosen users; prints an outcome for each, in order.
+    """Send push notifications to chosen users. Prints an outcome for each, in order.
 
     Either FILE with items {"target": {"email": …}, "alert": …, "params": {…}, "config": {…}}, or one user by
     credentials and --alert.
@@ -276,7 +276,7 @@ async def _push(session: Session, file: IO[bytes] | None, skip: int, params: dic
 
 @_api("email-sync", FILE, SKIP)
 async def _email_sync(session: Session, file: IO[bytes], skip: int) -> int:
-    """Tell Kahuna about e-mail errors and unsubscribes; prints the counts of all requests.
+    """Tell Kahuna about e-mail errors and unsubscribes. Prints the counts of all requests.
 
     FILE has items {"reason": "unsub", "email": …, "timestamp": Unix seconds}; the time may be left out.
     """
@@ -285,7 +285,7 @@ async def _email_sync(session: Session, file: IO[bytes], skip: int) -> int:
 
 @_api("sms-sync", FILE, SKIP)
 async def _sms_sync(session: Session, file: IO[bytes], skip: int) -> int:
-    """Tell Kahuna which numbers must not be messaged, or opted in again; prints the counts of all requests.
+    """Tell Kahuna which numbers to stop or opt in. Prints the counts of all requests.
 
     FILE has items {"number": …, "timestamp": Unix seconds, "opt-in": true}; without "opt-in" it is a stop. Sent again,
     an opt-in without a time counts from its second receipt.
@@ -344,7 +344,7 @@ async def _flex(
 async def _user_campaign(
     session: Session, file: IO[bytes] | None, credentials: dict[str, str], cursor: str | None, **given: Any
 ) -> int:
-    """Whom campaigns reached and what those users did, one user a line; production only.
+    """Whom campaigns reached, and what those users did. One user a line; production only.
 
     Up to 100 users: FILE with items {"email": …}, or one by credentials. Give a question, or --cursor to go on.
     """
@@ -359,7 +359,7 @@ async def _user_campaign(
 
 @_api("user-info", *CREDENTIALS)
 async def _user_info(session: Session, credentials: dict[str, str]) -> int:
-    """The profile and events that Kahuna stores of one user."""
+    """What Kahuna stores of one user: profile and events."""
     answer = await session.kahuna.user_info(*one(credentials))
     session.print(answer)
     return DONE if answer.found else NOT_ALL

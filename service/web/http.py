@@ -215,12 +215,20 @@ def namespace_for(request: Request, caller: Caller, given: str | None) -> str:
 async def body_of(request: Request, kind: type[_T]) -> _T:
     """The JSON body, as the shape that the route takes."""
     body = await read_body(request, API_BODY_LIMIT, service_of(request).settings.body_timeout_seconds)
+    if not body.strip():
+        raise BadRequest(f"There is no body. Send a JSON object with {_fields_of(kind)}.", "not-json")
     try:
         return _storable(msgspec.json.decode(body, type=kind))
     except msgspec.ValidationError as error:
         raise Unprocessable(f"The body is not what this call takes: {error}.", "invalid-body") from None
     except (ValueError, RecursionError):
         raise BadRequest("The body is not JSON.", "not-json") from None
+
+
+def _fields_of(kind: Any) -> str:
+    """What a body may say, for one who sent none."""
+    fields = msgspec.structs.fields(kind)
+    return ", ".join(f"{one.encode_name}{' (required)' if one.required else ''}" for one in fields)
 
 
 def _storable(document: _T) -> _T:

@@ -163,11 +163,35 @@ def test_a_worker_that_waits_for_the_vendor_can_be_stopped(service: Service, ven
     voice.close()
 
 
+def test_a_killed_database_is_started_again(service: Service) -> None:
+    """design 2.2: `up` runs everything, the embedded PostgreSQL too."""
+    service.start()
+    voice = Voice(service.url, service.token(), "default", "single-key")
+    address = an_email()
+    voice.callback("email", [told(address, ago(60))])
+    for one in living_in(service.folder):
+        if "postgres" in read_proc(one, "comm"):
+            end_by_pid(one)
+    until(lambda: "postgres.restarted" in service.tail(), "the log says so")
+    (restarted,) = [line for line in service.log.read_text().splitlines() if "postgres.restarted" in line]
+    assert "process=up" in restarted
+    (begun,) = [line for line in service.log.read_text().splitlines() if "web.started" in line]
+    assert all(word in begun for word in ("process=web", "host=127.0.0.1", f"port={service.port}"))
+    assert f"{service.url}/webhooks/default/email" in service.log.read_text(), "what to do next"
+    until(lambda: voice.call("GET", voice.where("email", address)).status_code == 200, "answers")
+    assert voice.suppressed("email", address)
+    voice.close()
+    assert service.terminate(30) == 0, service.tail()
+    until(lambda: not living_in(service.folder), "nothing is left behind", 15)
+
+
 def test_a_callback_that_cannot_be_kept_is_not_acknowledged(service: Service) -> None:
     """design 2.3: 503 + `Retry-After`: cannot be made durable now; nothing else for a well-formed, signed batch."""
     service.env["SPOOL_LIMIT_BYTES"] = "1"
     service.start()
     voice = Voice(service.url, service.token(), "default", "single-key")
+    # `up` would start a killed database again.
+    (service.folder / "state" / "postgres" / "postgresql.conf").write_text("nonsense")
     for one in living_in(service.folder):
         if "postgres" in read_proc(one, "comm"):
             end_by_pid(one)

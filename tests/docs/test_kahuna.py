@@ -18,13 +18,20 @@ import uvicorn
 
 from service.kahuna import (
     CampaignConfig,
+    CampaignFigures,
     Contract,
     Credentials,
+    EmailRecord,
+    InAppRecord,
     KahunaClient,
+    LogRecord,
+    MergeRecord,
     PushConfig,
     PushMessage,
+    PushRecord,
     Recipient,
     ServerRequest,
+    UserCampaignRecord,
 )
 from service.kahuna.simulator import SimulatorConfig, build_simulator
 from service.settings import Secret
@@ -89,9 +96,9 @@ def compare(examples: list[blocks.Example], printed: list[str]) -> None:
         assert text == example.prints, f"the example at line {example.line} of {PAGE.name}"
 
 
-def test_the_examples_in_python_print_what_the_page_says(environ: dict[str, str]) -> None:
+def test_the_examples_in_python_print_what_the_page_says(environ: dict[str, str], tmp_path: Path) -> None:
     words = [sys.executable, "-m", "tests.docs.blocks", str(PAGE)]
-    ended = subprocess.run(words, cwd=ROOT, env=environ, capture_output=True, check=False, text=True)
+    ended = subprocess.run(words, cwd=tmp_path, env=environ, capture_output=True, check=False, text=True)
     assert (ended.returncode, ended.stderr) == (0, "")
     compare(blocks.examples(PAGE, "python"), json.loads(ended.stdout))
 
@@ -111,6 +118,25 @@ def test_the_examples_of_the_shell_print_what_the_page_says(environ: dict[str, s
 
 
 ROW = re.compile(r"^\| `(\w+)` \| `(.*?)` \| ([A-Z]+) \| (.+?) \|$", re.MULTILINE)
+
+
+def test_every_attribute_of_a_record_is_told() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    table = page[page.index("| records | attributes |") :].split("\n\n", 1)[0]
+    rows = [row.split(" | ") for row in table.splitlines()]
+    for record in (PushRecord, InAppRecord, EmailRecord, MergeRecord, UserCampaignRecord, CampaignFigures):
+        general = issubclass(record, LogRecord)
+        told = {
+            name
+            for names, attributes, *_ in rows
+            if f"`{record.__name__}`" in names or (general and "all log records" in names)
+            for name in re.findall(r"`(\w+)`", attributes)
+        }
+        assert told - {"time", "datetime"} == set(record.__struct_fields__) - {"extra"}
+
+
+def test_type_checkers_may_read_the_package() -> None:
+    assert (ROOT / "service" / "py.typed").is_file()
 
 
 def test_every_unverified_part_has_its_row() -> None:

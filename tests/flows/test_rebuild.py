@@ -269,10 +269,20 @@ async def test_the_checkpoint_keeps_what_kahuna_told_us(world: World) -> None:
 
 
 async def test_an_entry_that_cannot_be_replayed_is_counted(world: World) -> None:
-    await world.callback("email", [{"reason": "sneezed", "email": "a@example.com"}, unsub("b@example.com")])
+    await world.callback("email", ["no entry", unsub("b@example.com")])
     await world.execute("update batches set errors = '[]'")
     verified, found = await verify(world)
-    assert (verified.agrees, verified.unclear, found) == (False, 1, [])
+    assert (verified.agrees, verified.unclear, verified.unknown, found) == (False, 1, 0, [])
+
+
+async def test_an_entry_whose_word_only_other_settings_know_is_told_apart(world: World) -> None:
+    plain = world.rules
+    knowing(world)
+    await world.callback("email", [{"reason": "vanished", "email": "a@example.com"}, unsub("b@example.com")])
+    assert await disagreements(world) == []
+    world.rules = plain
+    verified, _ = await verify(world)
+    assert (verified.agrees, verified.unclear, verified.unknown) == (False, 1, 1)
 
 
 async def test_both_digests_are_of_the_same_things(world: World) -> None:

@@ -60,6 +60,24 @@ async def test_it_applies_what_was_only_recorded(world: World) -> None:
     assert len(await world.query("select 1 from batches where state = 'applied'")) == 1
 
 
+async def test_a_loop_that_fails_says_which_it_is(world: World) -> None:
+    with capture_logs() as logs:
+        await world.execute("alter table batches rename to batches_away")
+        async with working(world):
+            for _ in range(1500):
+                if any(line.get("loop") == "apply" for line in logs):
+                    break
+                await asyncio.sleep(0.02)
+            await world.execute("alter table batches_away rename to batches")
+            for _ in range(1500):
+                if any(line["event"] == "worker.recovered" and line["loop"] == "apply" for line in logs):
+                    break
+                await asyncio.sleep(0.02)
+    told = {line["loop"] for line in logs if line["event"] in ("worker.step_failed", "database.lost")}
+    assert "apply" in told
+    assert "apply" in {line["loop"] for line in logs if line["event"] == "worker.recovered"}
+
+
 async def test_it_comes_back_by_itself_when_its_connections_are_ended(world: World) -> None:
     others = "datname = current_database() and pid <> pg_backend_pid()"
     end_all = f"select pg_terminate_backend(pid) from pg_stat_activity where {others}"

@@ -107,6 +107,15 @@ async def test_a_range_is_walked_day_by_day_and_ends_where_it_was_told() -> None
     assert asked == ["05/06/2017 10:00:00 AM", *(f"05/{day:02}/2017 12:00:00 AM" for day in (7, 8, 9))]
 
 
+@pytest.mark.parametrize("until", [DAY + timedelta(days=5), DAY + timedelta(days=5, hours=1), HOURS[3]])
+async def test_more_says_whether_another_page_follows_also_over_days_without_records(until: datetime) -> None:
+    since = DAY - timedelta(days=2)
+    async with listening(days_of(HOURS)) as vendor, vendor.client() as client:
+        told = [(len(page.records), page.more) async for page in client.push_logs(since, until=until).pages()]
+    assert [more for _, more in told] == [True] * (len(told) - 1) + [False]
+    assert told[0] == (0, True)
+
+
 @pytest.mark.parametrize("last_cursor", [True, False])
 @pytest.mark.parametrize("stop", range(1, 12))
 async def test_a_range_goes_on_from_any_page(stop: int, last_cursor: bool) -> None:
@@ -132,9 +141,13 @@ async def test_a_cursor_that_leads_beyond_its_day_repeats_nothing() -> None:
         cursor = f"{left[3]:%m/%d/%Y %I:%M:%S %p}" if len(left) > 3 else ""
         return said({"push": page, "more_records": len(left) > 3, "cursor": cursor})
 
+    until = DAY + timedelta(days=4)
     async with listening(answer) as vendor, vendor.client() as client:
-        times = [record.time async for record in client.push_logs(DAY, until=DAY + timedelta(days=4))]
-    assert times == HOURS
+        pages = [page async for page in client.push_logs(DAY, until=until).pages()]
+        early = [page async for page in client.push_logs(DAY, until=HOURS[1]).pages()]
+    assert [record.time for page in pages for record in page.records] == HOURS
+    for walk in (pages, early):
+        assert [page.more for page in walk] == [True] * (len(walk) - 1) + [False]
 
 
 async def test_without_an_end_the_range_ends_now() -> None:

@@ -187,6 +187,7 @@ async def test_a_consent_needs_its_evidence_and_its_time(site: Site, everything:
 
 REFUSED_STOPS: dict[str, tuple[str, bytes, int, str]] = {
     "no json": (ANN, b"reason=manual", 400, "not-json"),
+    "no body": (ANN, b"", 400, "not-json"),
     "no object": (ANN, b"[]", 422, "invalid-body"),
     "no reason": (ANN, b"{}", 422, "invalid-body"),
     "unknown field": (ANN, b'{"reason":"manual","reasno":1}', 422, "invalid-body"),

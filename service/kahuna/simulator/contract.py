@@ -4,10 +4,11 @@ Owns every path, word and limit that the other modules use. Refuses to import th
 word that the client gets wrong is rejected.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar, get_args, get_type_hints
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -160,7 +161,17 @@ def decoded(body: bytes | str, shape: type[_T]) -> _T:
     try:
         return msgspec.json.decode(body, type=shape)
     except (ValueError, RecursionError) as error:
-        raise HTTPException(400, f"Malformed request: {error}") from None
+        raise HTTPException(400, f"Malformed request: {error}{_choices(shape, str(error))}") from None
+
+
+def _choices(shape: Any, fault: str) -> str:
+    """What a field takes, where it takes only certain words and has another."""
+    field = re.search(r"Invalid enum value .* - at `\$\.(\w+)`", fault)
+    if field is None:
+        return ""
+    parts = get_args(get_type_hints(shape)[field[1]])
+    words = [word for part in parts for word in (get_args(part) or [part]) if isinstance(word, str)]
+    return f"; it is one of {', '.join(words)}"
 
 
 def error_object(status: int, error: str) -> dict[str, Any]:

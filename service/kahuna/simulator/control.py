@@ -32,11 +32,12 @@ _LIMIT_DIGITS: Final = 9
 
 
 class CallbackOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A callback to be signed and sent. With `remember`, Kahuna has learned the same facts itself."""
+    """A callback to be signed and sent, `to` whoever is registered if nothing else is said. With `remember`, Kahuna
+    has learned the same facts itself."""
 
     channel: Channel
     entries: list[Any]
-    to: str
+    to: str | None = None
     remember: bool = False
     env: Env = "s"
 
@@ -158,12 +159,15 @@ class Control:
     # Callbacks.
 
     async def send_callback(self, request: Request) -> Response:
-        """Sign and send, once and whoever is registered."""
+        """Sign and send, once."""
         order = decoded(await request.body(), CallbackOrder)
+        to = order.to or self._webhooks.targets.get((order.env, order.channel))
+        if to is None:
+            raise HTTPException(400, "nobody is registered for this channel: say `to`, or PUT /simulator/webhooks")
         if order.remember:
             self._remember(order)
         try:
-            answer = await self._webhooks.send_once(order.channel, order.entries, order.to)
+            answer = await self._webhooks.send_once(order.channel, order.entries, to)
         except (httpx.RequestError, httpx.InvalidURL) as error:
             raise HTTPException(502, f"No answer from the receiver: {type(error).__name__}") from None
         return JSONResponse({"status": answer.status_code, "body": answer.text})

@@ -22,7 +22,8 @@ from service.kahuna.webhook import sign
 
 @dataclass(slots=True, eq=False)
 class Callback:
-    """One callback and what became of it. A status of None: nobody answered."""
+    """One callback and what became of it. `to` is who was called last, or is registered. A status of None: nobody
+    answered."""
 
     env: Env
     channel: Channel
@@ -118,6 +119,12 @@ class Webhooks:
         for number in range(self._config.callback_attempts):
             if number:
                 await asyncio.sleep(self._config.callback_pause_seconds)
+            # Whoever is registered by now: a callback that waits is not for a receiver that was there before.
+            to = self.targets.get((callback.env, callback.channel))
+            if to is None:
+                callback.status, callback.error = None, "NobodyRegistered"
+                return
+            callback.to = to
             callback.attempts += 1
             try:
                 answer = await self._post(client, callback.channel, callback.entries, callback.to)

@@ -185,6 +185,40 @@ async def test_what_nobody_takes_waits_to_be_delivered() -> None:
         assert len(vendor.receiver.requests) == 3
 
 
+async def test_what_waits_goes_to_whoever_is_registered_by_then() -> None:
+    async with speaking.vendor(**HOOKS) as vendor:
+        await vendor.control("acts", {"act": "unsub", "addresses": ["a@b.c"], "deliver": False})
+        await vendor.control("webhooks", {"channel": "email", "url": None}, "PUT")
+        said = await vendor.control("deliveries", {})
+        assert (said["undelivered"], said["deliveries"][0]["error"]) == (1, "NobodyRegistered")
+        await vendor.control("webhooks", {"channel": "email", "url": "https://moved.test/"}, "PUT")
+        [delivery] = (await vendor.control("deliveries", {}))["deliveries"]
+        assert (delivery["to"], delivery["status"]) == ("https://moved.test/", 200)
+        assert [str(request.url) for request in vendor.receiver.requests] == ["https://moved.test/"]
+
+
+async def test_a_callback_goes_to_whoever_is_registered_unless_it_says_otherwise(vendor: Vendor) -> None:
+    order = {"channel": "sms", "entries": [{"number": "15550100001"}], "remember": True}
+    refused = await vendor.web.post("/simulator/callbacks", json=order)
+    assert (refused.status_code, await slots(vendor)) == (400, [])
+    await vendor.control("webhooks", {"channel": "sms", "url": SMS_HOOK}, "PUT")
+    await vendor.control("callbacks", order)
+    await vendor.control("callbacks", order | {"to": EMAIL_HOOK})
+    assert [str(request.url) for request in vendor.receiver.requests] == [SMS_HOOK, EMAIL_HOOK]
+
+
+@pytest.mark.parametrize(
+    ("path", "verb", "body"),
+    [("acts", "POST", {"act": "unsubscribe"}), ("faults", "PUT", {"api": "emails"}), ("seed", "POST", {"env": "x"})],
+)
+async def test_a_word_that_is_no_choice_is_answered_with_the_choices(
+    vendor: Vendor, path: str, verb: str, body: dict[str, Any]
+) -> None:
+    answer = await vendor.web.request(verb, f"/simulator/{path}", json=body)
+    assert answer.status_code == 400
+    assert {"acts": "unsub, hard_bounce, soft_bounce", "faults": "email_sync", "seed": "p, s"}[path] in answer.text
+
+
 async def test_what_was_being_delivered_is_not_lost_with_whoever_asked_for_it() -> None:
     class Silent(httpx.AsyncBaseTransport):
         async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
