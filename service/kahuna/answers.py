@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Any
 
 from service.kahuna.calling import Answer
-from service.kahuna.contract import Contract
+from service.kahuna.contract import Contract, renamed
 from service.kahuna.errors import UnreadableAnswer
 from service.kahuna.paging import object_of
 from service.kahuna.reading import read, read_each
@@ -17,6 +17,7 @@ from service.kahuna.retrieval import (
     CampaignFigures,
     CampaignRecord,
     EmailRecord,
+    InAppRecord,
     MergeRecord,
     UserCampaignRecord,
     UserInfoAnswer,
@@ -173,7 +174,13 @@ def _perhaps_missing(answer: Answer) -> dict[str, Any]:
 
 def email_records(names: Contract) -> Callable[[list[Any]], list[EmailRecord]]:
     """The reader of Email Logs."""
-    return partial(read_each, EmailRecord, names=_changed({names.email_record_address: "email"}))
+    ours = {names.email_record_address: "email"} | renamed(names.email_record_fields)
+    return partial(read_each, EmailRecord, names=_changed(ours))
+
+
+def in_app_records(names: Contract) -> Callable[[list[Any]], list[InAppRecord]]:
+    """The reader of In App Logs."""
+    return partial(read_each, InAppRecord, names=renamed(names.in_app_record_fields))
 
 
 def merge_records(names: Contract) -> Callable[[list[Any]], list[MergeRecord]]:
@@ -182,7 +189,7 @@ def merge_records(names: Contract) -> Callable[[list[Any]], list[MergeRecord]]:
         names.merge_common: "common_credentials",
         names.merge_older: "older_user_credentials",
         names.merge_newer: "newer_user_credentials",
-    }
+    } | renamed(names.merge_record_fields)
     return partial(read_each, MergeRecord, names=_changed(ours))
 
 

@@ -402,8 +402,8 @@ class KahunaClient:
         As `push_logs`. The category's word and the fields are [ASSUME].
         Page: https://support.kahuna.com/hc/en-us/articles/360008319694-Logs-API-for-In-app-Messages.
         """
-        words = (self._names.log_in_app, *contract.IN_APP_WORDS)
-        return self._logs(_IN_APP_LOGS, words, partial(read_each, InAppRecord), Span(since, until, cursor, page_size))
+        words, read = (self._names.log_in_app, *contract.IN_APP_WORDS), answers.in_app_records(self._names)
+        return self._logs(_IN_APP_LOGS, words, read, Span(since, until, cursor, page_size))
 
     def email_logs(
         self,

@@ -6,6 +6,7 @@ sibling API, DATA is an internal name seen in an analyst's scripts, ASSUME is ou
 """
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Self
 
@@ -31,6 +32,8 @@ IN_APP_WORDS: Final = ("inapp", "in_app")
 USER_MERGE_WORDS: Final = ("user_merges", "user_merge")
 
 Evidence = Literal["SIB", "DATA", "ASSUME"]
+
+_RENAMED: Final = re.compile(r"[^\s:]+:\w+( +[^\s:]+:\w+)*")
 
 _SWITCH: Final = {"yes": True, "no": False}
 
@@ -75,6 +78,9 @@ class Contract:
     merge_older: str = guess("older_user_credentials", "ASSUME", "Merge record: what only the older user had")
     merge_newer: str = guess("newer_user_credentials", "ASSUME", "Merge record: what only the newer user had")
     email_record_address: str = guess("email", "ASSUME", "Email record: the address")
+    in_app_record_fields: str = guess("", "ASSUME", "In-app record: other names of fields, `theirs:ours theirs:ours`")
+    email_record_fields: str = guess("", "ASSUME", "Email record: other names of fields, `theirs:ours theirs:ours`")
+    merge_record_fields: str = guess("", "ASSUME", "Merge record: other names of fields, `theirs:ours theirs:ours`")
 
     # Adaptive Campaign and Job Status.
     adaptive_start: str = guess("k_send_ts", "SIB", "Field with the start time, as in Flex")
@@ -143,4 +149,12 @@ def _correction(part: str) -> tuple[str, Any]:
         raise WrongCorrection(f"{name} must be a text of printable ASCII")
     if name in ("statistics_date", "log_time") and "%" not in value:
         raise WrongCorrection(f"{name} must be a pattern with strftime's signs")
+    if name.endswith("_record_fields") and not _RENAMED.fullmatch(value):
+        raise WrongCorrection(f"{name} must be pairs such as theirs:ours, with spaces between")
     return name, value
+
+
+def renamed(fields: str) -> dict[str, str]:
+    """Our names of record fields by the vendor's, of a text such as `theirs:ours theirs:ours`."""
+    pairs = (pair.partition(":") for pair in fields.split())
+    return {theirs: ours for theirs, _, ours in pairs}
