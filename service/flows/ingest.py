@@ -276,7 +276,7 @@ async def take(
     namespace = rules.namespaces[shared.namespace]
     many = sum(len(member.callback.values) for member in members)
     opt_ins = [entry for one in found for entry in one.opt_ins]
-    everyone = {entry.address for one in found for entry in (*one.facts, *one.opt_ins)}
+    everyone = await aside(many, lambda: {e.address for one in found for e in (*one.facts, *one.opt_ins)})
     held = await _held(connection, shared.channel, opt_ins, everyone, namespace)
     rows = await aside(many, _rows, found, held)
     ids = tuple(member.batch.id for member in members)

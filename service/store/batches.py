@@ -185,10 +185,8 @@ async def archive(connection: AsyncConnection, rows: Sequence[tuple[Received, Ou
 
 
 async def finish(connection: AsyncConnection, batch_id: uuid.UUID, outcome: Outcome, now: datetime) -> None:
-    """Turns a recorded batch into an applied one. What it held once is no fact of its, whatever comes later."""
-    held = func.array_cat(batches.c.held, literal(list(outcome.held), batches.c.held.type))
-    values = _applied(outcome, now) | {"held": held}
-    await connection.execute(update(batches).where(batches.c.id == batch_id).values(values))
+    """Turns a recorded batch into an applied one."""
+    await connection.execute(update(batches).where(batches.c.id == batch_id).values(_applied(outcome, now)))
 
 
 async def lock_unapplied(connection: AsyncConnection, batch_id: uuid.UUID) -> Received | None:
