@@ -27,6 +27,7 @@ async def world(database: Database, settings: Settings) -> AsyncIterator[World]:
     async with made.control:
         for n in range(3):
             await made.callback("email", [unsub(f"a{n}@example.com", reason="vanished"), n])
+            made.clock.sleep(1)  # within a millisecond, the order of batches is left to chance
             await made.callback("sms", [{"number": f"1555010000{n}", "timestamp": 1_700_000_000}])
             made.clock.sleep(3600)
         yield made
