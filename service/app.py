@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
+from importlib.metadata import version
 from typing import Final, TypeAlias, TypeVar
 
 from starlette.applications import Starlette
@@ -20,7 +21,7 @@ from service.store import access, migrations, suppressions
 from service.store.database import Connection, Database
 from service.store.spool import Spool
 from service.telemetry import Metrics, logger
-from service.web import admin, archive, contract, health, webhook
+from service.web import admin, archive, contract, health, reference, webhook
 from service.web import suppressions as queries
 from service.web.contract import AnyOperation
 from service.web.http import Budget, Service, Telling, on_error, on_http_exception
@@ -36,7 +37,7 @@ OPERATIONS: Final[tuple[AnyOperation, ...]] = (
     *archive.OPERATIONS,
     *health.OPERATIONS,
 )
-"""All that the application answers; the first that fits a path has it."""
+"""All that the application answers, but for what describes them."""
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -60,7 +61,7 @@ def build(settings: Settings, clock: Callable[[], datetime] = utc_now) -> Applic
     """The web application of these settings."""
     metrics = Metrics()
     application = Starlette(
-        routes=contract.routes(OPERATIONS),
+        routes=contract.routes([*OPERATIONS, *reference.operations(OPERATIONS, version("kahuna-sync"))]),
         middleware=[Middleware(Telling, metrics=metrics)],
         exception_handlers={KahunaSyncError: on_error, HTTPException: on_http_exception},
         lifespan=_lifespan(settings, metrics, clock),

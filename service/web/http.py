@@ -35,6 +35,7 @@ from service.store.access import Caller
 from service.store.database import Database
 from service.store.suppressions import CauseRow, Subject
 from service.telemetry import REQUEST_ID, Metrics, RequestIds, logger
+from service.web.problems import PROBLEMS, document
 
 _T = TypeVar("_T", bound=msgspec.Struct)
 
@@ -98,15 +99,14 @@ def service_of(request: Request) -> Service:
     return service
 
 
-def answer(document: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+def answer(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """A JSON answer."""
-    return Response(msgspec.json.encode(document), status, headers, "application/json")
+    return Response(msgspec.json.encode(content), status, headers, "application/json")
 
 
 def problem(status: int, slug: str, detail: str, headers: Mapping[str, str] | None = None) -> Response:
     """An RFC 9457 answer; `type` is a stable slug."""
-    document = {"type": slug, "title": slug.replace("-", " ").capitalize(), "status": status, "detail": detail}
-    return Response(msgspec.json.encode(document), status, headers, "application/problem+json")
+    return Response(msgspec.json.encode(document(slug, detail, status)), status, headers, "application/problem+json")
 
 
 async def on_error(_request: Request, error: Exception) -> Response:
@@ -125,7 +125,8 @@ async def on_http_exception(_request: Request, error: Exception) -> Response:
     """The problem that a refusal of the router is."""
     if not isinstance(error, HTTPException):
         raise error
-    known = {404: ("not-found", "There is nothing at this path."), 405: ("method-not-allowed", "See the Allow header.")}
+    known = {404: ("not-found", "There is nothing at this path; /docs shows those that there are.")}
+    known[405] = ("method-not-allowed", PROBLEMS["method-not-allowed"].says)
     slug, detail = known.get(error.status_code, ("refused", error.detail))
     return problem(error.status_code, slug, detail, error.headers)
 
@@ -165,9 +166,7 @@ class Telling:
         except Exception:  # noqa: BLE001 (the last one to see it: it is logged, and answered without a traceback)
             logger().exception("request.failed", route=_route_of(scope))
             if status == 0:
-                await problem(500, "internal-error", "This is a fault of ours; it is logged.")(
-                    scope, receive, send_with_id
-                )
+                await problem(500, "internal-error", PROBLEMS["internal-error"].says)(scope, receive, send_with_id)
         finally:
             REQUEST_ID.reset(token)
             self._metrics.requests.labels(_route_of(scope), str(status)).observe(perf_counter() - started)

@@ -7,7 +7,7 @@ import random
 import uuid
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 from starlette.requests import Request
@@ -28,7 +28,7 @@ from service.kahuna import webhook
 from service.kahuna.webhook import Callback
 from service.settings import Namespace
 from service.store.batches import Received, new_id
-from service.web.contract import Answer, AnyOperation, Nothing, Operation
+from service.web.contract import Answer, AnyOperation, Nothing, Operation, Stream
 from service.web.http import Service, answer, decompressed, read_body, service_of
 
 ERRORS_SHOWN: Final = 100
@@ -102,22 +102,30 @@ _EXAMPLE: Final = {
     "errors": [],
 }
 
+_EMAIL: Final = {"email": "ann@example.com", "reason": "unsub", "timestamp": 1769860800}
+_SMS: Final = {"number": "15550100001", "opt-in": False, "timestamp": 1769860800}
+
+
+def _stream(entry: Mapping[str, Any]) -> Stream:
+    says = "Entries, signed. Neither the Content-Type nor an entry that cannot be understood refuses the others."
+    return Stream(says, [entry], {"type": "array", "items": {}})
+
+
 OPERATIONS: Final[list[AnyOperation]] = [
     Operation(
         "POST",
         path + token,
-        scope=None,
+        scope="signature",
         query=Nothing,
         app=endpoint,
         says=f"{name} Sync Webhook of Kahuna's. The signature is the key: no API token is needed.",
-        streams={"application/json": "Entries in a JSON array, signed. Its Content-Type is not judged."},
-        headers={"X-Kahuna-Signature": "The signature over the addresses. Required."},
+        streams={"application/json": stream},
         answers=[Answer(200, Applied | Kept, "Every entry is durable.", _EXAMPLE)],
         problems=_PROBLEMS,
     )
-    for name, endpoint, paths in (
-        ("The Email", Webhook("email"), ("/webhooks/{namespace}/email", "/api/email_callback")),
-        ("The SMS", Webhook("sms"), ("/webhooks/{namespace}/sms", "/api/sms_callback")),
+    for name, endpoint, stream, paths in (
+        ("The Email", Webhook("email"), _stream(_EMAIL), ("/webhooks/{namespace}/email", "/api/email_callback")),
+        ("The SMS", Webhook("sms"), _stream(_SMS), ("/webhooks/{namespace}/sms", "/api/sms_callback")),
     )
     for path in paths
     for token in ("", "/{token}")
