@@ -107,8 +107,9 @@ def new_id(now: datetime, chance: int) -> uuid.UUID:
 
 
 def first_id(moment: datetime) -> uuid.UUID:
-    """What no batch received before this moment has an id above of, and none after it one below."""
-    return uuid.UUID(int=int(moment.timestamp() * 1000) << 80)
+    """What no batch received before this moment has an id above of, and none after it one below. Before 1970 there are
+    no ids, and no batches."""
+    return uuid.UUID(int=max(int(moment.timestamp() * 1000), 0) << 80)
 
 
 # Built once: they are part of every callback. Digests are locked in their order, whatever that of the callbacks.

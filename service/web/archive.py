@@ -233,7 +233,7 @@ async def requeue_entries(call: Call[Asked, Requeue]) -> RequeuedShown:
     """Read many entries again; `next` says where to go on."""
     wanted, service, given = call.body, call.service, call.query.namespace
     if given is not None and wanted.namespace not in (None, given):
-        raise Unprocessable("The path and the body name two namespaces; name one.", "invalid-parameter")
+        raise Unprocessable("The path and the body name two namespaces; name one.", "two-namespaces")
     namespace = namespace_for(service, call.caller, given or wanted.namespace)
     entries = quarantine.Asked(namespace, "open", wanted.channel, wanted.error, wanted.batch_id)
     after = place_at(wanted.cursor, _Place)
@@ -410,7 +410,7 @@ OPERATIONS: Final[list[AnyOperation]] = [
         query=Asked,
         body=Body(Requeue, {"error": "unknown-reason"}),
         answers=[Answer(200, RequeuedShown, "What came of them.", _REQUEUED)],
-        problems=["invalid-cursor", "invalid-parameter"],
+        problems=["invalid-cursor", "two-namespaces"],
     ),
     Operation(
         "GET",

@@ -231,8 +231,11 @@ def _responses(answers: Sequence[Answer], slugs: Sequence[str]) -> dict[str, Any
         if answer.kind is not None:
             response.setdefault("content", {})[answer.media_type] = _content(answer)
     for status, these in groupby(sorted(slugs, key=_status_of), key=_status_of):
-        response = found.setdefault(str(status), {"description": "", "headers": _headers(_HEADERS.get(status, {}))})
-        response.setdefault("content", {})[PROBLEM_TYPE] = _problems(names := list(these))
+        names = list(these)
+        response = found.setdefault(str(status), {"description": "", "headers": {}})
+        for name in names:
+            response["headers"] |= _headers(_HEADERS.get(name, {}))
+        response.setdefault("content", {})[PROBLEM_TYPE] = _problems(names)
         refused = f"Refused: {', '.join(f'`{name}`' for name in names)}."
         response["description"] = f"{response['description']} {refused}".strip()
     return dict(sorted(found.items()))
@@ -242,11 +245,12 @@ def _status_of(slug: str) -> int:
     return PROBLEMS[slug].status
 
 
-_HEADERS: Final[Mapping[int, Mapping[str, str]]] = {
-    401: {"WWW-Authenticate": "`Bearer`."},
-    429: {"Retry-After": "Seconds to wait."},
-    503: {"Retry-After": "Seconds until the next try."},
+_HEADERS: Final[Mapping[str, Mapping[str, str]]] = {
+    "unauthenticated": {"WWW-Authenticate": "`Bearer`."},
+    "rate-limited": {"Retry-After": "Seconds to wait."},
+    "storage-unavailable": {"Retry-After": "Seconds until the next try."},
 }
+"""What answers with these problems, and with others of the same status, carry."""
 
 
 def _headers(headers: Mapping[str, str]) -> dict[str, Any]:

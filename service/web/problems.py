@@ -53,6 +53,7 @@ PROBLEMS: Final[Mapping[str, Problem]] = {
     "invalid-cursor": Problem(
         422, "The cursor is none that an earlier answer gave; send its `next`, or begin without one."
     ),
+    "two-namespaces": Problem(422, "The path and the body name two namespaces; name one."),
     "invalid-time": Problem(422, "A time is not RFC 3339 with an offset; send one such as 2026-01-31T12:00:00Z."),
     "invalid-body": Problem(422, "The body is JSON, but not what this call takes; the detail names the field."),
     "future-time": Problem(422, "at is in the future; nobody knows yet."),
