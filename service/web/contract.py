@@ -170,12 +170,21 @@ AnyOperation: TypeAlias = Operation[Any, Any]
 
 
 def routes(operations: Iterable[AnyOperation]) -> list[Route]:
-    """The routes of these operations. Those of one path are one route, so that a 405 names all its methods; one that
-    takes whatever follows comes last, so that the order of the operations does not matter."""
+    """The routes of these operations. Those of one path are one route, so that a 405 names all its methods.
+
+    The router tries one after the other, so the busy ones come first: those of one address, and among them what is
+    below an address before what takes whatever follows. The order of the operations does not matter.
+    """
     paths: dict[str, list[AnyOperation]] = {}
     for operation in operations:
         paths.setdefault(operation.path, []).append(operation)
-    return [_route(path, paths[path]) for path in sorted(paths, key=lambda path: path.endswith(":path}"))]
+    return [_route(path, paths[path]) for path in sorted(paths, key=_turn)]
+
+
+def _turn(path: str) -> int:
+    if ":path}" not in path:
+        return 2
+    return 1 if path.endswith(":path}") else 0
 
 
 def _route(path: str, operations: list[AnyOperation]) -> Route:

@@ -24,7 +24,7 @@ _UUID: Final = {"type": "string", "format": "uuid"}
 _SEGMENTS: Final[Mapping[str, tuple[dict[str, Any], str, Any]]] = {
     "channel": ({"enum": ["email", "sms"]}, "The channel of the address.", "email"),
     "address": (
-        {"type": "string", "minLength": 1},
+        {"type": "string", "minLength": 1, "format": "address"},
         "An e-mail address, or a number with or without its plus sign. Percent-encode it once, as one segment.",
         "ann@example.com",
     ),
