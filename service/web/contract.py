@@ -284,11 +284,10 @@ class Parameters(Generic[Q]):
             given[parameter.name] = parameter.read(text)
         for name in self._required:
             if self._fields[name].name not in given:
-                raise Unprocessable(f"The query parameter {name} is missing: {self._fields[name].wanted}.", _INVALID)
+                wanted = self._fields[name].wanted
+                raise Unprocessable(f"The query parameter {name} is missing: {wanted}.", "invalid-parameter")
         return self._kind(**given)
 
-
-_INVALID: Final = "invalid-parameter"
 
 _WHOLE_NUMBER: Final = re.compile(r"-?[0-9]{1,18}", re.ASCII)
 
@@ -309,8 +308,9 @@ class _Parameter:
         try:
             return msgspec.convert(self._value(text), self._type)
         except (ValueError, KeyError):
-            slug = "invalid-time" if self._takes == "date-time" else _INVALID
-            raise Unprocessable(f"{self.wanted}.", slug) from None
+            if self._takes == "date-time":
+                raise Unprocessable(f"{self.wanted}.", "invalid-time") from None
+            raise Unprocessable(f"{self.wanted}.", "invalid-parameter") from None
 
     def _value(self, text: str) -> Any:
         if "\0" in text:

@@ -1,5 +1,6 @@
 """The document of the API: well-formed, complete, and true of the application, whatever is sent to it."""
 
+import ast
 import asyncio
 import json
 import re
@@ -18,7 +19,7 @@ from schemathesis.config import SchemathesisConfig
 from schemathesis.python import asgi
 from starlette.routing import Match
 
-from service import app
+from service import app, errors
 from service.domain.addresses import Channel
 from service.settings import Settings
 from service.store import access
@@ -102,17 +103,21 @@ async def test_every_operation_and_parameter_is_explained(document: Any) -> None
         assert all(answer["description"] for answer in one["responses"].values()), (method, path)
 
 
-def test_every_slug_that_the_code_answers_is_explained_and_no_other() -> None:
-    code = "".join(path.read_text() for name in ("web", "flows") for path in (ROOT / name).glob("*.py"))
-    raised = set(re.findall(r'"([a-z]+(?:-[a-z]+)+)"\s*\)\s*(?:from \w+)?\n', code)) & PROBLEMS.keys()
-    named = {slug for slug in PROBLEMS if f'"{slug}"' in code.replace(problems_source(), "")}
-    defaults = set(re.findall(r'slug(?:: ClassVar\[str\])? = "([a-z-]+)"', (ROOT / "errors.py").read_text()))
-    unused = {"bad-request", "forbidden", "conflict", "unprocessable", "wrong-settings"}
-    assert raised | named | (defaults - unused) == set(PROBLEMS)
+def test_every_refusal_has_its_words_and_its_status_and_there_are_no_others() -> None:
+    said = {slug: one.status for slug, one in PROBLEMS.items()}
+    of_the_router = {"not-found": 404, "method-not-allowed": 405, "internal-error": 500}
+    assert said == dict(chain.from_iterable(map(refusals_in, sorted(ROOT.glob("*/*.py"))))) | of_the_router
 
 
-def problems_source() -> str:
-    return (ROOT / "web" / "problems.py").read_text()
+def refusals_in(module: Path) -> Iterator[tuple[str, int]]:
+    """The slugs of the refusals that are made in a module, with their statuses."""
+    for node in ast.walk(ast.parse(module.read_text())):
+        if not isinstance(node, ast.Call):
+            continue
+        kind = getattr(errors, getattr(node.func, "id", ""), None)
+        if kind is not None and issubclass(kind, (errors.RequestError, errors.StorageUnavailable)):
+            named = node.args[1].value if len(node.args) > 1 and isinstance(node.args[1], ast.Constant) else None
+            yield named if isinstance(named, str) else kind.slug, kind.status
 
 
 # The page.
