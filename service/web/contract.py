@@ -314,7 +314,7 @@ class _Parameter:
 
     def _value(self, text: str) -> Any:
         if "\0" in text:
-            raise ValueError
+            raise ValueError("PostgreSQL cannot keep it")
         if self._takes == "integer":
             return int(text) if _WHOLE_NUMBER.fullmatch(text) else text
         if self._takes == "boolean":
