@@ -32,6 +32,13 @@ MANY: Final = 1000
 # For this transaction alone, so that a pooler's next one is not meant.
 _PLAN_ANEW: Final = text("set local plan_cache_mode = force_custom_plan")
 
+_BY_KEY: Final = text(
+    """
+    select set_config('plan_cache_mode', 'force_custom_plan', true), set_config('enable_seqscan', 'off', true),
+           set_config('enable_bitmapscan', 'off', true)
+    """
+)
+
 CONFLICT_STATES: Final = frozenset({"40001", "40P01", "55P03", "23505"})
 """Serialisation failure, deadlock, lock not available, and a unique key that another took meanwhile (all our inserts
 expect that, but for those of the outbox): the same work, tried again, goes through."""
@@ -272,6 +279,13 @@ async def plan_anew(connection: AsyncConnection, size: int) -> None:
     when the tables were tiny reads them whole, once for each row: minutes, for a large batch on a young list."""
     if size > MANY:
         await connection.execute(_PLAN_ANEW)
+
+
+async def by_key(connection: AsyncConnection) -> None:
+    """Before a question about many keys: the index is walked once, in their order. Left alone, the planner reads a list
+    of a million whole for ten thousand of its rows, which takes six times as long, or keeps a plan from when the list
+    was tiny."""
+    await connection.execute(_BY_KEY)
 
 
 async def aside(size: int, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:

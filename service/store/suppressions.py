@@ -300,7 +300,7 @@ async def causes_of_each(connection: AsyncConnection, subjects: Sequence[Subject
     values = {"namespaces": list(namespaces), "channels": list(channels), "addresses": list(addresses)}
     found: list[list[CauseRow]] = [[] for _ in subjects]
     for r in await connection.execute(_CAUSES, values):
-        cause = _cause(r)
+        cause = cause_from(r)
         if cause.decided is not None:
             found[r.place - 1].append(CauseRow(cause, r.recorded_at, r.origin, r.batch_id))
     return found
@@ -364,7 +364,7 @@ async def every_cause(connection: AsyncConnection) -> AsyncIterator[list[tuple[s
     query = query.add_columns(table.reason, table.stop_at, table.clear_at, table.bounces)
     decided = func.coalesce(table.stop_at, table.clear_at).is_not(None)
     async for page in pages(connection, query.where(decided), MANY):
-        yield [(r.namespace, r.channel, r.address, _cause(r)) for r in page]
+        yield [(r.namespace, r.channel, r.address, cause_from(r)) for r in page]
 
 
 async def local_stops(
@@ -385,5 +385,6 @@ async def local_stops(
     return {row.address: row.local_stop_at for row in await connection.execute(query)}
 
 
-def _cause(row: Any) -> Cause:
+def cause_from(row: Any) -> Cause:
+    """The cause of a row of the list."""
     return Cause(row.reason, row.stop_at, row.clear_at, tuple(row.bounces or ()))
