@@ -20,7 +20,7 @@ from service.store import access, migrations, suppressions
 from service.store.database import Connection, Database
 from service.store.spool import Spool
 from service.telemetry import Metrics, logger
-from service.web import admin, archive, contract, health, webhook
+from service.web import admin, archive, checking, contract, health, history, listing, webhook
 from service.web import suppressions as queries
 from service.web.contract import AnyOperation
 from service.web.http import Budget, Service, Telling, on_error, on_http_exception
@@ -32,6 +32,9 @@ Application: TypeAlias = Starlette
 OPERATIONS: Final[tuple[AnyOperation, ...]] = (
     *webhook.OPERATIONS,
     *queries.OPERATIONS,
+    *history.OPERATIONS,
+    *checking.OPERATIONS,
+    *listing.OPERATIONS,
     *admin.OPERATIONS,
     *archive.OPERATIONS,
     *health.OPERATIONS,
@@ -49,6 +52,11 @@ LOOKUPS_SHARED: Final = 500
 
 LOOKUPS_WAITING: Final = 10_000
 """Questions that may wait before the next is told to come again."""
+
+
+CHECKS_AT_ONCE: Final = 2
+"""Checks of more than a thousand addresses, or groups of such a stream, under way; the others wait their turn, so that
+the memory and the connections that they take have a bound."""
 
 
 def utc_now() -> datetime:
@@ -88,6 +96,7 @@ def _lifespan(
         clock=clock,
         budget=Budget(settings.body_budget_bytes),
         reading=asyncio.Semaphore(1),
+        checking=asyncio.Semaphore(CHECKS_AT_ONCE),
         revisions=migrations.revisions(),
         head=migrations.head(),
     )

@@ -28,21 +28,16 @@ class Asking(NamedTuple):
 
 
 class Checked(msgspec.Struct, frozen=True):
-    """May this address, spelt as it was sent, be messaged? If not, the reasons that count for the purpose."""
+    """May this address, spelt as it was sent, be messaged? If not, the reasons that count for the purpose. Of what
+    cannot be an address of the channel there is nothing but the `error`."""
 
     address: str
-    suppressed: bool
-    reasons: tuple[str, ...]
+    suppressed: bool | msgspec.UnsetType = msgspec.UNSET
+    reasons: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+    error: str | msgspec.UnsetType = msgspec.UNSET
 
 
-class Impossible(msgspec.Struct, frozen=True):
-    """This cannot be an address of the channel; `error` is why."""
-
-    address: str
-    error: str
-
-
-async def check(database: Database, asking: Asking, addresses: Sequence[str]) -> list[Checked | Impossible]:
+async def check(database: Database, asking: Asking, addresses: Sequence[str]) -> list[Checked]:
     """The answers in the order of the addresses, whatever is repeated or impossible among them."""
     normal, keys = await aside(len(addresses), _keys, asking.channel, addresses)
     found: dict[str, str] = {}
@@ -60,7 +55,7 @@ def _keys(channel: Channel, addresses: Sequence[str]) -> tuple[list[str | Imposs
 
 def _answers(
     addresses: Sequence[str], normal: Sequence[str | ImpossibleAddress], found: dict[str, str], purpose: Purpose
-) -> list[Checked | Impossible]:
+) -> list[Checked]:
     """Only what is in the list costs more than a look."""
     against: dict[str | ImpossibleAddress, tuple[str, ...]] = {}
     for reason in sorted(found):
@@ -70,7 +65,7 @@ def _answers(
                 against[address] = against[address] + told if address in against else told
     stopped = against.get
     return [
-        Impossible(address, one.slug)
+        Checked(address, error=one.slug)
         if isinstance(one, ImpossibleAddress)
         else Checked(address, one in against, stopped(one, _NONE))
         for address, one in zip(addresses, normal, strict=True)

@@ -5,13 +5,16 @@ Both are folded from the facts, which retention never drops; so the answer is as
 month that the archive still has. A fact that was taken back is gone from the past, too.
 """
 
-from datetime import datetime
-from typing import Literal, NamedTuple
+from datetime import UTC, datetime
+from typing import Final, Literal, NamedTuple
 
 from service.domain.suppression import Cause, Policy, fold
 from service.store import access, suppressions
 from service.store.database import Database
 from service.store.suppressions import CauseRow, FactRow, Subject
+
+# The first years of the calendar, in some offsets, are none that the driver can send.
+_LONG_AGO: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 Basis = Literal["recorded", "occurred"]
 
@@ -27,7 +30,7 @@ async def state_at(database: Database, subject: Subject, at: datetime, basis: Ba
     """The state at a moment. `today` are the numbers to go by if none were ever written down."""
     async with database.read() as connection:
         facts = await suppressions.facts_of(connection, *subject)
-        policy = await access.policy_at(connection, at) or today
+        policy = await access.policy_at(connection, max(at, _LONG_AGO)) or today
     return State(_causes(_known(facts, at, basis), policy), policy)
 
 

@@ -41,6 +41,9 @@ _T = TypeVar("_T", bound=msgspec.Struct)
 API_BODY_LIMIT: Final = 1024 * 1024
 """Bytes of a JSON body under /v1, unless its route says otherwise."""
 
+SMALL_BODY: Final = 64 * 1024
+"""Bytes of JSON that are decoded on the spot."""
+
 MOST_MEMBERS: Final = 16
 """Members of one gzip body: each costs a copy of what follows it, before anything is verified."""
 
@@ -78,6 +81,7 @@ class Service:
     clock: Callable[[], datetime]
     budget: Budget
     reading: asyncio.Semaphore
+    checking: asyncio.Semaphore
     revisions: frozenset[str] = field(default=frozenset())
     head: str = ""
 
@@ -218,11 +222,18 @@ async def body_of(request: Request, kind: type[_T], limit: int = API_BODY_LIMIT,
             return kind()
         raise BadRequest(f"There is no body. Send a JSON object with {_fields_of(kind)}.", "not-json")
     try:
-        return _storable(msgspec.json.decode(body, type=kind))
+        return _storable(await _decoded(body, kind))
     except msgspec.ValidationError as error:
         raise Unprocessable(f"The body is not what this call takes: {error}.", "invalid-body") from None
     except (ValueError, RecursionError):
         raise BadRequest("The body is not JSON.", "not-json") from None
+
+
+async def _decoded(body: bytes, kind: type[_T]) -> _T:
+    """A large body is decoded beside the event loop."""
+    if len(body) <= SMALL_BODY:
+        return msgspec.json.decode(body, type=kind)
+    return await asyncio.to_thread(msgspec.json.decode, body, type=kind)
 
 
 def _fields_of(kind: Any) -> str:
