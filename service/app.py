@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
+from importlib.metadata import version
 from typing import Final, TypeAlias, TypeVar
 
 from starlette.applications import Starlette
@@ -11,7 +12,8 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from service.errors import KahunaSyncError, StorageUnavailable
-from service.flows.ingest import Intake, Rules, rules_of
+from service.flows.ingest import Rules, rules_of
+from service.flows.intake import Intake
 from service.flows.shelter import Shelter
 from service.flows.together import Together
 from service.flows.weather import Weather
@@ -20,7 +22,7 @@ from service.store import access, migrations, suppressions
 from service.store.database import Connection, Database
 from service.store.spool import Spool
 from service.telemetry import Metrics, logger
-from service.web import admin, archive, checking, contract, health, history, listing, webhook
+from service.web import admin, archive, checking, contract, health, history, listing, reference, webhook
 from service.web import suppressions as queries
 from service.web.contract import AnyOperation
 from service.web.http import Budget, Service, Telling, on_error, on_http_exception
@@ -39,7 +41,7 @@ OPERATIONS: Final[tuple[AnyOperation, ...]] = (
     *archive.OPERATIONS,
     *health.OPERATIONS,
 )
-"""All that the application answers; the first that fits a path has it."""
+"""All that the application answers, but for what describes them."""
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -68,8 +70,11 @@ def build(settings: Settings, clock: Callable[[], datetime] = utc_now) -> Applic
     """The web application of these settings."""
     metrics = Metrics()
     application = Starlette(
-        routes=contract.routes(OPERATIONS),
-        middleware=[Middleware(Telling, metrics=metrics)],
+        routes=contract.routes([*OPERATIONS, *reference.operations(OPERATIONS, version("kahuna-sync"))]),
+        middleware=[
+            Middleware(Telling, metrics=metrics),
+            Middleware(webhook.Shortcut, namespaces=[namespace.name for namespace in settings.namespaces]),
+        ],
         exception_handlers={KahunaSyncError: on_error, HTTPException: on_http_exception},
         lifespan=_lifespan(settings, metrics, clock),
     )

@@ -14,6 +14,7 @@
         ├── TooSlow              408
         ├── Conflict             409
         ├── TooLarge             413
+        ├── TooLong              414
         ├── UnsupportedEncoding  415
         ├── UnsupportedMediaType 415
         └── Unprocessable        422
@@ -97,6 +98,13 @@ class TooLarge(RequestError):
 
     status = 413
     slug = "body-too-large"
+
+
+class TooLong(RequestError):
+    """414: the path with its query is longer than anything that can be asked."""
+
+    status = 414
+    slug = "path-too-long"
 
 
 class UnsupportedEncoding(RequestError):

@@ -3,22 +3,26 @@
 import hashlib
 import uuid
 from datetime import datetime
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, TypeAlias
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from service.domain.addresses import Channel
+from service.domain.facts import EMAIL_REASONS, SMS_REASONS
 from service.domain.suppression import Purpose, Standing, Verdict, verdict
 from service.errors import Unprocessable
 from service.flows import write
 from service.flows.past import state_at
 from service.flows.write import Statement
 from service.store.suppressions import CauseRow, Subject
-from service.web.contract import Answer, AnyOperation, Asked, Body, Call, Moment, Operation, Shown
+from service.web.contract import Answer, AnyOperation, Asked, Body, Call, Moment, Operation, Shown, Text
 from service.web.http import Service, seconds_from, shown
 from service.web.subject import subject_of
+
+Reason: TypeAlias = Annotated[str, msgspec.Meta(extra_json_schema={"enum": sorted({*EMAIL_REASONS, *SMS_REASONS})})]
+"""A reason of either channel; `write` refuses one of the other, with those that there are."""
 
 
 class Question(Asked, frozen=True, kw_only=True):
@@ -49,16 +53,16 @@ class Question(Asked, frozen=True, kw_only=True):
 class Stop(msgspec.Struct, forbid_unknown_fields=True):
     """Why, when it happened (left out: now), and a note for the audit log."""
 
-    reason: str
-    occurred_at: str | None = None
-    note: str | None = None
+    reason: Reason
+    occurred_at: Shown | None = None
+    note: Text | None = None
 
 
 class Consent(msgspec.Struct, forbid_unknown_fields=True):
     """Where and when the new consent was given."""
 
-    evidence: str
-    occurred_at: str
+    evidence: Annotated[str, msgspec.Meta(extra_json_schema={"pattern": "^[^\\u0000]*[^\\s\\u0000][^\\u0000]*$"})]
+    occurred_at: Shown
 
 
 class Cause(msgspec.Struct):
