@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.domain.addresses import Channel
 from service.domain.suppression import Purpose
-from service.errors import KahunaSyncError, UnsupportedEncoding
+from service.errors import KahunaSyncError, Unprocessable, UnsupportedEncoding
 from service.flows.check import Asking, Checked, check
 from service.store.database import MANY, aside
 from service.telemetry import logger
@@ -44,11 +44,13 @@ class Question(msgspec.Struct, forbid_unknown_fields=True):
     purpose: Annotated[Purpose, msgspec.Meta(description=_PURPOSE)] = "marketing"
 
 
-class LinesQuestion(Asked, frozen=True, kw_only=True):
-    """What the lines are, and what the message is for."""
+class OfLines(Asked, frozen=True, kw_only=True):
+    """What lines cannot say themselves; a JSON body does."""
 
-    channel: Channel
-    purpose: Annotated[Purpose, msgspec.Meta(description=_PURPOSE)] = "marketing"
+    channel: Annotated[Channel | None, msgspec.Meta(description="Of lines, and then required: their channel.")] = None
+    purpose: Annotated[
+        Purpose | None, msgspec.Meta(description=f"Of lines: {_PURPOSE[0].lower()}{_PURPOSE[1:]} Default: marketing.")
+    ] = None
 
 
 class Results(msgspec.Struct):
@@ -57,21 +59,23 @@ class Results(msgspec.Struct):
     results: list[Checked]
 
 
-async def check_document(call: Call[Asked, Question]) -> Response:
+async def check_document(call: Call[OfLines, Question]) -> Response:
     """May we message these addresses? Up to 100,000 in one call.
 
     Duplicates are answered each in its place, and what cannot be an address gets an `error` instead of a verdict. The
     best form for one address, too: it keeps addresses out of the access logs on the way.
     """
     body, service = call.body, call.service
-    asking = _asking(call, call.channel(body.channel) or body.channel, body.purpose)
+    if call.query.channel is not None or call.query.purpose is not None:
+        raise Unprocessable("The body says the channel and the purpose; leave them out of the query.", "said-twice")
+    asking = _asking(call, body.channel, body.purpose)
     found = await _checked(service, asking, body.addresses)
     zipped = accepts_gzip(call.request)
     content, headers = await aside(len(found), _packed, Results(found), zipped=zipped)
     return Response(content, 200, headers, "application/json")
 
 
-async def check_lines(call: Call[LinesQuestion, None]) -> Response:
+async def check_lines(call: Call[OfLines, None]) -> Response:
     """May we message these addresses? Any number of them, one a line; the answers come while lines are still sent.
 
     Each line is answered by one line, in the same order. Read the answers while you send: nothing is kept for a caller
@@ -80,14 +84,16 @@ async def check_lines(call: Call[LinesQuestion, None]) -> Response:
     encoding = call.request.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("identity", "gzip", ""):
         raise UnsupportedEncoding("Send the body as it is, or with Content-Encoding: gzip.")
-    _asking(call, call.query.channel, call.query.purpose)  # what is wrong with the question is said first
-    return Stream(call, zipped=encoding == "gzip")
+    if call.query.channel is None:
+        raise Unprocessable("Say of which channel the lines are: ?channel=email or ?channel=sms.", "channel-required")
+    _asking(call, call.query.channel)  # what is wrong with the question is said before there is an answer
+    return Stream(call, call.query.channel, zipped=encoding == "gzip")
 
 
 class Stream(Response):
     """The answers to lines, made while they arrive."""
 
-    def __init__(self, call: Call[LinesQuestion, None], *, zipped: bool) -> None:
+    def __init__(self, call: Call[OfLines, None], channel: Channel, *, zipped: bool) -> None:
         headers = {"Cache-Control": "no-store", "Vary": "Accept-Encoding", "X-Accel-Buffering": "no"}
         self._zip = zlib.compressobj(_QUICKLY, wbits=31) if accepts_gzip(call.request) else None
         if self._zip is not None:
@@ -95,6 +101,7 @@ class Stream(Response):
         super().__init__(headers=headers, media_type="application/x-ndjson")
         del self.headers["Content-Length"]
         self._call = call
+        self._channel = channel
         self._is_zipped = zipped
         self._patience = call.service.settings.body_timeout_seconds
         self._started = False
@@ -113,7 +120,7 @@ class Stream(Response):
 
     async def _answered(self, lines: Sequence[bytes]) -> bytes:
         call = self._call
-        asking = _asking(call, call.query.channel, call.query.purpose)
+        asking = _asking(call, self._channel, call.query.purpose)
         texts, strange = await aside(len(lines), _texts, lines)
         found = await _checked(call.service, asking, texts)
         for place in strange:
@@ -152,10 +159,10 @@ def accepts_gzip(request: Request) -> bool:
     return False
 
 
-def _asking(call: Call[Any, Any], channel: Channel, purpose: Purpose) -> Asking:
+def _asking(call: Call[Any, Any], channel: Channel, purpose: Purpose | None = None) -> Asking:
     call.channel(channel)
     service = call.service
-    return Asking(call.namespace, channel, purpose, int(service.now.timestamp()), service.rules.policy)
+    return Asking(call.namespace, channel, purpose or "marketing", int(service.now.timestamp()), service.rules.policy)
 
 
 async def _checked(service: Service, asking: Asking, addresses: Sequence[str]) -> list[Checked]:
@@ -195,22 +202,23 @@ OPERATIONS: Final[list[AnyOperation]] = [
         "/v1/suppressions/check",
         check_document,
         scope="read",
-        query=Asked,
+        query=OfLines,
         body=Body(Question, {"channel": "email", "addresses": ["Ann@Example.com", "nobody"]}, BODY_LIMIT),
         answers=[
             Answer(200, Results, "A result for each address.", {"results": [_RESULT, _REFUSED]}, headers=_HEADERS)
         ],
+        problems=["said-twice"],
     ),
     Operation(
         "POST",
         "/v1/suppressions/check",
         check_lines,
         scope="read",
-        query=LinesQuestion,
+        query=OfLines,
         streams={"text/plain": "One address a line, in UTF-8; any number of lines."},
         answers=[
             Answer(200, Checked, "A result for each line.", _RESULT, "application/x-ndjson", headers=_HEADERS),
         ],
-        problems=["body-too-slow", "line-too-long", "not-gzip", "unsupported-encoding"],
+        problems=["body-too-slow", "channel-required", "line-too-long", "not-gzip", "unsupported-encoding"],
     ),
 ]

@@ -33,8 +33,8 @@ Reason = Literal[
 class Filters(Walk, frozen=True, kw_only=True):
     """Which rows of the list are wanted; what is left out is not asked about."""
 
-    channel: Channel | None = None
-    reason: Reason | None = None
+    channel: Annotated[Channel | None, msgspec.Meta(description="Rows of this channel alone.")] = None
+    reason: Annotated[Reason | None, msgspec.Meta(description="Rows with this reason alone.")] = None
     origin: Annotated[Origin | None, msgspec.Meta(description="Where what decided the cause came from.")] = None
     active: Annotated[bool | None, msgspec.Meta(description="Whether the cause is in force now.")] = None
     since: Annotated[

@@ -88,6 +88,12 @@ async def test_a_question_that_cannot_be_answered_is_refused(
     assert says in answer.json()["detail"]
 
 
+@pytest.mark.parametrize("parameter", ["channel=email", "purpose=marketing"])
+async def test_a_document_speaks_for_itself(site: Site, reader: Headers, parameter: str) -> None:
+    answer = await site.client.post(f"{CHECK}?{parameter}", headers=reader, json=asked("a@b"))
+    assert is_problem(answer, 422, "said-twice")
+
+
 async def test_a_hundred_thousand_are_answered_at_once(site: Site, reader: Headers) -> None:
     addresses = [f"u{n}@example.com" for n in range(MOST_ADDRESSES - 1)] + ["ann@example.com"]
     packed = gzip.compress(msgspec.json.encode(asked(*addresses)), 1)
@@ -164,7 +170,7 @@ async def test_lines_of_numbers_and_of_a_purpose(site: Site, reader: Headers) ->
 @pytest.mark.parametrize(
     ("path", "headers", "status", "slug"),
     [
-        (CHECK, {}, 422, "invalid-parameter"),
+        (CHECK, {}, 422, "channel-required"),
         (f"{CHECK}?channel=fax", {}, 422, "invalid-parameter"),
         (f"{LINES}&prupose=marketing", {}, 400, "unknown-parameter"),
         (f"{LINES}&namespace=nowhere", {}, 403, "other-namespace"),
