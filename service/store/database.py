@@ -337,6 +337,20 @@ async def aside(size: int, work: Callable[P, T], *given: P.args, **named: P.kwar
     return await asyncio.to_thread(work, *given, **named)
 
 
+async def fetch(connection: AsyncConnection, statement: str, *values: Any) -> list[Any]:
+    """Rows straight from the driver, for the hottest questions: half of what they cost is spent between it and us.
+    `$1`, `$2` stand for the values. A connection that failed is not used again."""
+    raw: Any = (await connection.get_raw_connection()).driver_connection
+    try:
+        rows: list[Any] = await raw.fetch(statement, *values)
+    except BaseException as error:
+        if raw.is_closed() or not isinstance(error, asyncpg.PostgresError):
+            raw.terminate()
+            await connection.invalidate()
+        raise
+    return rows
+
+
 async def pages(connection: AsyncConnection, query: Select[Any], rows: int) -> AsyncIterator[Sequence[Row[Any]]]:
     """The rows of a query, so many at a time, from a cursor of the server's: needs a transaction."""
     result = await connection.stream(query, execution_options={"yield_per": rows})
