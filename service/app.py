@@ -24,6 +24,7 @@ from service.store.spool import Spool
 from service.telemetry import Metrics, logger
 from service.web import admin, archive, checking, contract, health, history, listing, reference, webhook
 from service.web import suppressions as queries
+from service.web.callers import Callers
 from service.web.contract import AnyOperation
 from service.web.http import Budget, Service, Telling, on_error, on_http_exception
 
@@ -95,7 +96,12 @@ def _lifespan(
         intake=intake,
         shelter=_shelter(settings, database, intake, rules),
         lookups=_sharing(database, patience, suppressions.causes_of_each),
-        callers=_sharing(database, patience, access.callers_of),
+        callers=Callers(
+            _sharing(database, patience, access.callers_of).ask,
+            clock,
+            settings.token_cache_seconds,
+            settings.token_calls_per_second,
+        ),
         rules=rules,
         metrics=metrics,
         clock=clock,
@@ -113,7 +119,7 @@ def _lifespan(
             "web.started", host=settings.host, port=settings.port, namespaces=len(settings.namespaces), spool=spooling
         )
         try:
-            async with _sheltered(service.shelter):
+            async with _beside(service):
                 yield {"service": service}
         finally:
             await service.database.close()
@@ -153,10 +159,16 @@ def _shelter(settings: Settings, database: Database, intake: Intake, rules: Rule
 
 
 @asynccontextmanager
-async def _sheltered(shelter: Shelter | None) -> AsyncIterator[None]:
-    """With the look-out for the database, and the draining of the spool, running beside the block. A drain that is cut
-    short has either committed or not: the file is still there, and at worst a redelivery."""
-    tasks = [asyncio.create_task(work) for work in (shelter.weather.watch(), shelter.drain())] if shelter else []
+async def _beside(service: Service) -> AsyncIterator[None]:
+    """With what runs beside the block: the notes of which tokens are used, the look-out for the database, the draining
+    of the spool. A drain that is cut short has either committed or not: the file is still there, and at worst a
+    redelivery."""
+    shelter = service.shelter
+    works = [service.callers.keep_noting(service.database)]
+    works += [shelter.weather.watch(), shelter.drain()] if shelter else []
+    tasks = [asyncio.create_task(work) for work in works]
+    # A task that has not begun would end without its last words.
+    await asyncio.sleep(0)
     try:
         yield
     finally:
