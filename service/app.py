@@ -74,6 +74,7 @@ def build(settings: Settings, clock: Callable[[], datetime] = utc_now) -> Applic
         routes=contract.routes([*OPERATIONS, *reference.operations(OPERATIONS, version("kahuna-sync"))]),
         middleware=[
             Middleware(Telling, metrics=metrics),
+            Middleware(queries.Shortcut),
             Middleware(webhook.Shortcut, namespaces=[namespace.name for namespace in settings.namespaces]),
         ],
         exception_handlers={KahunaSyncError: on_error, HTTPException: on_http_exception},
