@@ -5,7 +5,9 @@ Both may be gzip, in and out. Refuses to hold a stream: what cannot be sent on i
 
 import asyncio
 import zlib
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -26,6 +28,9 @@ from service.web.lines import Inlet, beside
 MOST_ADDRESSES: Final = 100_000
 BODY_LIMIT: Final = 16 * 1024 * 1024
 """Bytes of the JSON form, once decompressed."""
+
+AHEAD: Final = 2
+"""Groups of a stream that are looked for at once: one is prepared while the database is busy with the other."""
 
 WORTH_ZIPPING: Final = 1000
 """Bytes from which an answer is compressed."""
@@ -110,22 +115,42 @@ class Stream(Response):
         inlet = Inlet(receive, self._patience, zipped=self._is_zipped)
         try:
             async with beside(inlet.fill()):
-                while lines := await inlet.group():
-                    await self._send(send, await self._answered(lines))
+                async with aclosing(self._answers(inlet)) as answers:
+                    async for found in answers:
+                        await self._send(send, await aside(len(found), self._line_by_line, found))
                 await self._send(send, self._zip.flush() if self._zip else b"", more=False)
         except KahunaSyncError as error:
             if not self._started:
                 raise
             await self._break_off(send, error)
 
-    async def _answered(self, lines: Sequence[bytes]) -> bytes:
+    async def _answers(self, inlet: Inlet) -> AsyncGenerator[list[Checked], None]:
+        """The answers to one group after the other; the next ones are looked for while one is sent."""
+        turn = asyncio.Lock()
+        coming = deque(asyncio.create_task(self._answered(inlet, turn)) for _ in range(AHEAD))
+        try:
+            while found := await coming[0]:
+                coming.popleft()
+                coming.append(asyncio.create_task(self._answered(inlet, turn)))
+                yield found
+        finally:
+            for task in coming:
+                task.cancel()
+            await asyncio.gather(*coming, return_exceptions=True)
+
+    async def _answered(self, inlet: Inlet, turn: asyncio.Lock) -> list[Checked]:
+        """The answers to the next group; none at the end. Whoever waits longest has the turn to take one."""
+        async with turn:
+            lines = await inlet.group()
+        if not lines:
+            return []
         call = self._call
         asking = _asking(call, self._channel, call.query.purpose)
         texts, strange = await aside(len(lines), _texts, lines)
         found = await _checked(call.service, asking, texts)
         for place in strange:
             found[place] = Checked(lines[place].decode(errors="replace"), error="not-utf8")
-        return await aside(len(found), self._line_by_line, found)
+        return found
 
     def _line_by_line(self, found: list[Checked]) -> bytes:
         content = msgspec.json.Encoder().encode_lines(found)
