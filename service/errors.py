@@ -13,6 +13,7 @@
         ├── NotFound             404
         ├── TooSlow              408
         ├── Conflict             409
+        ├── Gone                 410
         ├── TooLarge             413
         ├── UnsupportedEncoding  415
         └── Unprocessable        422
@@ -89,6 +90,13 @@ class Conflict(RequestError):
 
     status = 409
     slug = "conflict"
+
+
+class Gone(RequestError):
+    """410: it was here, and is not kept any more."""
+
+    status = 410
+    slug = "gone"
 
 
 class TooLarge(RequestError):

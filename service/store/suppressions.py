@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.domain.addresses import Channel
 from service.domain.facts import Action, Fact, Origin, Source
 from service.domain.suppression import Cause, Policy
-from service.store.database import SEPARATOR, among, aside, pages, plan_anew
+from service.store.database import SEPARATOR, among, aside, note_fed, pages, plan_anew
 from service.store.tables import facts, suppressions
 
 
@@ -253,6 +253,7 @@ async def apply(
     columns = await aside(len(entries), _columns, entries)
     values = columns | provenance._asdict() | {"separator": SEPARATOR, "kept": policy.soft_bounces_kept}
     new = await connection.execute(_APPLY, values)
+    note_fed(connection)
     return {row.batch_id: row.facts for row in new}
 
 

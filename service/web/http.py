@@ -1,7 +1,7 @@
 """Owns what all routes share: who is calling, which namespace, what the body says, how answers and problems look."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from time import perf_counter
@@ -25,6 +25,7 @@ from service.errors import (
     Unauthenticated,
     Unprocessable,
 )
+from service.flows.follow import Feed
 from service.flows.ingest import Intake, Rules
 from service.flows.shelter import Shelter
 from service.flows.together import Together
@@ -35,6 +36,7 @@ from service.store.suppressions import CauseRow, Subject
 from service.telemetry import REQUEST_ID, Metrics, RequestIds, logger
 
 _T = TypeVar("_T", bound=msgspec.Struct)
+_W = TypeVar("_W")
 
 API_BODY_LIMIT: Final = 1024 * 1024
 """Bytes of a JSON body under /v1."""
@@ -73,6 +75,8 @@ class Service:
     clock: Callable[[], datetime]
     budget: Budget
     reading: asyncio.Semaphore
+    feed: Feed
+    exports: asyncio.Semaphore
     revisions: frozenset[str] = field(default=frozenset())
     head: str = ""
 
@@ -258,6 +262,23 @@ async def read_body(request: Request, limit: int, seconds: float, take: Callable
     except TimeoutError:
         raise TooSlow("The body did not arrive in time.") from None
     return bytes(parts)
+
+
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, _W]) -> asyncio.Task[_W]:
+    """The work's task, ended: it is done, or was cancelled since the caller went away first."""
+
+    async def leave() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.create_task(work), asyncio.create_task(leave())
+    try:
+        await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+    return working
 
 
 def shown(seconds: int | None) -> str | None:
