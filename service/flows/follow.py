@@ -168,8 +168,17 @@ class Feed:
     """The feed as one process offers it."""
 
     def __init__(
-        self, database: Database, namespaces: Sequence[str], poll_seconds: float, direct_url: str | None = None
+        self,
+        database: Database,
+        namespaces: Sequence[str],
+        poll_seconds: float,
+        direct_url: str | None = None,
+        *,
+        calm: int = CALM,
+        most_waiting: int = MOST_WAITING,
     ) -> None:
+        self._calm = calm
+        self._most_waiting = most_waiting
         self._database = database
         self._namespaces = namespaces
         self._poll_seconds = poll_seconds
@@ -236,7 +245,7 @@ class Feed:
         """Whether there may be something new within so many seconds."""
         if seconds <= 0:
             return False
-        if len(self._waiters) >= MOST_WAITING:
+        if len(self._waiters) >= self._most_waiting:
             raise StorageUnavailable("Too many wait for changes already; try again, or without wait.")
         if self._memory is None or self._memory.epoch != after.epoch:
             self._wake_all()  # those of another epoch
@@ -320,7 +329,7 @@ class Feed:
             except TimeoutError:
                 self._memory = None
             return
-        seconds = self._poll_seconds * (CALM if self._heard and not hidden else 1)
+        seconds = self._poll_seconds * (self._calm if self._heard and not hidden else 1)
         try:
             async with asyncio.timeout(seconds):
                 await self._news.wait()
