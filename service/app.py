@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
+from importlib.metadata import version
 from typing import Final, TypeAlias, TypeVar
 
 from starlette.applications import Starlette
@@ -12,7 +13,8 @@ from starlette.middleware import Middleware
 
 from service.errors import KahunaSyncError, StorageUnavailable
 from service.flows.follow import Feed
-from service.flows.ingest import Intake, Rules, rules_of
+from service.flows.ingest import Rules, rules_of
+from service.flows.intake import Intake
 from service.flows.shelter import Shelter
 from service.flows.together import Together
 from service.flows.weather import Weather
@@ -21,13 +23,25 @@ from service.store import access, migrations, suppressions
 from service.store.database import Connection, Database
 from service.store.spool import Spool
 from service.telemetry import Metrics, logger
-from service.web import admin, archive, changes, export, health, webhook
+from service.web import admin, archive, changes, contract, export, health, reference, webhook
 from service.web import suppressions as queries
+from service.web.contract import AnyOperation
 from service.web.http import Budget, Service, Telling, on_error, on_http_exception
 
 Application: TypeAlias = Starlette
 """What a server runs; the command line knows it by this name only."""
 
+
+OPERATIONS: Final[tuple[AnyOperation, ...]] = (
+    *webhook.OPERATIONS,
+    *export.OPERATIONS,
+    *queries.OPERATIONS,
+    *changes.OPERATIONS,
+    *admin.OPERATIONS,
+    *archive.OPERATIONS,
+    *health.OPERATIONS,
+)
+"""All that the application answers, but for what describes them."""
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -52,16 +66,11 @@ def build(settings: Settings, clock: Callable[[], datetime] = utc_now) -> Applic
     metrics = Metrics()
     service = _service(settings, metrics, clock)
     application = Starlette(
-        routes=[
-            *webhook.ROUTES,
-            *export.ROUTES,
-            *queries.ROUTES,
-            *changes.ROUTES,
-            *admin.ROUTES,
-            *archive.ROUTES,
-            *health.ROUTES,
+        routes=contract.routes([*OPERATIONS, *reference.operations(OPERATIONS, version("kahuna-sync"))]),
+        middleware=[
+            Middleware(Telling, metrics=metrics),
+            Middleware(webhook.Shortcut, namespaces=[namespace.name for namespace in settings.namespaces]),
         ],
-        middleware=[Middleware(Telling, metrics=metrics)],
         exception_handlers={KahunaSyncError: on_error, HTTPException: on_http_exception},
         lifespan=_lifespan(service),
     )

@@ -15,7 +15,9 @@
         ├── Conflict             409
         ├── Gone                 410
         ├── TooLarge             413
+        ├── TooLong              414
         ├── UnsupportedEncoding  415
+        ├── UnsupportedMediaType 415
         └── Unprocessable        422
 
 Messages tell the reader what to do next. None holds a key, a token or an address. This module knows no HTTP
@@ -106,11 +108,25 @@ class TooLarge(RequestError):
     slug = "body-too-large"
 
 
+class TooLong(RequestError):
+    """414: the path with its query is longer than anything that can be asked."""
+
+    status = 414
+    slug = "path-too-long"
+
+
 class UnsupportedEncoding(RequestError):
     """415: a Content-Encoding other than identity or gzip."""
 
     status = 415
     slug = "unsupported-encoding"
+
+
+class UnsupportedMediaType(RequestError):
+    """415: a body whose Content-Type is none that this call takes."""
+
+    status = 415
+    slug = "unsupported-media-type"
 
 
 class Unprocessable(RequestError):

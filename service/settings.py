@@ -174,6 +174,10 @@ class Settings:
     changes_poll_seconds: float = setting(
         0.5, "Seconds between two looks at the feed while somebody waits and nobody tells of changes"
     )
+    changes_longest_wait_seconds: float = setting(
+        60.0,
+        "Seconds that a call waits for changes at most, whatever it asks for: less than proxies wait for an answer",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "Least level that is logged")
     log_format: Literal["console", "json"] = setting("console", "`json` for machines, `console` for people")
     namespaces: tuple[Namespace, ...] = ()

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from sqlalchemy import DateTime, Text, bindparam, insert, text
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.domain.addresses import Channel
 from service.store import partitions
-from service.store.database import plan_anew, single_connection
+from service.store.database import driver_of, plan_anew, single_connection
 from service.store.partitions import FEED, Month
 from service.store.tables import epochs
 
@@ -168,7 +168,7 @@ async def listening(url: str, on_news: Callable[[], None]) -> AsyncIterator[asyn
     the event. Not through a pooler: the session must stay ours."""
     lost = asyncio.Event()
     async with single_connection(url) as connection:
-        driver: Any = (await connection.get_raw_connection()).driver_connection
+        driver = await driver_of(connection)
         driver.add_termination_listener(lambda _: lost.set())
         await driver.add_listener(LISTENED, lambda *_: on_news())
         yield lost

@@ -5,8 +5,8 @@ in SQL; a test holds it against `domain.suppression`. Every text is exactly what
 that a spreadsheet would take for a formula, since then the import could not tell it from a part of the address.
 """
 
-from collections.abc import Awaitable, Callable
-from typing import Final, Literal, NamedTuple
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, Literal, NamedTuple
 
 from service.domain.addresses import Channel
 from service.domain.suppression import Policy
@@ -114,7 +114,11 @@ def _causes(policy: Policy, where: str) -> str:
 
 
 async def stream(
-    connection: Connection, wanted: Wanted, policy: Policy, form: Format, sink: Callable[[bytes], Awaitable[None]]
+    connection: Connection,
+    wanted: Wanted,
+    policy: Policy,
+    form: Format,
+    sink: Callable[[bytes], Coroutine[Any, Any, None]],
 ) -> None:
     """Hands on all rows, as of the snapshot that the connection is in; the first line of a CSV names the columns. Lines
     end in a line feed."""

@@ -3,23 +3,22 @@
 import asyncio
 import zlib
 from collections.abc import Callable
-from typing import Any, Final, get_args
+from typing import Annotated, Any, Final, Literal
 
-from starlette.requests import Request
+import msgspec
 from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import Receive, Send
-from starlette.types import Scope as Asked
+from starlette.types import Scope as Asking
 
-from service.domain.addresses import CHANNELS
+from service.domain.addresses import CHANNELS, Channel
 from service.domain.facts import reasons_of
-from service.errors import StorageUnavailable, Unprocessable
+from service.errors import StorageBusy, Unprocessable
 from service.flows.follow import Cursor, Scope
 from service.store import changes, export
 from service.store.export import Format, Key, Wanted
 from service.telemetry import logger
-from service.web.asking import choice_in
-from service.web.http import Service, caller_with, namespace_for, parameters, service_of, unless_gone
+from service.web.contract import Answer, AnyOperation, Asked, Call, Operation, Shown
+from service.web.http import Service, unless_gone
 
 AT_ONCE: Final = 2
 """Exports of one process under way: each keeps a connection and a snapshot for as long as it lasts."""
@@ -31,38 +30,82 @@ _TYPES: Final = {"csv": "text/csv; charset=utf-8", "ndjson": "application/x-ndjs
 _REASONS: Final = tuple(dict.fromkeys(reason for channel in CHANNELS for reason in reasons_of(channel)))
 
 
+_Reason = Annotated[str, msgspec.Meta(extra_json_schema={"enum": _REASONS})]
+
+
 class Stalled(Exception):
     """The caller takes nothing any more."""
 
 
-async def exported(request: Request) -> Response:
-    """GET: every cause of the list."""
-    caller = await caller_with(request, "read")
-    given = parameters(request, "namespace", "format", "channel", "reason", "active", "order", "from")
-    namespace = namespace_for(request, caller, given.get("namespace"))
-    active = choice_in(given, "active", ("true", "false"))
-    service = service_of(request)
+class Export(Asked, frozen=True, kw_only=True):
+    """Which causes, in which form and order."""
+
+    format: Annotated[Format, msgspec.Meta(description="The form of the rows.")] = "csv"
+    channel: Annotated[Channel | None, msgspec.Meta(description="Causes of this channel only.")] = None
+    reason: Annotated[_Reason | None, msgspec.Meta(description="Causes of this reason only.")] = None
+    active: Annotated[
+        bool | None, msgspec.Meta(description="Only causes that are in force, or only those that are not.")
+    ] = None
+    order: Annotated[
+        Literal["key"] | None,
+        msgspec.Meta(
+            description="`key` sorts the rows by address, channel and reason, so that an export that breaks off can be "
+            "resumed. Left out, they come as the server finds them, which is quicker."
+        ),
+    ] = None
+    from_: Annotated[
+        str | None,
+        msgspec.Meta(
+            description="Go on with this row, itself included, in the order of the keys: `channel,reason,address` of "
+            "the last whole row.",
+            examples=["email,unsubscribe,ann@example.com"],
+        ),
+    ] = msgspec.field(default=None, name="from")
+
+
+class Exported(msgspec.Struct):
+    """A cause as it stands. `occurred_at` is the time of the fact that decided it. `until` is when it ends or ended by
+    itself; a cause that was cleared ended at the very time of its clear. A soft bounce is a row for each that counts.
+    """
+
+    namespace: str
+    channel: Channel
+    address: str
+    reason: str
+    active: bool
+    occurred_at: Shown
+    until: Shown | None
+    origin: str | None
+    recorded_at: Shown | None
+    address_received: str
+
+
+async def exported(call: Call[Export, None]) -> Response:
+    """Every cause on the list, as of one moment.
+
+    Rows are written as they are read, however many there are. An answer that is not ended in form has broken off.
+    """
+    query, request = call.query, call.request
+    if query.reason not in (None, *_REASONS):
+        raise Unprocessable(f"reason must be one of {', '.join(_REASONS)}.", "invalid-parameter")
     wanted = Wanted(
-        namespace,
-        int(service.now.timestamp()),
-        choice_in(given, "channel", CHANNELS),
-        choice_in(given, "reason", _REASONS),
-        None if active is None else active == "true",
-        ordered=choice_in(given, "order", ("key",)) is not None,
-        begin=key_from(given["from"]) if "from" in given else None,
+        call.namespace,
+        int(call.service.now.timestamp()),
+        call.channel(query.channel),
+        query.reason,
+        query.active,
+        ordered=query.order == "key",
+        begin=None if query.from_ is None else key_from(query.from_),
     )
-    form: Format = choice_in(given, "format", get_args(Format)) or "csv"
-    return _Export(service, wanted, form, zipped=_takes_gzip(request.headers.get("Accept-Encoding", "")))
-
-
-ROUTES: Final = [Route("/v1/suppressions/export", exported, methods=["GET"])]
+    zipped = _takes_gzip(request.headers.get("Accept-Encoding", ""))
+    return _Export(call.service, wanted, query.format, zipped=zipped)
 
 
 def key_from(text: str) -> Key:
     """The key of a row: its channel, reason and address with commas between them."""
     channel, _, rest = text.partition(",")
     reason, _, address = rest.partition(",")
-    if channel not in CHANNELS or reason not in _REASONS or not address or "\0" in address:
+    if channel not in CHANNELS or reason not in _REASONS or not address:
         raise Unprocessable("from must be channel,reason,address of the last row that you have.", "invalid-parameter")
     return Key(address, CHANNELS[CHANNELS.index(channel)], reason)
 
@@ -85,9 +128,9 @@ class _Export(Response):
         self._form = form
         self._zipped = zipped
 
-    async def __call__(self, scope: Asked, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Asking, receive: Receive, send: Send) -> None:
         if self._service.exports.locked():
-            raise StorageUnavailable(f"{AT_ONCE} exports are under way already; try again later.", 30)
+            raise StorageBusy(f"{AT_ONCE} exports are under way already; try again later.", 30)
         async with self._service.exports, self._service.database.snapshot(export.TABLE) as connection:
             cursor = Cursor(*await changes.horizon(connection)).written(Scope(self._wanted.namespace))
             await send({"type": "http.response.start", "status": 200, "headers": self._head(cursor)})
@@ -149,3 +192,38 @@ class _Outlet:
     async def end(self) -> None:
         """Says that this was all."""
         await self._send({"type": "http.response.body", "body": self._rest(), "more_body": False})
+
+
+_ROW: Final = {
+    "namespace": "default",
+    "channel": "email",
+    "address": "ann@example.com",
+    "reason": "unsubscribe",
+    "active": True,
+    "occurred_at": "2026-01-31T12:00:00Z",
+    "until": None,
+    "origin": "kahuna_webhook",
+    "recorded_at": "2026-01-31T12:00:01.25Z",
+    "address_received": "Ann@Example.com",
+}
+
+_HEADERS: Final = {
+    "X-Changes-Cursor": "Where to follow the feed from: nothing that this export lacks is missing there.",
+    "Content-Disposition": "`attachment`, with a file name.",
+    "Cache-Control": "`no-store`.",
+    "Vary": "`Accept-Encoding`: the answer is compressed for those who take gzip.",
+}
+
+OPERATIONS: Final[list[AnyOperation]] = [
+    Operation(
+        "GET",
+        "/v1/suppressions/export",
+        exported,
+        scope="read",
+        query=Export,
+        answers=[
+            Answer(200, str, "The rows, under a line with their names.", media_type="text/csv", headers=_HEADERS),
+            Answer(200, Exported, "A row on each line.", _ROW, "application/x-ndjson", _HEADERS),
+        ],
+    )
+]

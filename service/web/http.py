@@ -1,6 +1,7 @@
 """Owns what all routes share: who is calling, which namespace, what the body says, how answers and problems look."""
 
 import asyncio
+import zlib
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -24,9 +25,11 @@ from service.errors import (
     TooSlow,
     Unauthenticated,
     Unprocessable,
+    UnsupportedEncoding,
 )
 from service.flows.follow import Feed
-from service.flows.ingest import Intake, Rules
+from service.flows.ingest import Rules
+from service.flows.intake import Intake
 from service.flows.shelter import Shelter
 from service.flows.together import Together
 from service.settings import Settings
@@ -34,12 +37,16 @@ from service.store.access import Caller
 from service.store.database import Database
 from service.store.suppressions import CauseRow, Subject
 from service.telemetry import REQUEST_ID, Metrics, RequestIds, logger
+from service.web.problems import PROBLEMS, document
 
 _T = TypeVar("_T", bound=msgspec.Struct)
 _W = TypeVar("_W")
 
 API_BODY_LIMIT: Final = 1024 * 1024
-"""Bytes of a JSON body under /v1."""
+"""Bytes of a JSON body under /v1, unless its route says otherwise."""
+
+MOST_MEMBERS: Final = 16
+"""Members of one gzip body: each costs a copy of what follows it, before anything is verified."""
 
 
 class Budget:
@@ -97,19 +104,31 @@ def service_of(request: Request) -> Service:
     return service
 
 
-def answer(document: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+def answer(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """A JSON answer."""
-    return Response(msgspec.json.encode(document), status, headers, "application/json")
+    return Response(msgspec.json.encode(content), status, headers, "application/json")
 
 
 def problem(status: int, slug: str, detail: str, headers: Mapping[str, str] | None = None) -> Response:
     """An RFC 9457 answer; `type` is a stable slug."""
-    document = {"type": slug, "title": slug.replace("-", " ").capitalize(), "status": status, "detail": detail}
-    return Response(msgspec.json.encode(document), status, headers, "application/problem+json")
+    return Response(msgspec.json.encode(document(slug, detail, status)), status, headers, "application/problem+json")
+
+
+async def send_json(send: Send, document: Any) -> None:
+    """A JSON answer of 200, by the shortest way."""
+    body = msgspec.json.encode(document)
+    headers = [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 async def on_error(_request: Request, error: Exception) -> Response:
-    """The problem that an error of ours is."""
+    """The problem that an error of ours is. Any other is raised again."""
+    return problem_of(error)
+
+
+def problem_of(error: Exception) -> Response:
+    """The problem that an error of ours is. Any other is raised again."""
     if isinstance(error, RequestError):
         headers = {"WWW-Authenticate": "Bearer"} if type(error) is Unauthenticated else None
         return problem(error.status, error.reason, str(error), headers)
@@ -124,7 +143,8 @@ async def on_http_exception(_request: Request, error: Exception) -> Response:
     """The problem that a refusal of the router is."""
     if not isinstance(error, HTTPException):
         raise error
-    known = {404: ("not-found", "There is nothing at this path."), 405: ("method-not-allowed", "See the Allow header.")}
+    known = {404: ("not-found", "There is nothing at this path; /docs shows those that there are.")}
+    known[405] = ("method-not-allowed", PROBLEMS["method-not-allowed"].says)
     slug, detail = known.get(error.status_code, ("refused", error.detail))
     return problem(error.status_code, slug, detail, error.headers)
 
@@ -164,12 +184,10 @@ class Telling:
         except Exception:  # noqa: BLE001 (the last one to see it: it is logged, and answered without a traceback)
             logger().exception("request.failed", route=_route_of(scope))
             if status == 0:
-                await problem(500, "internal-error", "This is a fault of ours; it is logged.")(
-                    scope, receive, send_with_id
-                )
+                await problem(500, "internal-error", PROBLEMS["internal-error"].says)(scope, receive, send_with_id)
         finally:
             REQUEST_ID.reset(token)
-            self._metrics.requests.labels(_route_of(scope), str(status)).observe(perf_counter() - started)
+            self._metrics.note_request(_route_of(scope), status, perf_counter() - started)
 
 
 def _route_of(scope: Scope) -> str:
@@ -190,21 +208,9 @@ async def caller_with(request: Request, scope: str) -> Caller:
     return caller
 
 
-def parameters(request: Request, *allowed: str) -> dict[str, str]:
-    """The query parameters. An unknown or repeated one is an error, since silence would hide a misspelling."""
-    given: dict[str, str] = {}
-    for name, value in request.query_params.multi_items():
-        if name not in allowed:
-            raise BadRequest(f"Unknown query parameter; allowed: {', '.join(allowed) or 'none'}.", "unknown-parameter")
-        if name in given:
-            raise BadRequest(f"The query parameter {name} is given twice.", "repeated-parameter")
-        given[name] = value
-    return given
-
-
-def namespace_for(request: Request, caller: Caller, given: str | None) -> str:
+def namespace_for(service: Service, caller: Caller, given: str | None) -> str:
     """The namespace that the call speaks of: the one given, else the token's, else the only one."""
-    settings = service_of(request).settings
+    settings = service.settings
     only = settings.namespaces[0].name if len(settings.namespaces) == 1 else None
     name = given or caller.namespace or only
     if name is None:
@@ -216,10 +222,18 @@ def namespace_for(request: Request, caller: Caller, given: str | None) -> str:
     return name
 
 
-async def body_of(request: Request, kind: type[_T]) -> _T:
-    """The JSON body, as the shape that the route takes."""
-    body = await read_body(request, API_BODY_LIMIT, service_of(request).settings.body_timeout_seconds)
+async def body_of(request: Request, kind: type[_T], limit: int = API_BODY_LIMIT, *, optional: bool = False) -> _T:
+    """The JSON body, as the shape that the route takes. Without an optional one: the shape's defaults."""
+    encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in ("identity", "gzip", ""):
+        raise UnsupportedEncoding("Send the body as it is, or with Content-Encoding: gzip.")
+    declared, seconds = request.headers.get("Content-Length", ""), service_of(request).settings.body_timeout_seconds
+    body = await read_body(request.receive, declared, limit, seconds)
+    if encoding == "gzip":
+        body = await asyncio.to_thread(decompressed, body, limit)
     if not body.strip():
+        if optional:
+            return kind()
         raise BadRequest(f"There is no body. Send a JSON object with {_fields_of(kind)}.", "not-json")
     try:
         return _storable(msgspec.json.decode(body, type=kind))
@@ -242,26 +256,77 @@ def _storable(document: _T) -> _T:
     return document
 
 
-async def read_body(request: Request, limit: int, seconds: float, take: Callable[[int], None] | None = None) -> bytes:
+async def read_body(
+    receive: Receive, declared: str, limit: int, seconds: float, take: Callable[[int], None] | None = None
+) -> bytes:
     """The body as sent, refused while it is read if it grows over `limit` bytes or takes over `seconds`.
 
-    `take` hears of every part before it is kept.
+    `declared` is the Content-Length, if any. `take` hears of every part before it is kept.
     """
-    declared = request.headers.get("Content-Length", "")
     if declared.isdecimal() and int(declared) > limit:
         raise TooLarge(f"The body is over {limit} bytes.")
+    parts: list[bytes] = []
+    size, more = 0, True
+    with _Deadline(seconds):
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            part, more = message.get("body", b""), message.get("more_body", False)
+            size += len(part)
+            if size > limit:
+                raise TooLarge(f"The body is over {limit} bytes.")
+            if take is not None:
+                take(len(part))
+            parts.append(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+class _Deadline:
+    """`asyncio.timeout` for bodies alone: part of every callback, nearly all of which are there before it is set, and a
+    third of the price."""
+
+    __slots__ = ("_over", "_seconds", "_task", "_timer")
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._over = False
+
+    def __enter__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task(loop)
+        self._timer = loop.call_later(self._seconds, self._expire)
+
+    def _expire(self) -> None:
+        self._over = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._timer.cancel()
+        # Somebody else may want the task to end, too: that goes first.
+        if self._over and self._task is not None and not self._task.uncancel() and kind is asyncio.CancelledError:
+            raise TooSlow("The body did not arrive in time.") from None
+
+
+def decompressed(body: bytes, limit: int) -> bytes:
+    """The body behind gzip, of which never more than the limit is made."""
     parts = bytearray()
+    rest = body
     try:
-        async with asyncio.timeout(seconds):
-            async for part in request.stream():
-                if len(parts) + len(part) > limit:
-                    raise TooLarge(f"The body is over {limit} bytes.")
-                if take is not None:
-                    take(len(part))
-                parts += part
-    except TimeoutError:
-        raise TooSlow("The body did not arrive in time.") from None
-    return bytes(parts)
+        for _ in range(MOST_MEMBERS):
+            unzip = zlib.decompressobj(wbits=31)
+            parts += unzip.decompress(rest, limit + 1 - len(parts))
+            if len(parts) > limit or unzip.unconsumed_tail:
+                raise TooLarge(f"The decompressed body is over {limit} bytes.")
+            if not unzip.eof:
+                raise BadRequest("The gzip body is cut off.", "not-gzip")
+            rest = unzip.unused_data
+            if not rest:
+                return bytes(parts)
+    except zlib.error:
+        raise BadRequest("The body is not gzip, as Content-Encoding says.", "not-gzip") from None
+    raise BadRequest(f"The gzip body has more than {MOST_MEMBERS} members; compress it as one.", "not-gzip")
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, _W]) -> asyncio.Task[_W]:

@@ -10,7 +10,7 @@ import pytest
 from service.app import build, end_waits
 from service.settings import Settings
 from service.store import changes
-from tests.flows.speaking import Clock
+from tests.flows.speaking import Clock, until
 from tests.web.harness import Headers, Site, is_problem, opened, with_state
 
 STOP = {"email": "ann@example.com", "reason": "unsub", "timestamp": 1_700_000_000}
@@ -32,12 +32,6 @@ async def feed(site: Site, reader: Headers, **parameters: Any) -> dict[str, Any]
     assert answer.status_code == 200, answer.text
     found: dict[str, Any] = answer.json()
     return found
-
-
-async def waiting(site: Site) -> int:
-    """How many wait, as the metrics say."""
-    text = (await site.client.get("/metrics")).text
-    return int(float(text.split("\nkahuna_sync_feed_waiting ")[1].split("\n")[0]))
 
 
 async def test_a_change_is_told_with_what_is_true_now(site: Site, reader: Headers) -> None:
@@ -139,11 +133,9 @@ async def test_it_needs_the_scope_read(site: Site) -> None:
 async def test_who_waits_is_answered_by_the_change(site: Site, reader: Headers) -> None:
     start = (await feed(site, reader))["next"]
     asked = asyncio.create_task(feed(site, reader, after=start, wait=60))
-    while not await waiting(site):
-        await asyncio.sleep(0.01)
     await site.deliver("email", [STOP])
     assert [change["address"] for change in (await asked)["changes"]] == ["ann@example.com"]
-    assert not await waiting(site)
+    assert "\nkahuna_sync_feed_waiting 0.0\n" in (await site.client.get("/metrics")).text
 
 
 async def test_who_hangs_up_waits_no_longer(settings: Settings) -> None:
@@ -170,8 +162,7 @@ async def test_who_hangs_up_waits_no_longer(settings: Settings) -> None:
         feed = application.state.feed
         leaving = asyncio.create_task(served(scope, receive, send))
         staying = asyncio.create_task(served(scope, for_ever, send))
-        while feed.waiting < 2:
-            await asyncio.sleep(0.01)
+        await until(lambda: feed.waiting == 2)
         hung_up.set()
         await leaving
         assert feed.waiting == 1
