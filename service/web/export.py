@@ -31,6 +31,7 @@ _REASONS: Final = tuple(dict.fromkeys(reason for channel in CHANNELS for reason 
 
 
 _Reason = Annotated[str, msgspec.Meta(extra_json_schema={"enum": _REASONS})]
+_Row = Annotated[str, msgspec.Meta(pattern=f"^({'|'.join(CHANNELS)}),({'|'.join(_REASONS)}),[^\\u0000]+$")]
 
 
 class Stalled(Exception):
@@ -54,7 +55,7 @@ class Export(Asked, frozen=True, kw_only=True):
         ),
     ] = None
     from_: Annotated[
-        str | None,
+        _Row | None,
         msgspec.Meta(
             description="Go on with this row, itself included, in the order of the keys: `channel,reason,address` of "
             "the last whole row.",
@@ -95,18 +96,14 @@ async def exported(call: Call[Export, None]) -> Response:
         query.reason,
         query.active,
         ordered=query.order == "key",
-        begin=None if query.from_ is None else key_from(query.from_),
+        begin=None if query.from_ is None else _key_from(query.from_),
     )
     zipped = _takes_gzip(request.headers.get("Accept-Encoding", ""))
     return _Export(call.service, wanted, query.format, zipped=zipped)
 
 
-def key_from(text: str) -> Key:
-    """The key of a row: its channel, reason and address with commas between them."""
-    channel, _, rest = text.partition(",")
-    reason, _, address = rest.partition(",")
-    if channel not in CHANNELS or reason not in _REASONS or not address:
-        raise Unprocessable("from must be channel,reason,address of the last row that you have.", "invalid-parameter")
+def _key_from(text: str) -> Key:
+    channel, reason, address = text.split(",", 2)
     return Key(address, CHANNELS[CHANNELS.index(channel)], reason)
 
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def test_every_slug_that_the_code_answers_is_explained_and_no_other() -> None:
     raised = set(re.findall(r'"([a-z]+(?:-[a-z]+)+)"\s*\)\s*(?:from \w+)?\n', code)) & PROBLEMS.keys()
     named = {slug for slug in PROBLEMS if f'"{slug}"' in code.replace(problems_source(), "")}
     defaults = set(re.findall(r'slug(?:: ClassVar\[str\])? = "([a-z-]+)"', (ROOT / "errors.py").read_text()))
-    unused = {"bad-request", "forbidden", "conflict", "unprocessable", "wrong-settings"}
+    unused = {"bad-request", "forbidden", "conflict", "gone", "unprocessable", "wrong-settings"}
     assert raised | named | (defaults - unused) == set(PROBLEMS)
 
 
@@ -172,7 +173,7 @@ SCHEMA.app = STAGE
 def credentials(server_url: str, template: str) -> Iterator[Credentials]:
     """Of an application with something in every list: one for all operations, which see what the others did."""
     with cloned(server_url, template) as url:
-        settings = settings_for(url)
+        settings = replace(settings_for(url), changes_longest_wait_seconds=0.05)
         token = asyncio.run(seeded(settings))
         STAGE.application = app.build(settings)
         yield Credentials(token)
