@@ -205,7 +205,8 @@ class Feed:
         if the process ends."""
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
-        page = None if after is None else self._remembered(scope, after, limit)
+        # Who does not wait asks for what is true now, not for what was found a moment ago.
+        page = None if after is None or seconds <= 0 else self._remembered(scope, after, limit)
         if page is None:
             page = await self.page(scope, after, limit)
         while not page.told and not self._ended and await self._wait(scope, page.next, end - loop.time()):

@@ -327,10 +327,11 @@ async def test_a_crowd_shares_the_looks_and_comes_back_without_one(world: World)
 
         async def follower() -> list[str]:
             found: list[str] = []
-            page = await feed.next_page(HERE, here, 10, 30)
+            cursor = here
             while len(found) < 3:
+                page = await feed.next_page(HERE, cursor, 10, 30)
                 found += addresses(page)
-                page = await feed.next_page(HERE, page.next, 10, 30 if len(found) < 3 else 0)
+                cursor = page.next
             return found
 
         async with feed.running():
