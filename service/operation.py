@@ -21,6 +21,7 @@ from rich.table import Table
 
 from service import embedded, settings, up
 from service.domain.evidence import KINDS
+from service.domain.facts import REASONS
 from service.errors import SettingsError, StorageUnavailable
 from service.flows import follow, ingest, rebuild, reconcile, replay
 from service.settings import Settings
@@ -226,7 +227,7 @@ async def _verify(database: Database, loaded: Settings, *, show: bool) -> rebuil
 @click.command("export")
 @click.option("--format", "form", type=click.Choice(["csv", "ndjson"]), default="csv", show_default=True)
 @click.option("--channel", type=click.Choice(["email", "sms"]), help="Only causes of this channel.")
-@click.option("--reason", help="Only causes of this reason.")
+@click.option("--reason", type=click.Choice(REASONS), help="Only causes of this reason.")
 @click.option("--active/--inactive", default=None, help="Only causes that are in force, or only those that are not.")
 @click.option("--output", type=click.Path(dir_okay=False), help="The file to write (default: standard output).")
 @NAMESPACE

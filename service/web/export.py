@@ -11,7 +11,7 @@ from starlette.types import Receive, Send
 from starlette.types import Scope as Asking
 
 from service.domain.addresses import CHANNELS, Channel
-from service.domain.facts import reasons_of
+from service.domain.facts import REASONS
 from service.errors import StorageBusy, Unprocessable
 from service.flows.follow import Cursor, Scope
 from service.store import changes, export
@@ -27,11 +27,10 @@ STALLED: Final = 60.0
 """Seconds after which one who takes nothing is given up: the server keeps all old rows for as long as they wait."""
 
 _TYPES: Final = {"csv": "text/csv; charset=utf-8", "ndjson": "application/x-ndjson"}
-_REASONS: Final = tuple(dict.fromkeys(reason for channel in CHANNELS for reason in reasons_of(channel)))
 
 
-_Reason = Annotated[str, msgspec.Meta(extra_json_schema={"enum": _REASONS})]
-_Row = Annotated[str, msgspec.Meta(pattern=f"^({'|'.join(CHANNELS)}),({'|'.join(_REASONS)}),[^\\u0000]+$")]
+_Reason = Annotated[str, msgspec.Meta(extra_json_schema={"enum": REASONS})]
+_Row = Annotated[str, msgspec.Meta(pattern=f"^({'|'.join(CHANNELS)}),({'|'.join(REASONS)}),[^\\u0000]+$")]
 
 
 class Stalled(Exception):
@@ -87,8 +86,8 @@ async def exported(call: Call[Export, None]) -> Response:
     Rows are written as they are read, however many there are. An answer that is not ended in form has broken off.
     """
     query, request = call.query, call.request
-    if query.reason not in (None, *_REASONS):
-        raise Unprocessable(f"reason must be one of {', '.join(_REASONS)}.", "invalid-parameter")
+    if query.reason not in (None, *REASONS):
+        raise Unprocessable(f"reason must be one of {', '.join(REASONS)}.", "invalid-parameter")
     wanted = Wanted(
         call.namespace,
         int(call.service.now.timestamp()),

@@ -117,7 +117,7 @@ async def test_who_only_reads_holds_nothing_back(world: World, feed: Feed) -> No
 async def test_a_followers_copy_is_the_table_with_eight_writers(world: World, feed: Feed) -> None:
     """Writers that commit, roll back and linger, in any order; `FEED_SECONDS=60` for the long form."""
     chance = random.Random(5)
-    ended = asyncio.Event()
+    ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     end = time.monotonic() + LONG
 
     async def writer(number: int) -> None:
@@ -134,16 +134,14 @@ async def test_a_followers_copy_is_the_table_with_eight_writers(world: World, fe
 
     async def follower() -> None:
         page = await feed.page(HERE, None, 7)
-        while True:
-            over = ended.is_set()
+        while page.told or not ended.done() or page.next.position.xid < ended.result():
             copy.extend(addresses(page))
-            if over and not page.told:
-                return
-            page = await feed.next_page(HERE, page.next, chance.choice([1, 7, 1000]), 0 if over else 0.05)
+            page = await feed.next_page(HERE, page.next, chance.choice([1, 7, 1000]), 0.05)
 
     following = asyncio.create_task(follower())
     await asyncio.gather(*(writer(number) for number in range(8)))
-    ended.set()
+    [(last,)] = await world.query("select cast(cast(pg_snapshot_xmax(pg_current_snapshot()) as text) as bigint)")
+    ended.set_result(last)
     await following
     assert sorted(copy) == sorted(row.address for row in await world.query("select address from changes"))
     assert len(copy) > 100
