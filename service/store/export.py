@@ -53,7 +53,8 @@ class Wanted(NamedTuple):
 
 
 def _given(name: str) -> str:
-    return f"current_setting('kahuna_sync.{name}')"
+    # As a query of its own it is looked up once, and not for each row.
+    return f"(select current_setting('kahuna_sync.{name}'))"
 
 
 def _shown(moment: str) -> str:
@@ -76,7 +77,7 @@ def _quoted(words: str) -> str:
 
 
 _NDJSON_PARTS: Final = (
-    """'{"namespace":', to_json(namespace), ',"channel":"', channel""",
+    f"""(select concat('{{"namespace":', to_json({_given("namespace")}), ',"channel":"')), channel""",
     """'","address":', to_json(address), ',"reason":"', reason""",
     """case when active then '","active":true' else '","active":false' end""",
     f"""',"occurred_at":"', {_seconds("at")}, '","until":', {_quoted(_seconds("until"))}""",
@@ -97,9 +98,10 @@ def _causes(policy: Policy, where: str) -> str:
                 where {enough} - bounces[place] <= {policy.soft_bounce_window})"""  # noqa: S608 (our own words, numbers)
     hard = "null" if policy.hard_bounce_lifetime is None else f"stop_at + {policy.hard_bounce_lifetime}"
     stopped = "stop_at is not null and (clear_at is null or stop_at >= clear_at)"
+    now = f"cast({_given('at')} as bigint)"
     return f"""
-        select *, case when reason = 'soft_bounce' then until is not null and until > {_given("at")}::bigint
-                       else stopped and (until is null or until > {_given("at")}::bigint) end as active
+        select *, case when reason = 'soft_bounce' then until is not null and until > {now}
+                       else stopped and (until is null or until > {now}) end as active
         from (
             select namespace, channel, address, reason, origin, recorded_at,
                    coalesce(address_received, address) as address_received, {stopped} as stopped,

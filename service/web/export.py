@@ -23,6 +23,9 @@ from service.web.http import Service, unless_gone
 AT_ONCE: Final = 2
 """Exports of one process under way: each keeps a connection and a snapshot for as long as it lasts."""
 
+ENOUGH: Final = 128 * 1024
+"""Bytes that are sent at once: the server's own parts are a tenth of that, and each costs as much."""
+
 STALLED: Final = 60.0
 """Seconds after which one who takes nothing is given up: the server keeps all old rows for as long as they wait."""
 
@@ -141,15 +144,15 @@ class _Export(Response):
 
     async def _conclude(self, working: asyncio.Task[None], outlet: "_Outlet") -> None:
         """Only a whole export is ended in form: one that breaks off must be seen to."""
-        said: dict[str, Any] = {"namespace": self._wanted.namespace, "format": self._form, "lines": outlet.lines}
+        said: dict[str, Any] = {"namespace": self._wanted.namespace, "format": self._form}
         failure = None if working.cancelled() else working.exception()
         if working.cancelled():
-            logger().info("export.abandoned", **said)
+            logger().info("export.abandoned", **said, lines=outlet.lines)
         elif failure is None:
             await outlet.end()
-            logger().info("list.exported", **said)
+            logger().info("list.exported", **said, lines=outlet.lines)
         else:
-            logger().error("export.broken", **said, exc_info=failure)
+            logger().error("export.broken", **said, lines=outlet.lines, exc_info=failure)
 
     def _head(self, cursor: str) -> list[tuple[bytes, bytes]]:
         more = {
@@ -173,12 +176,25 @@ class _Outlet:
         packer = zlib.compressobj(1, wbits=31)
         self._pack: Callable[[bytes], bytes] | None = packer.compress if zipped else None
         self._rest: Callable[[], bytes] = packer.flush if zipped else bytes
+        self._kept: list[bytes] = []
+        self._size = 0
         self.lines = 0
 
     async def take(self, part: bytes) -> None:
-        """Sends some, once there is room for it."""
-        self.lines += part.count(b"\n")
-        body = part if self._pack is None else await asyncio.to_thread(self._pack, part)
+        """Sends what has gathered if that is enough, once there is room for it."""
+        self._kept.append(part)
+        self._size += len(part)
+        if self._size >= ENOUGH:
+            await self._give(await self._gathered())
+
+    async def _gathered(self) -> bytes:
+        body = b"".join(self._kept)
+        self._kept.clear()
+        self._size = 0
+        self.lines += body.count(b"\n")
+        return body if self._pack is None else await asyncio.to_thread(self._pack, body)
+
+    async def _give(self, body: bytes) -> None:
         try:
             async with asyncio.timeout(STALLED):
                 await self._send({"type": "http.response.body", "body": body, "more_body": True})
@@ -187,7 +203,8 @@ class _Outlet:
 
     async def end(self) -> None:
         """Says that this was all."""
-        await self._send({"type": "http.response.body", "body": self._rest(), "more_body": False})
+        body = await self._gathered() + self._rest()
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 _ROW: Final = {

@@ -17,7 +17,7 @@ from rich.table import Table
 from service import embedded
 from service.store import migrations
 from service.store.database import single_connection
-from tests.bench import bare
+from tests.bench import bare, whole
 from tests.bench.load import CONNECTIONS, KEY
 from tests.bench.works import LARGE_LIST, Bench, Rows, Server
 
@@ -65,8 +65,8 @@ async def token_of(environ: dict[str, str]) -> str:
     return (await made.communicate())[0].decode().strip()
 
 
-async def measure(url: str, environ: dict[str, str], rounds: int, grow_to: int) -> Rows:
-    """The rounds, then the growth of the list."""
+async def measure(url: str, environ: dict[str, str], rounds: int, export: int, grow_to: int) -> Rows:
+    """The rounds, then the export, then the growth of the list."""
     await migrations.upgrade(url)
     token = await token_of(environ)
     with (
@@ -80,9 +80,10 @@ async def measure(url: str, environ: dict[str, str], rounds: int, grow_to: int) 
             bench = Bench(service, beside, connection, token)
             for _ in range(rounds):
                 await bench.round()
+            exported = await whole.measured(service, connection, token, export, max(rounds, 3)) if export else {}
             if grow_to:
                 await bench.growth(grow_to)
-            return bench.rows
+            return bench.rows | exported
 
 
 def table_of(rows: Rows, rounds: int) -> Table:
@@ -98,10 +99,11 @@ def table_of(rows: Rows, rounds: int) -> Table:
 
 @click.command()
 @click.option("--rounds", default=3, show_default=True, help="How often each work is measured.")
+@click.option("--export", default=1_000_000, show_default=True, help="Rows of the list to export; 0 leaves it out.")
 @click.option("--grow-to", default=LARGE_LIST, show_default=True, help="Addresses of the large list; 0 leaves it out.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Where the figures are written as JSON.")
 @click.option("--bare", "only_bare", is_flag=True, hidden=True)
-def main(rounds: int, grow_to: int, json_file: str | None, only_bare: bool) -> None:
+def main(rounds: int, export: int, grow_to: int, json_file: str | None, only_bare: bool) -> None:
     """Measure the service beside bare Starlette and bare SQL, as ratios within this run."""
     if only_bare:
         bare.serve(BARE_PORT)
@@ -117,7 +119,7 @@ def main(rounds: int, grow_to: int, json_file: str | None, only_bare: bool) -> N
                 "KAHUNA_SECRET_KEY": "bench-secret-key",
                 "KAHUNA_BASE_URL": "http://127.0.0.1:9",
             }
-            rows = asyncio.run(measure(url, environ, rounds, grow_to))
+            rows = asyncio.run(measure(url, environ, rounds, export, grow_to))
     Console(width=120).print(table_of(rows, rounds))
     if json_file:
         Path(json_file).write_text(json.dumps(rows, indent=2), encoding="utf-8")
