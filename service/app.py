@@ -25,6 +25,7 @@ from service.store.spool import Spool
 from service.telemetry import Metrics, logger
 from service.web import admin, archive, changes, contract, export, health, reference, webhook
 from service.web import suppressions as queries
+from service.web.callers import Callers
 from service.web.contract import AnyOperation
 from service.web.http import Budget, Service, Telling, on_error, on_http_exception
 
@@ -96,7 +97,12 @@ def _service(settings: Settings, metrics: Metrics, clock: Callable[[], datetime]
         intake=intake,
         shelter=_shelter(settings, database, intake, rules),
         lookups=_sharing(database, patience, suppressions.causes_of_each),
-        callers=_sharing(database, patience, access.callers_of),
+        callers=Callers(
+            _sharing(database, patience, access.callers_of).ask,
+            clock,
+            settings.token_cache_seconds,
+            settings.token_calls_per_second,
+        ),
         rules=rules,
         metrics=metrics,
         clock=clock,
@@ -119,7 +125,7 @@ def _lifespan(service: Service) -> Callable[[Starlette], AbstractAsyncContextMan
             "web.started", host=settings.host, port=settings.port, namespaces=len(settings.namespaces), spool=spooling
         )
         try:
-            async with service.feed.running(), _sheltered(service.shelter):
+            async with service.feed.running(), _beside(service):
                 yield {"service": service}
         finally:
             await service.database.close()
@@ -159,10 +165,16 @@ def _shelter(settings: Settings, database: Database, intake: Intake, rules: Rule
 
 
 @asynccontextmanager
-async def _sheltered(shelter: Shelter | None) -> AsyncIterator[None]:
-    """With the look-out for the database, and the draining of the spool, running beside the block. A drain that is cut
-    short has either committed or not: the file is still there, and at worst a redelivery."""
-    tasks = [asyncio.create_task(work) for work in (shelter.weather.watch(), shelter.drain())] if shelter else []
+async def _beside(service: Service) -> AsyncIterator[None]:
+    """With what runs beside the block: the notes of which tokens are used, the look-out for the database, the draining
+    of the spool. A drain that is cut short has either committed or not: the file is still there, and at worst a
+    redelivery."""
+    shelter = service.shelter
+    works = [service.callers.keep_noting(service.database)]
+    works += [shelter.weather.watch(), shelter.drain()] if shelter else []
+    tasks = [asyncio.create_task(work) for work in works]
+    # A task that has not begun would end without its last words.
+    await asyncio.sleep(0)
     try:
         yield
     finally:

@@ -18,7 +18,8 @@
         ├── TooLong              414
         ├── UnsupportedEncoding  415
         ├── UnsupportedMediaType 415
-        └── Unprocessable        422
+        ├── Unprocessable        422
+        └── TooManyCalls         429
 
 Messages tell the reader what to do next. None holds a key, a token or an address. This module knows no HTTP
 library: `status` is the number that the web floor answers with.
@@ -134,6 +135,17 @@ class Unprocessable(RequestError):
 
     status = 422
     slug = "unprocessable"
+
+
+class TooManyCalls(RequestError):
+    """429: this caller must wait. `retry_after` is in seconds."""
+
+    status = 429
+    slug = "rate-limited"
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class StorageUnavailable(KahunaSyncError):

@@ -98,7 +98,7 @@ def _causes(policy: Policy, where: str) -> str:
                 where {enough} - bounces[place] <= {policy.soft_bounce_window})"""  # noqa: S608 (our own words, numbers)
     hard = "null" if policy.hard_bounce_lifetime is None else f"stop_at + {policy.hard_bounce_lifetime}"
     stopped = "stop_at is not null and (clear_at is null or stop_at >= clear_at)"
-    now = f"cast({_given('at')} as bigint)"
+    now = f"(select cast({_given('at')} as bigint))"
     return f"""
         select *, case when reason = 'soft_bounce' then until is not null and until > {now}
                        else stopped and (until is null or until > {now}) end as active

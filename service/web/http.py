@@ -22,6 +22,7 @@ from service.errors import (
     RequestError,
     StorageUnavailable,
     TooLarge,
+    TooManyCalls,
     TooSlow,
     Unauthenticated,
     Unprocessable,
@@ -37,6 +38,7 @@ from service.store.access import Caller
 from service.store.database import Database
 from service.store.suppressions import CauseRow, Subject
 from service.telemetry import REQUEST_ID, Metrics, RequestIds, logger
+from service.web.callers import Callers
 from service.web.problems import PROBLEMS, document
 
 _T = TypeVar("_T", bound=msgspec.Struct)
@@ -75,7 +77,7 @@ class Service:
     database: Database
     intake: Intake
     lookups: Together[Subject, list[CauseRow]]
-    callers: Together[str, Caller | None]
+    callers: Callers
     shelter: Shelter | None
     rules: Rules
     metrics: Metrics
@@ -130,13 +132,18 @@ async def on_error(_request: Request, error: Exception) -> Response:
 def problem_of(error: Exception) -> Response:
     """The problem that an error of ours is. Any other is raised again."""
     if isinstance(error, RequestError):
-        headers = {"WWW-Authenticate": "Bearer"} if type(error) is Unauthenticated else None
-        return problem(error.status, error.reason, str(error), headers)
+        return problem(error.status, error.reason, str(error), _headers_of(error))
     if isinstance(error, StorageUnavailable):
         return problem(503, error.slug, str(error), {"Retry-After": str(error.retry_after)})
     if isinstance(error, KahunaSyncError):
         return problem(error.status, error.slug, str(error))
     raise error
+
+
+def _headers_of(error: RequestError) -> dict[str, str] | None:
+    if isinstance(error, TooManyCalls):
+        return {"Retry-After": str(error.retry_after)}
+    return {"WWW-Authenticate": "Bearer"} if type(error) is Unauthenticated else None
 
 
 async def on_http_exception(_request: Request, error: Exception) -> Response:
@@ -197,15 +204,25 @@ def _route_of(scope: Scope) -> str:
 
 async def caller_with(request: Request, scope: str) -> Caller:
     """Who is calling, if the token carries this scope."""
-    kind, _, token = request.headers.get("Authorization", "").partition(" ")
-    if kind.lower() != "bearer" or not token.strip():
+    token = _bearer(request.scope)
+    if not token:
         raise Unauthenticated("Send an API token as `Authorization: Bearer <token>`.")
-    caller = await service_of(request).callers.ask(token.strip())
+    caller = await service_of(request).callers.of(token)
     if caller is None:
-        raise Unauthenticated("This API token is unknown or revoked; ask for another.")
+        raise Unauthenticated("This API token is unknown, revoked or expired; ask for another.")
     if scope not in caller.scopes:
-        raise Forbidden(f"This API token lacks the scope {scope}.", "missing-scope")
+        has = ", ".join(sorted(caller.scopes))
+        raise Forbidden(f"This API token lacks the scope {scope} (it has {has}); use one that has it.", "missing-scope")
     return caller
+
+
+def _bearer(scope: Scope) -> str:
+    """The token that was sent, if any. Part of every call, so the headers are not made into a mapping for it."""
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            kind, _, token = value.decode("latin-1").partition(" ")
+            return token.strip() if kind.lower() == "bearer" else ""
+    return ""
 
 
 def namespace_for(service: Service, caller: Caller, given: str | None) -> str:
@@ -214,12 +231,16 @@ def namespace_for(service: Service, caller: Caller, given: str | None) -> str:
     only = settings.namespaces[0].name if len(settings.namespaces) == 1 else None
     name = given or caller.namespace or only
     if name is None:
-        raise BadRequest("Say which namespace with ?namespace=; there are several.", "namespace-required")
+        raise BadRequest(f"Say which namespace with ?namespace=; there are {_all(settings)}.", "namespace-required")
     if caller.namespace not in (None, name):
-        raise Forbidden("This API token speaks of another namespace only.", "other-namespace")
+        raise Forbidden(f"This API token speaks of the namespace {caller.namespace} only.", "other-namespace")
     if settings.namespace(name) is None:
-        raise NotFound("There is no such namespace.", "unknown-namespace")
+        raise NotFound(f"There is no such namespace; there are {_all(settings)}.", "unknown-namespace")
     return name
+
+
+def _all(settings: Settings) -> str:
+    return ", ".join(namespace.name for namespace in settings.namespaces)
 
 
 async def body_of(request: Request, kind: type[_T], limit: int = API_BODY_LIMIT, *, optional: bool = False) -> _T:
