@@ -13,7 +13,7 @@
         ├── NotFound             404
         ├── TooSlow              408
         ├── Conflict             409
-        ├── Gone                 410
+        ├── Expired              410
         ├── TooLarge             413
         ├── TooLong              414
         ├── UnsupportedEncoding  415
@@ -95,11 +95,11 @@ class Conflict(RequestError):
     slug = "conflict"
 
 
-class Gone(RequestError):
-    """410: it was here, and is not kept any more."""
+class Expired(RequestError):
+    """410: what follows this cursor is not kept any more, or was another database's."""
 
     status = 410
-    slug = "gone"
+    slug = "cursor-expired"
 
 
 class TooLarge(RequestError):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from service.errors import Gone
+from service.errors import Expired
 from service.flows.follow import Feed, Scope, cursor_from
 from service.settings import Settings
 from tests.flows.speaking import World
@@ -69,6 +69,6 @@ async def test_a_new_epoch_ends_every_cursor(world: World) -> None:
     assert (await feed.page(HERE, here, 10)).told == []
     code, _, err = await run(world, "new-epoch", "--yes")
     assert (code, "410 cursor-expired" in err) == (0, True)
-    with pytest.raises(Gone):
+    with pytest.raises(Expired):
         await feed.page(HERE, here, 10)
     assert [row.action for row in await world.query("select action from audit")] == ["epoch.began"]

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from service.domain.addresses import CHANNELS, Channel
-from service.errors import Gone, StorageUnavailable, Unprocessable
+from service.errors import Expired, StorageUnavailable, Unprocessable
 from service.store import changes, suppressions
 from service.store.changes import Change, Position, Reading
 from service.store.database import Connection, Database
@@ -191,7 +191,7 @@ class Feed:
         self._ended = False
 
     async def page(self, scope: Scope, after: Cursor | None, limit: int) -> Page:
-        """The next changes, from the database, at most so many. Gone if some of them are not kept any more."""
+        """The next changes, from the database, at most so many. Expired if some of them are not kept any more."""
         async with self._database.begin() as connection:
             start = BEGINNING if after is None else after.position
             reading = await changes.read(connection, [scope.namespace], scope.channel, start, limit)
@@ -372,16 +372,14 @@ async def announce(database: Database) -> None:
 
 def _refuse_expired(after: Cursor, reading: Reading) -> None:
     if after.epoch != reading.epoch or after.position.xid > reading.ahead:
-        raise Gone(
+        raise Expired(
             "The database is not the one that this cursor was made for: it was restored, or a standby took over. Begin "
-            "again with an export, and follow from its X-Changes-Cursor.",
-            "cursor-expired",
+            "again with an export, and follow from its X-Changes-Cursor."
         )
     if reading.dropped is not None and after.position < reading.dropped:
-        raise Gone(
+        raise Expired(
             "Changes after this cursor are not kept any more. Begin again with an export, and follow from its "
-            "X-Changes-Cursor.",
-            "cursor-expired",
+            "X-Changes-Cursor."
         )
 
 

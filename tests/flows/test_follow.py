@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import text
 from structlog.testing import capture_logs
 
-from service.errors import Conflict, Gone, StorageUnavailable, Unprocessable
+from service.errors import Conflict, Expired, StorageUnavailable, Unprocessable
 from service.flows import upkeep
 from service.flows.follow import Cursor, Feed, Page, Scope, announce, cursor_from
 from service.flows.upkeep import Retention
@@ -234,7 +234,7 @@ async def test_who_missed_what_retention_dropped_is_told(world: World, feed: Fee
     world.clock.sleep(95 * 86_400)
     await world.callback("email", [unsub("new@example.com")])
     await tidy()
-    with pytest.raises(Gone) as caught:
+    with pytest.raises(Expired) as caught:
         await feed.page(HERE, before, 10)
     assert caught.value.reason == "cursor-expired"
     assert addresses(await feed.page(HERE, after, 10)) == ["new@example.com"]
@@ -247,7 +247,7 @@ async def test_an_epoch_that_an_operator_begins_ends_all_cursors(world: World, f
     await until(lambda: feed.waiting > 0)
     async with world.database.begin() as connection:
         await changes.begin_epoch(connection, "tester", world.clock.now)
-    with pytest.raises(Gone, match="restored"):
+    with pytest.raises(Expired, match="restored"):
         await waiting
     assert (await feed.page(HERE, None, 10)).next.epoch != before.epoch
 
@@ -260,7 +260,7 @@ async def test_a_copy_of_the_database_is_another_epoch(world: World, feed: Feed,
         try:
             url = server_url.replace("/postgres?", "/restored?")
             async with Database.of(replace(world.settings, database_url=url)) as restored:
-                with pytest.raises(Gone, match="restored"):
+                with pytest.raises(Expired, match="restored"):
                     await Feed(restored, ["default"], 0.02).page(HERE, before, 10)
         finally:
             await autocommit.execute(text("drop database restored with (force)"))
@@ -269,7 +269,7 @@ async def test_a_copy_of_the_database_is_another_epoch(world: World, feed: Feed,
 async def test_a_cursor_from_after_the_servers_own_time_is_expired(feed: Feed) -> None:
     """The files of the server were put back, which it cannot know."""
     here = await start(feed)
-    with pytest.raises(Gone, match="restored"):
+    with pytest.raises(Expired, match="restored"):
         await feed.page(HERE, Cursor(here.epoch, Position(here.position.xid + 1000, 0)), 10)
 
 
