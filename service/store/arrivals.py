@@ -13,7 +13,7 @@ from sqlalchemy import BigInteger, DateTime, LargeBinary, Text, Uuid, bindparam,
 
 from service.domain.suppression import Policy
 from service.store.batches import Received, compressor
-from service.store.database import SEPARATOR, Connection, Straight
+from service.store.database import SEPARATOR, Connection, Straight, note_fed
 from service.store.suppressions import ENTRIES, MERGE, MERGE_ONCE, Entry, Provenance, columns_of, say_once
 
 
@@ -101,6 +101,7 @@ async def store(
     values = columns_of(entries) | _columns(arrivals) | provenance._asdict()
     statement = _STORE_ONCE if say_once(entries) else _STORE
     rows = await statement.fetch(connection, values | {"separator": SEPARATOR, "kept": policy.soft_bounces_kept})
+    note_fed(connection)
     new = {row["place"] - 1: row["facts"] for row in rows if row["at_odds"] is None}
     return Stored(new, {row["at_odds"] for row in rows if row["at_odds"] is not None})
 

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.domain.addresses import CHANNELS, Channel
 from service.domain.facts import Action, Fact, Origin, Source, home_of, reasons_of
 from service.domain.suppression import Cause, Policy
-from service.store.database import SEPARATOR, among, aside, fetch, pages, plan_anew
+from service.store.database import SEPARATOR, among, aside, fetch, note_fed, pages, plan_anew
 from service.store.tables import facts, suppressions
 
 _AWAY_FROM_HOME: Final = frozenset(
@@ -314,6 +314,7 @@ async def apply(
     once, columns = await aside(len(entries), _prepared, entries)
     values = columns | provenance._asdict() | {"separator": SEPARATOR, "kept": policy.soft_bounces_kept}
     rows = (await connection.execute(_APPLY_ONCE if once else _APPLY, values)).all()
+    note_fed(connection)
     new = {row.batch_id: row.facts for row in rows if row.at_odds is None}
     return Merged(new, {row.at_odds for row in rows if row.at_odds is not None})
 
