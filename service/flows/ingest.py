@@ -9,14 +9,15 @@ import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 from service.domain.addresses import Channel, ImpossibleAddress, normalise
-from service.domain.facts import occurred_at
+from service.domain.facts import SOURCES, occurred_at
 from service.domain.suppression import DAY, Policy
 from service.errors import StorageBusy, StorageOutdated, StorageUnavailable
 from service.flows.together import Together
 from service.kahuna import webhook, wire
+from service.lists import chunks
 from service.settings import Namespace, Settings
 from service.store import batches, outbox, reviews, suppressions
 from service.store.batches import Outcome, Received, Rejected
@@ -84,11 +85,15 @@ class Ingested(NamedTuple):
         return "spooled" if self.spooled else "recorded" if self.outcome is None else "applied"
 
 
+Said: TypeAlias = webhook.Callback | chunks.Chunk
+"""What a batch says, by its origin."""
+
+
 class Member(NamedTuple):
-    """One callback among those that share a transaction: its batch, and what it says."""
+    """One callback, or chunk of an import, among those that share a transaction: its batch, and what it says."""
 
     batch: Received
-    callback: webhook.Callback
+    callback: Said
 
 
 class Sorted(NamedTuple):
@@ -126,7 +131,7 @@ class Intake:
         _log(batch, ingested)
         return ingested
 
-    async def ingest_alone(self, batch: Received, callback: webhook.Callback) -> Ingested:
+    async def ingest_alone(self, batch: Received, callback: Said) -> Ingested:
         """The same, sharing with nobody: for a batch that may be taken in twice at the same time."""
         return await ingest(self._database, batch, callback, self._rules, self._clock)
 
@@ -171,7 +176,7 @@ class Intake:
 
 
 async def ingest(
-    database: Database, batch: Received, callback: webhook.Callback, rules: Rules, clock: Callable[[], datetime]
+    database: Database, batch: Received, callback: Said, rules: Rules, clock: Callable[[], datetime]
 ) -> Ingested:
     """Makes a verified batch durable by itself, and applied unless that fails for a reason of our own."""
     member = Member(batch, callback)
@@ -250,10 +255,17 @@ async def _record_alone(database: Database, member: Member, clock: Callable[[], 
 
 async def read_again(batch: Received, rules: Rules) -> Member:
     """A stored batch and what it says by the rules of today. A large body does not hold up anybody else."""
-    words = rules.words[batch.namespace]
     if len(batch.body) <= SMALL_BODY:
-        return Member(batch, webhook.read(batch.body, batch.channel, words))
-    return Member(batch, await asyncio.to_thread(webhook.read, batch.body, batch.channel, words))
+        return read(batch, rules.words[batch.namespace])
+    return await asyncio.to_thread(read, batch, rules.words[batch.namespace])
+
+
+def read(batch: Received, words: Mapping[str, str]) -> Member:
+    """A stored batch and what it says, by its origin: a new one needs a reader here. ValueError if it cannot be
+    read."""
+    if batch.origin == "import":
+        return Member(batch, chunks.read(batch.body, batch.channel))
+    return Member(batch, webhook.read(batch.body, batch.channel, words))
 
 
 async def apply(connection: Connection, members: Sequence[Member], rules: Rules, now: datetime) -> list[Outcome]:
@@ -280,7 +292,8 @@ async def take(
     held = await _held(connection, shared.channel, opt_ins, everyone, namespace)
     rows = await aside(many, _rows, found, held)
     ids = tuple(member.batch.id for member in members)
-    provenance = Provenance(shared.namespace, shared.channel, "kahuna", shared.origin, now, ids)
+    source = SOURCES[shared.origin]
+    provenance = Provenance(shared.namespace, shared.channel, source, shared.origin, now, ids)
     new = await suppressions.apply(connection, rows, provenance, rules.policy)
     taken = []
     for place, (member, one) in enumerate(zip(members, found, strict=True)):
@@ -373,7 +386,7 @@ def _as_held(entry: Entry, why: str) -> Held:
 
 
 def _with_bytes(batch: Received, rejected: dict[int, str]) -> list[Rejected]:
-    if not rejected:
+    if not rejected or batch.origin == "import":  # whoever imports is told of them on the spot
         return []
     raw = webhook.raw_entries(batch.body, frozenset(rejected))
     return [Rejected(index, error, raw[index]) for index, error in rejected.items()]
