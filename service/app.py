@@ -20,13 +20,23 @@ from service.store import access, migrations, suppressions
 from service.store.database import Connection, Database
 from service.store.spool import Spool
 from service.telemetry import Metrics, logger
-from service.web import admin, archive, health, webhook
+from service.web import admin, archive, contract, health, webhook
 from service.web import suppressions as queries
+from service.web.contract import AnyOperation
 from service.web.http import Budget, Service, Telling, on_error, on_http_exception
 
 Application: TypeAlias = Starlette
 """What a server runs; the command line knows it by this name only."""
 
+
+OPERATIONS: Final[tuple[AnyOperation, ...]] = (
+    *webhook.OPERATIONS,
+    *queries.OPERATIONS,
+    *admin.OPERATIONS,
+    *archive.OPERATIONS,
+    *health.OPERATIONS,
+)
+"""All that the application answers; the first that fits a path has it."""
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -50,7 +60,7 @@ def build(settings: Settings, clock: Callable[[], datetime] = utc_now) -> Applic
     """The web application of these settings."""
     metrics = Metrics()
     application = Starlette(
-        routes=[*webhook.ROUTES, *queries.ROUTES, *admin.ROUTES, *archive.ROUTES, *health.ROUTES],
+        routes=contract.routes(OPERATIONS),
         middleware=[Middleware(Telling, metrics=metrics)],
         exception_handlers={KahunaSyncError: on_error, HTTPException: on_http_exception},
         lifespan=_lifespan(settings, metrics, clock),

@@ -15,6 +15,7 @@
         ├── Conflict             409
         ├── TooLarge             413
         ├── UnsupportedEncoding  415
+        ├── UnsupportedMediaType 415
         └── Unprocessable        422
 
 Messages tell the reader what to do next. None holds a key, a token or an address. This module knows no HTTP
@@ -103,6 +104,13 @@ class UnsupportedEncoding(RequestError):
 
     status = 415
     slug = "unsupported-encoding"
+
+
+class UnsupportedMediaType(RequestError):
+    """415: a body whose Content-Type is none that this call takes."""
+
+    status = 415
+    slug = "unsupported-media-type"
 
 
 class Unprocessable(RequestError):

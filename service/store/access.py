@@ -11,6 +11,7 @@ from sqlalchemy import LargeBinary, any_, bindparam, insert, select, update
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service.domain.addresses import Channel
 from service.domain.facts import Fact
 from service.domain.suppression import Policy
 from service.store.database import pages
@@ -27,11 +28,12 @@ _CALLERS: Final = select(tokens.c.hash, tokens.c.name, tokens.c.scopes, tokens.c
 
 
 class Caller(NamedTuple):
-    """Who a token stands for. `namespace` is the only one it may speak of, or None for all."""
+    """Who a token stands for. `namespace` and `channel` are the only ones it may speak of, or None for all."""
 
     name: str
     scopes: frozenset[str]
     namespace: str | None
+    channel: Channel | None = None
 
 
 async def create_token(

@@ -1,6 +1,7 @@
 """Owns what all routes share: who is calling, which namespace, what the body says, how answers and problems look."""
 
 import asyncio
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -24,6 +25,7 @@ from service.errors import (
     TooSlow,
     Unauthenticated,
     Unprocessable,
+    UnsupportedEncoding,
 )
 from service.flows.ingest import Intake, Rules
 from service.flows.shelter import Shelter
@@ -37,7 +39,10 @@ from service.telemetry import REQUEST_ID, Metrics, RequestIds, logger
 _T = TypeVar("_T", bound=msgspec.Struct)
 
 API_BODY_LIMIT: Final = 1024 * 1024
-"""Bytes of a JSON body under /v1."""
+"""Bytes of a JSON body under /v1, unless its route says otherwise."""
+
+MOST_MEMBERS: Final = 16
+"""Members of one gzip body: each costs a copy of what follows it, before anything is verified."""
 
 
 class Budget:
@@ -186,21 +191,9 @@ async def caller_with(request: Request, scope: str) -> Caller:
     return caller
 
 
-def parameters(request: Request, *allowed: str) -> dict[str, str]:
-    """The query parameters. An unknown or repeated one is an error, since silence would hide a misspelling."""
-    given: dict[str, str] = {}
-    for name, value in request.query_params.multi_items():
-        if name not in allowed:
-            raise BadRequest(f"Unknown query parameter; allowed: {', '.join(allowed) or 'none'}.", "unknown-parameter")
-        if name in given:
-            raise BadRequest(f"The query parameter {name} is given twice.", "repeated-parameter")
-        given[name] = value
-    return given
-
-
-def namespace_for(request: Request, caller: Caller, given: str | None) -> str:
+def namespace_for(service: Service, caller: Caller, given: str | None) -> str:
     """The namespace that the call speaks of: the one given, else the token's, else the only one."""
-    settings = service_of(request).settings
+    settings = service.settings
     only = settings.namespaces[0].name if len(settings.namespaces) == 1 else None
     name = given or caller.namespace or only
     if name is None:
@@ -212,10 +205,17 @@ def namespace_for(request: Request, caller: Caller, given: str | None) -> str:
     return name
 
 
-async def body_of(request: Request, kind: type[_T]) -> _T:
-    """The JSON body, as the shape that the route takes."""
-    body = await read_body(request, API_BODY_LIMIT, service_of(request).settings.body_timeout_seconds)
+async def body_of(request: Request, kind: type[_T], limit: int = API_BODY_LIMIT, *, optional: bool = False) -> _T:
+    """The JSON body, as the shape that the route takes. Without an optional one: the shape's defaults."""
+    encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in ("identity", "gzip", ""):
+        raise UnsupportedEncoding("Send the body as it is, or with Content-Encoding: gzip.")
+    body = await read_body(request, limit, service_of(request).settings.body_timeout_seconds)
+    if encoding == "gzip":
+        body = await asyncio.to_thread(decompressed, body, limit)
     if not body.strip():
+        if optional:
+            return kind()
         raise BadRequest(f"There is no body. Send a JSON object with {_fields_of(kind)}.", "not-json")
     try:
         return _storable(msgspec.json.decode(body, type=kind))
@@ -258,6 +258,26 @@ async def read_body(request: Request, limit: int, seconds: float, take: Callable
     except TimeoutError:
         raise TooSlow("The body did not arrive in time.") from None
     return bytes(parts)
+
+
+def decompressed(body: bytes, limit: int) -> bytes:
+    """The body behind gzip, of which never more than the limit is made."""
+    parts = bytearray()
+    rest = body
+    try:
+        for _ in range(MOST_MEMBERS):
+            unzip = zlib.decompressobj(wbits=31)
+            parts += unzip.decompress(rest, limit + 1 - len(parts))
+            if len(parts) > limit or unzip.unconsumed_tail:
+                raise TooLarge(f"The decompressed body is over {limit} bytes.")
+            if not unzip.eof:
+                raise BadRequest("The gzip body is cut off.", "not-gzip")
+            rest = unzip.unused_data
+            if not rest:
+                return bytes(parts)
+    except zlib.error:
+        raise BadRequest("The body is not gzip, as Content-Encoding says.", "not-gzip") from None
+    raise BadRequest(f"The gzip body has more than {MOST_MEMBERS} members; compress it as one.", "not-gzip")
 
 
 def shown(seconds: int | None) -> str | None:

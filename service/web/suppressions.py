@@ -2,39 +2,54 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+import uuid
 from datetime import datetime
-from typing import Any, Final, get_args
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import unquote_to_bytes
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from service.domain.addresses import CHANNELS, Channel
 from service.domain.facts import Fact
-from service.domain.suppression import Purpose, Verdict, fold, verdict
+from service.domain.suppression import Policy, Purpose, Standing, Verdict, fold, verdict
 from service.errors import BadRequest, NotFound, Unprocessable
 from service.flows import write
 from service.flows.write import Statement, normalised
 from service.store import suppressions
 from service.store.suppressions import CauseRow, FactRow, Subject
-from service.web.http import (
-    answer,
-    body_of,
-    caller_with,
-    moment_from,
-    namespace_for,
-    parameters,
-    seconds_from,
-    service_of,
-    shown,
-)
+from service.web.contract import Answer, AnyOperation, Asked, Body, Call, Moment, Operation, Shown
+from service.web.http import Service, answer, seconds_from, shown
+
+
+class Question(Asked, frozen=True, kw_only=True):
+    """What a question about one address may say."""
+
+    at: Annotated[
+        Moment | None,
+        msgspec.Meta(
+            description="Answer as of this moment, which must not be in the future.", examples=["2026-01-31T12:00:00Z"]
+        ),
+    ] = None
+    basis: Annotated[
+        Literal["recorded", "occurred"],
+        msgspec.Meta(
+            description="With `at`: `recorded` is what this call would have said then, `occurred` what was true then "
+            "as it is known today."
+        ),
+    ] = "recorded"
+    purpose: Annotated[
+        Purpose,
+        msgspec.Meta(
+            description="What the message is for. An unsubscribe does not stop a `transactional` e-mail, such as a "
+            "password reset; everything else does."
+        ),
+    ] = "marketing"
 
 
 class Stop(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of a PUT: why, when it happened (RFC 3339; left out: now), and a note for the audit log."""
+    """Why, when it happened (left out: now), and a note for the audit log."""
 
     reason: str
     occurred_at: str | None = None
@@ -42,79 +57,151 @@ class Stop(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Consent(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of a reactivation: where and when the new consent was given."""
+    """Where and when the new consent was given."""
 
     evidence: str
     occurred_at: str
 
 
-async def status(request: Request) -> Response:
-    """GET and HEAD: may we message this address, and why not? 200 also for an address never seen."""
-    caller = await caller_with(request, "read")
-    given = parameters(request, "namespace", "at", "basis", "purpose")
-    namespace = namespace_for(request, caller, given.get("namespace"))
-    channel, address = _subject(request)
-    purpose = _choice(given, "purpose", get_args(Purpose), "marketing")
-    basis = _choice(given, "basis", ("recorded", "occurred"), "recorded")
-    service = service_of(request)
-    at = _past(moment_from(given["at"], "at"), service.now) if "at" in given else None
+class Cause(msgspec.Struct):
+    """One reason for which the address was ever suppressed, and whether it is in force. `batch_id` names the batch
+    that it came in."""
+
+    reason: str
+    active: bool
+    occurred_at: Shown | None
+    recorded_at: datetime | None
+    origin: str | None
+    batch_id: uuid.UUID | None
+    until: Shown | None
+
+
+class Status(msgspec.Struct):
+    """Whether an address is suppressed: since when, until when (null: no end), and for which causes."""
+
+    namespace: str
+    channel: Channel
+    address: str
+    suppressed: bool
+    since: Shown | None
+    until: Shown | None
+    causes: list[Cause]
+
+
+async def status(call: Call[Question, None]) -> Response:
+    """May we message this address, and why not? 200 also for an address never seen."""
+    request, service = call.request, call.service
+    namespace = call.namespace
+    channel, address = _subject(call)
+    at = _past(call.query.at, service.now) if call.query.at is not None else None
     if at is None:
         causes = await service.lookups.ask(Subject(namespace, channel, address))
     else:
         async with service.database.read() as connection:
             facts = await suppressions.facts_of(connection, namespace, channel, address)
-        causes = _causes_at(facts, at, basis, request)
+        causes = _causes_at(facts, at, call.query.basis, service.rules.policy)
     moment = int((at or service.now).timestamp())
-    judged = verdict({row.cause.reason: row.cause for row in causes}, moment, service.rules.policy, purpose)
+    standing = {row.cause.reason: row.cause for row in causes}
+    judged = verdict(standing, moment, service.rules.policy, call.query.purpose)
     return _tagged(request, _document(namespace, channel, address, judged, causes))
 
 
-async def suppress(request: Request) -> Response:
-    """PUT: stop messages to this address."""
-    caller = await caller_with(request, "write")
-    namespace = namespace_for(request, caller, parameters(request, "namespace").get("namespace"))
-    channel, address = _subject(request)
-    said = await body_of(request, Stop)
-    service = service_of(request)
+async def suppress(call: Call[Asked, Stop]) -> Status:
+    """Stop messages to this address.
+
+    Saying the same again changes nothing, so a call that got no answer may be repeated with its `occurred_at`.
+    """
+    namespace, said, service = call.namespace, call.body, call.service
+    channel, address = _subject(call)
     occurred_at = seconds_from(said.occurred_at, "occurred_at")
-    statement = Statement(caller.name, namespace, channel, request.path_params["address"], occurred_at)
+    statement = Statement(call.caller.name, namespace, channel, call.request.path_params["address"], occurred_at)
     policy = service.rules.policy
     causes = await write.suppress(service.database, statement, said.reason, said.note, policy, service.clock)
-    return _now(request, namespace, channel, address, causes)
+    return _now(service, namespace, channel, address, causes)
 
 
-async def one(request: Request) -> Response:
-    """One route for both, so that a 405 names both."""
-    return await (suppress(request) if request.method == "PUT" else status(request))
+async def reactivate(call: Call[Asked, Consent]) -> Status:
+    """A new consent ends every stop of the channel up to its time.
 
-
-async def reactivate(request: Request) -> Response:
-    """POST: a new consent ends every stop of the channel up to its time."""
-    caller = await caller_with(request, "write")
-    namespace = namespace_for(request, caller, parameters(request, "namespace").get("namespace"))
-    channel, address = _subject(request)
-    consent = await body_of(request, Consent)
+    A stop at or after that time stands, and the answer is 409.
+    """
+    namespace, consent, service = call.namespace, call.body, call.service
+    channel, address = _subject(call)
     if not consent.evidence.strip():
         raise Unprocessable("evidence must say where the new consent was given.", "invalid-body")
-    service = service_of(request)
     occurred_at = seconds_from(consent.occurred_at, "occurred_at")
-    statement = Statement(caller.name, namespace, channel, request.path_params["address"], occurred_at)
+    statement = Statement(call.caller.name, namespace, channel, call.request.path_params["address"], occurred_at)
     policy = service.rules.policy
     causes = await write.reactivate(service.database, statement, consent.evidence, policy, service.clock)
-    return _now(request, namespace, channel, address, causes)
+    return _now(service, namespace, channel, address, causes)
 
 
-ROUTES: Final = [
-    Route("/v1/suppressions/{channel}/{address:path}/reactivate", reactivate, methods=["POST"]),
-    Route("/v1/suppressions/{channel}/{address:path}", one, methods=["GET", "PUT"]),
+_EXAMPLE: Final = {
+    "namespace": "default",
+    "channel": "email",
+    "address": "ann@example.com",
+    "suppressed": True,
+    "since": "2026-01-31T12:00:00Z",
+    "until": None,
+    "causes": [
+        {
+            "reason": "unsubscribe",
+            "active": True,
+            "occurred_at": "2026-01-31T12:00:00Z",
+            "recorded_at": "2026-01-31T12:00:01.234567Z",
+            "origin": "kahuna_webhook",
+            "batch_id": "019c13a5-5c80-7000-8000-0123456789ab",
+            "until": None,
+        }
+    ],
+}
+
+_ANSWER: Final = Answer(200, Status, "The status of the address.", _EXAMPLE)
+
+OPERATIONS: Final[list[AnyOperation]] = [
+    Operation(
+        "POST",
+        "/v1/suppressions/{channel}/{address:path}/reactivate",
+        reactivate,
+        scope="write",
+        query=Asked,
+        body=Body(Consent, {"evidence": "Sign-up form of 2026-02-01", "occurred_at": "2026-02-01T09:30:00Z"}),
+        answers=[_ANSWER],
+        problems=["impossible-time", "invalid-time", "newer-stop"],
+    ),
+    Operation(
+        "GET",
+        "/v1/suppressions/{channel}/{address:path}",
+        status,
+        scope="read",
+        query=Question,
+        headers={"If-None-Match": "The `ETag` of an earlier answer: 304 if nothing has changed."},
+        answers=[
+            _ANSWER._replace(headers={"ETag": "Names this answer.", "Cache-Control": "`no-store`."}),
+            Answer(304, None, "As the `If-None-Match` says.", headers={"ETag": "Names this answer."}),
+        ],
+        problems=["future-time"],
+    ),
+    Operation(
+        "PUT",
+        "/v1/suppressions/{channel}/{address:path}",
+        suppress,
+        scope="write",
+        query=Asked,
+        body=Body(Stop, {"reason": "manual", "note": "Asked our support desk to stop"}),
+        answers=[_ANSWER],
+        problems=["impossible-time", "invalid-time", "unknown-reason"],
+    ),
 ]
 
 
-def _subject(request: Request) -> tuple[Channel, str]:
+def _subject(call: Call[Any, Any]) -> tuple[Channel, str]:
     """The channel and the normal form of the address in the path, which the server has percent-decoded once."""
+    request = call.request
     channel = request.path_params["channel"]
     if channel not in CHANNELS:
         raise NotFound("There is no such channel; use email or sms.", "unknown-channel")
+    call.channel(channel)
     _refuse_bad_encoding(request)
     address = request.path_params["address"]
     # A local part may hold a slash, a domain never: what follows one names something that does not exist here.
@@ -135,24 +222,17 @@ def _refuse_bad_encoding(request: Request) -> None:
         raise BadRequest("The path is not percent-encoded UTF-8; encode the address again.", "bad-encoding")
 
 
-def _choice(given: dict[str, str], name: str, choices: Sequence[str], default: str) -> Any:
-    value = given.get(name, default)
-    if value not in choices:
-        raise Unprocessable(f"{name} must be one of {', '.join(choices)}.", "invalid-parameter")
-    return value
-
-
 def _past(at: datetime, now: datetime) -> datetime:
     if at > now:
         raise Unprocessable("at is in the future; nobody knows yet.", "future-time")
     return at
 
 
-def _causes_at(facts: list[FactRow], at: datetime, basis: str, request: Request) -> list[CauseRow]:
+def _causes_at(facts: list[FactRow], at: datetime, basis: str, policy: Policy) -> list[CauseRow]:
     """The causes of a moment: from what was recorded by then, or from what had happened by then as known today."""
     seconds = int(at.timestamp())
     known = [f for f in facts if (f.recorded_at <= at if basis == "recorded" else f.fact.occurred_at <= seconds)]
-    causes = fold((row.fact for row in known), service_of(request).rules.policy)
+    causes = fold((row.fact for row in known), policy)
     deciding: dict[Fact, FactRow] = {row.fact: row for row in known}
     return [_with_origin(cause, deciding) for cause in causes.values()]
 
@@ -167,39 +247,24 @@ def _with_origin(cause: Any, rows: dict[Fact, FactRow]) -> CauseRow:
     return CauseRow(cause, first.recorded_at, first.origin, first.batch_id)
 
 
-def _now(request: Request, namespace: str, channel: Channel, address: str, causes: list[CauseRow]) -> Response:
-    service = service_of(request)
+def _now(service: Service, namespace: str, channel: Channel, address: str, causes: list[CauseRow]) -> Status:
     judged = verdict({r.cause.reason: r.cause for r in causes}, int(service.now.timestamp()), service.rules.policy)
-    return answer(_document(namespace, channel, address, judged, causes))
+    return _document(namespace, channel, address, judged, causes)
 
 
-def _document(
-    namespace: str, channel: Channel, address: str, judged: Verdict, causes: list[CauseRow]
-) -> dict[str, Any]:
+def _document(namespace: str, channel: Channel, address: str, judged: Verdict, causes: list[CauseRow]) -> Status:
     rows = {row.cause.reason: row for row in causes}
-    return {
-        "namespace": namespace,
-        "channel": channel,
-        "address": address,
-        "suppressed": judged.suppressed,
-        "since": shown(judged.since),
-        "until": shown(judged.until),
-        "causes": [
-            {
-                "reason": standing.cause.reason,
-                "active": standing.active,
-                "occurred_at": shown(standing.cause.decided[1]) if standing.cause.decided else None,
-                "recorded_at": rows[standing.cause.reason].recorded_at,
-                "origin": rows[standing.cause.reason].origin,
-                "batch_id": rows[standing.cause.reason].batch_id,
-                "until": shown(standing.until) if standing.active else None,
-            }
-            for standing in judged.standings
-        ],
-    }
+    told = [_cause(standing, rows[standing.cause.reason]) for standing in judged.standings]
+    return Status(namespace, channel, address, judged.suppressed, shown(judged.since), shown(judged.until), told)
 
 
-def _tagged(request: Request, document: dict[str, Any]) -> Response:
+def _cause(standing: Standing, row: CauseRow) -> Cause:
+    occurred_at = shown(standing.cause.decided[1]) if standing.cause.decided else None
+    until = shown(standing.until) if standing.active else None
+    return Cause(standing.cause.reason, standing.active, occurred_at, row.recorded_at, row.origin, row.batch_id, until)
+
+
+def _tagged(request: Request, document: Status) -> Response:
     """The document, or 304 if the caller has it already."""
     tag = f'"{hashlib.sha256(msgspec.json.encode(document)).hexdigest()[:32]}"'
     known = [t.strip().removeprefix("W/") for t in request.headers.get("If-None-Match", "").split(",")]

@@ -4,14 +4,14 @@ import asyncio
 import hashlib
 import hmac
 import random
-import zlib
+import uuid
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Final
+from typing import Final, Literal
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from service.domain.addresses import Channel
@@ -21,7 +21,6 @@ from service.errors import (
     RequestError,
     SignatureRefused,
     StorageUnavailable,
-    TooLarge,
     UnsupportedEncoding,
 )
 from service.flows.ingest import Ingested
@@ -29,17 +28,32 @@ from service.kahuna import webhook
 from service.kahuna.webhook import Callback
 from service.settings import Namespace
 from service.store.batches import Received, new_id
-from service.web.http import Service, answer, read_body, service_of
+from service.web.contract import Answer, AnyOperation, Nothing, Operation
+from service.web.http import Service, answer, decompressed, read_body, service_of
 
 ERRORS_SHOWN: Final = 100
-
-MOST_MEMBERS: Final = 16
-"""Members of one gzip body: each costs a copy of what follows it, before anything is verified."""
 
 SMALL_BODY: Final = 16 * 1024
 """Bytes up to which a body is read on the spot."""
 
 _KEPT_HEADERS: Final = ("content-type", "content-encoding", "user-agent", "x-kahuna-signature", "x-request-id")
+
+
+_PROBLEMS: Final = (
+    "unknown-namespace",
+    "signature-missing",
+    "callback-token",
+    "signature-wrong",
+    "unsupported-encoding",
+    "body-too-large",
+    "body-too-slow",
+    "not-gzip",
+    "not-json",
+    "not-an-array",
+    "storage-unavailable",
+    "storage-outdated",
+    "storage-busy",
+)
 
 
 class Webhook:
@@ -53,11 +67,57 @@ class Webhook:
         await response(scope, receive, send)
 
 
-ROUTES: Final = [
-    Route(path + token, endpoint, methods=["POST"])
-    for endpoint, paths in (
-        (Webhook("email"), ("/webhooks/{namespace}/email", "/api/email_callback")),
-        (Webhook("sms"), ("/webhooks/{namespace}/sms", "/api/sms_callback")),
+class Rejected(msgspec.Struct):
+    """An entry that went to quarantine, by its index in the body, and why."""
+
+    index: int
+    error: str
+
+
+class Applied(msgspec.Struct):
+    """Durable and applied. The three counts add up to the entries; `errors` is capped at 100, the counts are not."""
+
+    batch_id: uuid.UUID
+    state: Literal["applied"]
+    accepted: int
+    duplicates: int
+    rejected: int
+    errors: list[Rejected]
+
+
+class Kept(msgspec.Struct):
+    """Durable, to be applied soon: counts do not exist yet."""
+
+    batch_id: uuid.UUID
+    state: Literal["recorded", "spooled"]
+    received: int
+
+
+_EXAMPLE: Final = {
+    "batch_id": "019c13a5-5c80-7000-8000-0123456789ab",
+    "state": "applied",
+    "accepted": 1,
+    "duplicates": 0,
+    "rejected": 0,
+    "errors": [],
+}
+
+OPERATIONS: Final[list[AnyOperation]] = [
+    Operation(
+        "POST",
+        path + token,
+        scope=None,
+        query=Nothing,
+        app=endpoint,
+        says=f"{name} Sync Webhook of Kahuna's. The signature is the key: no API token is needed.",
+        streams={"application/json": "Entries in a JSON array, signed. Its Content-Type is not judged."},
+        headers={"X-Kahuna-Signature": "The signature over the addresses. Required."},
+        answers=[Answer(200, Applied | Kept, "Every entry is durable.", _EXAMPLE)],
+        problems=_PROBLEMS,
+    )
+    for name, endpoint, paths in (
+        ("The Email", Webhook("email"), ("/webhooks/{namespace}/email", "/api/email_callback")),
+        ("The SMS", Webhook("sms"), ("/webhooks/{namespace}/sms", "/api/sms_callback")),
     )
     for path in paths
     for token in ("", "/{token}")
@@ -98,7 +158,7 @@ async def _receive(request: Request, channel: Channel) -> tuple[Response, str]:
         body = await read_body(request, settings.body_limit_bytes, settings.body_timeout_seconds, take)
         if encoding == "gzip":
             # However small it is: what comes out of it may be as large as the limit.
-            body = await asyncio.to_thread(_decompressed, body, settings.body_limit_bytes)
+            body = await asyncio.to_thread(decompressed, body, settings.body_limit_bytes)
             take(len(body))
         words = service.rules.words[namespace.name]
         callback = await _read_apart(service, partial(_verified, body, channel, signature, namespace, words), len(body))
@@ -123,26 +183,6 @@ def _check_token(request: Request, namespace: Namespace) -> None:
     given = str(request.path_params.get("token", "")).encode("utf-8", "surrogatepass")
     if not hmac.compare_digest(given, namespace.callback_token.reveal().encode()):
         raise SignatureRefused("The callback token at the end of the path is missing or wrong.", "callback-token")
-
-
-def _decompressed(body: bytes, limit: int) -> bytes:
-    """The body behind gzip, of which never more than the limit is made."""
-    parts = bytearray()
-    rest = body
-    try:
-        for _ in range(MOST_MEMBERS):
-            unzip = zlib.decompressobj(wbits=31)
-            parts += unzip.decompress(rest, limit + 1 - len(parts))
-            if len(parts) > limit or unzip.unconsumed_tail:
-                raise TooLarge(f"The decompressed body is over {limit} bytes.")
-            if not unzip.eof:
-                raise BadRequest("The gzip body is cut off.", "not-gzip")
-            rest = unzip.unused_data
-            if not rest:
-                return bytes(parts)
-    except zlib.error:
-        raise BadRequest("The body is not gzip, as Content-Encoding says.", "not-gzip") from None
-    raise BadRequest(f"The gzip body has more than {MOST_MEMBERS} members; compress it as one.", "not-gzip")
 
 
 async def _read_apart(service: Service, read: Callable[[], Callback], size: int) -> Callback:

@@ -157,14 +157,14 @@ async def test_the_batches_are_listed_by_what_they_have_in_common(site: Site, ad
         (BATCHES, "since", "yesterday", "invalid-time"),
         (BATCHES, "until", "0001-01-01T00:00:00+12:00", "invalid-time"),
         (BATCHES, "limit", "0", "invalid-parameter"),
-        (BATCHES, "cursor", "a", "invalid-parameter"),
-        (BATCHES, "cursor", "é", "invalid-parameter"),
-        (BATCHES, "cursor", base64.b64encode(b'["2026-01-01T00:00:00","x"]').decode(), "invalid-parameter"),
+        (BATCHES, "cursor", "a", "invalid-cursor"),
+        (BATCHES, "cursor", "é", "invalid-cursor"),
+        (BATCHES, "cursor", base64.b64encode(b'["2026-01-01T00:00:00","x"]').decode(), "invalid-cursor"),
         (QUARANTINE, "state", "lost", "invalid-parameter"),
         (QUARANTINE, "channel", "fax", "invalid-parameter"),
         (QUARANTINE, "error", "a\0b", "invalid-parameter"),
         (QUARANTINE, "batch_id", "7", "invalid-parameter"),
-        (QUARANTINE, "cursor", base64.b64encode(b"[]").decode(), "invalid-parameter"),
+        (QUARANTINE, "cursor", base64.b64encode(b"[]").decode(), "invalid-cursor"),
     ],
 )
 async def test_a_parameter_that_makes_no_sense_is_refused(

@@ -349,7 +349,7 @@ REFUSED_QUESTIONS = {
     "a day": ({"at": "2024-01-01"}, 422, "invalid-time"),
     "no offset": ({"at": "2024-01-01T00:00:00"}, 422, "invalid-time"),
     "the future": ({"at": "2026-03-01T12:00:01Z"}, 422, "future-time"),
-    "a namespace with a nul": ({"namespace": "a\0b"}, 403, "other-namespace"),
+    "a namespace with a nul": ({"namespace": "a\0b"}, 422, "invalid-parameter"),
 }
 
 
@@ -390,8 +390,14 @@ async def test_another_method_is_told_which_are_allowed(site: Site, everything: 
 
 
 async def test_there_is_nothing_elsewhere(site: Site, everything: Headers) -> None:
-    for path in ("/", "/v1", "/v2/suppressions/email/a@b", "/webhooks/default/fax", "/livez/", f"{ANN}/reactivate"):
+    for path in ("/", "/v1", "/v2/suppressions/email/a@b", "/webhooks/default/fax", "/livez/", f"{ANN}/nothing"):
         assert is_problem(await site.client.get(path, headers=everything), 404, "not-found")
+
+
+async def test_what_is_below_an_address_is_not_taken_for_an_address(site: Site, everything: Headers) -> None:
+    answer = await site.client.get(f"{ANN}/reactivate", headers=everything)
+    assert is_problem(answer, 405, "method-not-allowed")
+    assert answer.headers["Allow"] == "POST"
 
 
 async def test_a_stop_with_the_path_of_a_consent_makes_no_fact(site: Site, everything: Headers) -> None:
