@@ -20,7 +20,7 @@ from service.store import access, migrations, suppressions
 from service.store.database import Connection, Database
 from service.store.spool import Spool
 from service.telemetry import Metrics, logger
-from service.web import admin, archive, contract, health, webhook
+from service.web import admin, archive, contract, health, imports, webhook
 from service.web import suppressions as queries
 from service.web.contract import AnyOperation
 from service.web.http import Budget, Service, Telling, on_error, on_http_exception
@@ -34,12 +34,16 @@ OPERATIONS: Final[tuple[AnyOperation, ...]] = (
     *queries.OPERATIONS,
     *admin.OPERATIONS,
     *archive.OPERATIONS,
+    *imports.OPERATIONS,
     *health.OPERATIONS,
 )
 """All that the application answers; the first that fits a path has it."""
 
 Q = TypeVar("Q")
 A = TypeVar("A")
+
+IMPORTS_AT_ONCE: Final = 2
+"""Lists that one process takes in at the same time; each has a connection of the pool, and a share of its threads."""
 
 LOOKUPS_AT_ONCE: Final = 2
 """Shared lookups under way; each has a connection of the pool."""
@@ -88,6 +92,7 @@ def _lifespan(
         clock=clock,
         budget=Budget(settings.body_budget_bytes),
         reading=asyncio.Semaphore(1),
+        importing=asyncio.Semaphore(IMPORTS_AT_ONCE),
         revisions=migrations.revisions(),
         head=migrations.head(),
     )

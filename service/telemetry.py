@@ -140,6 +140,12 @@ class Metrics:
             ["channel", "outcome"],
             registry=self.registry,
         )
+        self.imported = Counter(
+            "kahuna_sync_imported_lines",
+            "Lines of imported lists by channel and outcome: accepted, duplicates or rejected",
+            ["channel", "outcome"],
+            registry=self.registry,
+        )
         self.requests = Histogram(
             "kahuna_sync_request_seconds",
             "Seconds to answer, by route and status",

@@ -8,7 +8,7 @@ that ends early has left whole chunks; the same file again goes on from there. A
 import array
 import asyncio
 import tempfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -32,6 +32,9 @@ from service.store.suppressions import Entry, Provenance
 from service.telemetry import logger
 
 ERRORS_SHOWN: Final = 100
+
+AT_ONCE: Final = 2
+"""Chunks that are stored at the same time, each on a connection of its own, while the next is made."""
 
 PATIENCE: Final = 6
 """How often a chunk is tried again while others hold what it needs, after pauses that double from `FIRST_PAUSE`."""
@@ -95,7 +98,14 @@ class _Made(NamedTuple):
 class Import:
     """One list on its way in. `tally` tells how far it is, at any time and however it ends."""
 
-    def __init__(self, database: Database, order: Order, rules: Rules, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        order: Order,
+        rules: Rules,
+        clock: Callable[[], datetime],
+        lines_at_once: int = LINES,
+    ) -> None:
         if order.reason is not None and order.reason not in reasons_of(order.channel):
             allowed = ", ".join(reasons_of(order.channel))
             raise Unprocessable(f"No {order.channel} address has this reason; say one of {allowed}.", "unknown-reason")
@@ -107,10 +117,10 @@ class Import:
         self._order = order
         self._rules = rules
         self._clock = clock
+        self._lines_at_once = lines_at_once
         self._reading = Reading(Asked(order.namespace, order.channel, order.reason, order.as_of))
         self._waiting: list[Line] = []
-        self._under_way: asyncio.Task[Outcome] | None = None
-        self._made: _Made | None = None
+        self._under_way: deque[tuple[_Made, asyncio.Task[Outcome]]] = deque()
         self._chunks = 0
         self._distinct: _Distinct | None = None
         self.id = new_id(self.begun_at, order.chance)
@@ -128,9 +138,7 @@ class Import:
             try:
                 await self._read(source, tell)
             except asyncio.CancelledError:
-                if self._under_way is not None:
-                    self._under_way.cancel()
-                    await asyncio.wait([self._under_way])
+                await self._abandon()
                 raise
             except Exception as error:
                 await self._cut_off(tell)
@@ -157,8 +165,8 @@ class Import:
     async def _take_in(self, pieces: Iterator[list[Line]], tell: Callable[[Tally], None]) -> None:
         while (lines := await asyncio.to_thread(next, pieces, None)) is not None:
             self._waiting += lines
-            while len(self._waiting) >= LINES:
-                some, self._waiting = self._waiting[:LINES], self._waiting[LINES:]
+            while len(self._waiting) >= (size := self._lines_at_once):
+                some, self._waiting = self._waiting[:size], self._waiting[size:]
                 await self._hand_over(some, tell)
 
     async def _hand_over(self, lines: list[Line], tell: Callable[[Tally], None]) -> None:
@@ -167,9 +175,9 @@ class Import:
             await self._write_down("import.begun")
         self._chunks += 1
         made = await asyncio.to_thread(self._make, lines)
-        await self._settle(tell)
-        self._made = made
-        self._under_way = asyncio.create_task(self._look(made) if self._order.dry_run else self._store(made))
+        await self._settle(tell, AT_ONCE - 1)
+        work = self._look(made) if self._order.dry_run else self._store(made)
+        self._under_way.append((made, asyncio.create_task(work)))
 
     def _make(self, lines: list[Line]) -> _Made:
         order = self._order
@@ -187,13 +195,26 @@ class Import:
         untimed = (e.index for e in chunk.entries if not e.fault and standing_time(e.timestamp, received_at) is None)
         return _Made(batch, chunk, found, frozenset(untimed))
 
-    async def _settle(self, tell: Callable[[Tally], None]) -> None:
-        """Waits for the chunk under way, and counts it."""
-        if self._under_way is None or self._made is None:
-            return
-        task, made, self._under_way, self._made = self._under_way, self._made, None, None
-        self._count(made, await task)
-        tell(self.tally)
+    async def _settle(self, tell: Callable[[Tally], None], left: int = 0) -> None:
+        """Waits, in their order, until so many chunks at most are under way, and counts the others."""
+        while len(self._under_way) > left:
+            made, task = self._under_way.popleft()
+            try:
+                outcome = await task
+            except Exception:
+                # Those behind it may end, but are not counted: what is told to be in, is in without a gap.
+                await asyncio.gather(*(later for _, later in self._under_way), return_exceptions=True)
+                self._under_way.clear()
+                raise
+            self._count(made, outcome)
+            tell(self.tally)
+
+    async def _abandon(self) -> None:
+        """Ends what is under way: it has committed or it has not."""
+        tasks = [task for _, task in self._under_way]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _count(self, made: _Made, outcome: Outcome) -> None:
         tally, lines = self.tally, made.chunk.values
@@ -322,8 +343,8 @@ class _Distinct:
         """How many of those noted differ."""
         return sum(len(set(self._marks(file))) for file in self._files)
 
-    def _marks(self, file: Any) -> array.array[int]:
+    def _marks(self, file: Any) -> Iterable[int]:
         file.seek(0)
-        marks = array.array("Q")
+        marks = array.array("Q")  # eight bytes each
         marks.frombytes(file.read())
         return marks

@@ -67,6 +67,9 @@ _WORDS: Final[Mapping[Channel, Mapping[str, str]]] = {
 
 _NOT_LETTERS: Final = re.compile(r"[^a-z0-9]")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_NEVER: Final = re.compile(r"\b0001\b")
+"""The year of a time that was never set, as Mailgun writes it."""
+
 _DAY: Final = re.compile(r"(19|20)\d{6}")
 
 MOST_DIGITS: Final = 13
@@ -128,7 +131,7 @@ def time_in(value: Any) -> int | str | None:
     if not isinstance(value, str):
         return "neither a number nor a text"
     text = value.strip()
-    if not text:
+    if not text or _NEVER.search(text):
         return None
     # Eight digits are a day: as seconds they would be one of 1970.
     if text.isascii() and text.isdecimal() and not _DAY.fullmatch(text):
@@ -138,15 +141,19 @@ def time_in(value: Any) -> int | str | None:
 
 
 def _moment(text: str) -> int | None:
-    for read in (datetime.fromisoformat, float, parsedate_to_datetime):
+    for read in (_iso, float, parsedate_to_datetime):
         try:
-            found = read(text.removesuffix(" UTC") if read is datetime.fromisoformat else text)
+            found = read(text)
             if isinstance(found, float):
                 return int(found)
             return int((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp())
         except (ValueError, OverflowError, TypeError, IndexError):
             continue
     return None
+
+
+def _iso(text: str) -> datetime:
+    return datetime.fromisoformat(text.removesuffix(" UTC"))
 
 
 def _shown(text: str) -> str:

@@ -139,9 +139,10 @@ class Csv:
             rows = []
         # A quote within a cell may swallow what follows: then each is read apart.
         numbered = zip(numbers, rows if len(rows) == len(whole) else map(self._row, whole), strict=True)
-        return (one for one in numbered if one[1])
+        # A row of nothing but delimiters, as spreadsheets leave them, is as empty as a blank line.
+        return (one for one in numbered if any(one[1]) and (len(one[1]) > 1 or not one[1][0].isspace()))
 
-    def _row(self, line: str) -> Record:
+    def _row(self, line: str) -> list[str] | str:
         try:
             return next(csv.reader([line], delimiter=self._delimiter), [])
         except csv.Error:
@@ -181,7 +182,7 @@ class JsonDocument:
     def __init__(self, first: int) -> None:
         self._rest = ""
         self._line = first
-        self._is_inside = False
+        self._is_inside = self._has_list = False
         self._decode = json.JSONDecoder().raw_decode
 
     def feed(self, text: str, *, last: bool = False) -> Iterator[Numbered]:
@@ -194,6 +195,9 @@ class JsonDocument:
             except (ValueError, RecursionError):  # not whole yet, or never: then the rest grows too long
                 place = start
                 break
+            if end - start > LONGEST:
+                place = start
+                break
             yield self._line, value if isinstance(value, dict) else "not-an-object"
             self._line += text.count("\n", start, end)
             place = end
@@ -203,6 +207,8 @@ class JsonDocument:
         self._rest = text[place:]
         if len(self._rest) > LONGEST or (last and (self._rest or self._is_inside)):
             raise BadRequest(f"The JSON document is damaged or cut off at line {self._line}.", "not-json")
+        if last and not self._has_list:
+            raise BadRequest("There is no list in this JSON document.", "not-json")
 
     def _start(self, text: str, place: int) -> int | None:
         """Where the next value of a list begins; None if there is none in this text."""
@@ -211,7 +217,8 @@ class JsonDocument:
                 opens = text.find("[", place)
                 if opens < 0:
                     return None
-                self._is_inside, place = True, opens + 1
+                self._is_inside = self._has_list = True
+                place = opens + 1
             place = _BETWEEN.match(text, place).end()  # type: ignore[union-attr]  # it may be nothing, but matches
             if text[place : place + 1] != "]":
                 return place if place < len(text) else None

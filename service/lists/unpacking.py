@@ -68,7 +68,7 @@ def _decoder_for(start: bytes) -> io.IncrementalNewlineDecoder:
     if start.startswith(_ZIP):
         sentence = "This is a spreadsheet or a ZIP archive; save it as CSV (UTF-8), or unpack it, and send that."
         raise Unprocessable(sentence, "not-text")
-    if b"\0" in start and not start.startswith(_UTF_16):
+    if b"\0" in start[:4] and not start.startswith(_UTF_16):
         raise Unprocessable("This is no text, or UTF-16 without its mark; save it as UTF-8.", "not-text")
     name = "utf-16" if start.startswith(_UTF_16) else "utf-8-sig"
     return io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(name)(errors="replace"), translate=True)

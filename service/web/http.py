@@ -78,6 +78,7 @@ class Service:
     clock: Callable[[], datetime]
     budget: Budget
     reading: asyncio.Semaphore
+    importing: asyncio.Semaphore
     revisions: frozenset[str] = field(default=frozenset())
     head: str = ""
 

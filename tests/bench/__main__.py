@@ -59,13 +59,13 @@ async def listens(server: Server) -> None:
 
 
 async def token_of(environ: dict[str, str]) -> str:
-    """A token that may read."""
-    command = [sys.executable, "-m", "service", "token", "create", "--name", "bench", "--scopes", "read"]
+    """A token that may read and import."""
+    command = [sys.executable, "-m", "service", "token", "create", "--name", "bench", "--scopes", "read,write"]
     made = await asyncio.create_subprocess_exec(*command, env=environ, stdout=subprocess.PIPE)
     return (await made.communicate())[0].decode().strip()
 
 
-async def measure(url: str, environ: dict[str, str], rounds: int, grow_to: int) -> Rows:
+async def measure(url: str, environ: dict[str, str], rounds: int, grow_to: int, lines: int) -> Rows:
     """The rounds, then the growth of the list."""
     await migrations.upgrade(url)
     token = await token_of(environ)
@@ -80,6 +80,8 @@ async def measure(url: str, environ: dict[str, str], rounds: int, grow_to: int) 
             bench = Bench(service, beside, connection, token)
             for _ in range(rounds):
                 await bench.round()
+                if lines:
+                    await bench.import_of(lines)
             if grow_to:
                 await bench.growth(grow_to)
             return bench.rows
@@ -99,9 +101,10 @@ def table_of(rows: Rows, rounds: int) -> Table:
 @click.command()
 @click.option("--rounds", default=3, show_default=True, help="How often each work is measured.")
 @click.option("--grow-to", default=LARGE_LIST, show_default=True, help="Addresses of the large list; 0 leaves it out.")
+@click.option("--import-lines", default=50_000, show_default=True, help="Lines of the imported list; 0 leaves it out.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Where the figures are written as JSON.")
 @click.option("--bare", "only_bare", is_flag=True, hidden=True)
-def main(rounds: int, grow_to: int, json_file: str | None, only_bare: bool) -> None:
+def main(rounds: int, grow_to: int, import_lines: int, json_file: str | None, only_bare: bool) -> None:
     """Measure the service beside bare Starlette and bare SQL, as ratios within this run."""
     if only_bare:
         bare.serve(BARE_PORT)
@@ -117,7 +120,7 @@ def main(rounds: int, grow_to: int, json_file: str | None, only_bare: bool) -> N
                 "KAHUNA_SECRET_KEY": "bench-secret-key",
                 "KAHUNA_BASE_URL": "http://127.0.0.1:9",
             }
-            rows = asyncio.run(measure(url, environ, rounds, grow_to))
+            rows = asyncio.run(measure(url, environ, rounds, grow_to, import_lines))
     Console(width=120).print(table_of(rows, rounds))
     if json_file:
         Path(json_file).write_text(json.dumps(rows, indent=2), encoding="utf-8")
