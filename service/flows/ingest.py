@@ -335,6 +335,8 @@ def sort(member: Member, place: int, untimed_opt_in: Literal["hold", "receipt"])
     """The entries of a batch by what becomes of them, as far as the batch alone can tell. A replay sorts alike."""
     channel = member.batch.channel
     received_at = int(member.batch.received_at.timestamp())
+    # A number goes out in digits unless Kahuna itself has written it otherwise.
+    goes_out_plain = channel == "sms" and SOURCES.get(member.batch.origin) == "local"
     found = Sorted([], [], [], {})
     for entry in member.callback.entries:
         if entry.fault is not None or entry.address is None or entry.reason is None or entry.action is None:
@@ -346,7 +348,7 @@ def sort(member: Member, place: int, untimed_opt_in: Literal["hold", "receipt"])
             found.rejected[entry.index] = error.slug
             continue
         at = occurred_at(entry.action, entry.timestamp, received_at)
-        received = entry.address.strip()
+        received = address if goes_out_plain else entry.address.strip()
         if at is None and untimed_opt_in == "hold":
             found.untimed.append(Held(entry.index, address, received, entry.reason, None, "untimed"))
             continue
