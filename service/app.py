@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
+from importlib.metadata import version
 from typing import Final, TypeAlias, TypeVar
 
 from starlette.applications import Starlette
@@ -11,7 +12,8 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from service.errors import KahunaSyncError, StorageUnavailable
-from service.flows.ingest import Intake, Rules, rules_of
+from service.flows.ingest import Rules, rules_of
+from service.flows.intake import Intake
 from service.flows.shelter import Shelter
 from service.flows.together import Together
 from service.flows.weather import Weather
@@ -20,8 +22,9 @@ from service.store import access, migrations, suppressions
 from service.store.database import Connection, Database
 from service.store.spool import Spool
 from service.telemetry import Metrics, logger
-from service.web import admin, archive, contract, health, imports, webhook
+from service.web import admin, archive, contract, health, imports, reference, webhook
 from service.web import suppressions as queries
+from service.web.callers import Callers
 from service.web.contract import AnyOperation
 from service.web.http import Budget, Service, Telling, on_error, on_http_exception
 
@@ -37,7 +40,7 @@ OPERATIONS: Final[tuple[AnyOperation, ...]] = (
     *imports.OPERATIONS,
     *health.OPERATIONS,
 )
-"""All that the application answers; the first that fits a path has it."""
+"""All that the application answers, but for what describes them."""
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -64,8 +67,11 @@ def build(settings: Settings, clock: Callable[[], datetime] = utc_now) -> Applic
     """The web application of these settings."""
     metrics = Metrics()
     application = Starlette(
-        routes=contract.routes(OPERATIONS),
-        middleware=[Middleware(Telling, metrics=metrics)],
+        routes=contract.routes([*OPERATIONS, *reference.operations(OPERATIONS, version("kahuna-sync"))]),
+        middleware=[
+            Middleware(Telling, metrics=metrics),
+            Middleware(webhook.Shortcut, namespaces=[namespace.name for namespace in settings.namespaces]),
+        ],
         exception_handlers={KahunaSyncError: on_error, HTTPException: on_http_exception},
         lifespan=_lifespan(settings, metrics, clock),
     )
@@ -86,7 +92,12 @@ def _lifespan(
         intake=intake,
         shelter=_shelter(settings, database, intake, rules),
         lookups=_sharing(database, patience, suppressions.causes_of_each),
-        callers=_sharing(database, patience, access.callers_of),
+        callers=Callers(
+            _sharing(database, patience, access.callers_of).ask,
+            clock,
+            settings.token_cache_seconds,
+            settings.token_calls_per_second,
+        ),
         rules=rules,
         metrics=metrics,
         clock=clock,
@@ -104,7 +115,7 @@ def _lifespan(
             "web.started", host=settings.host, port=settings.port, namespaces=len(settings.namespaces), spool=spooling
         )
         try:
-            async with _sheltered(service.shelter):
+            async with _beside(service):
                 yield {"service": service}
         finally:
             await service.database.close()
@@ -144,10 +155,16 @@ def _shelter(settings: Settings, database: Database, intake: Intake, rules: Rule
 
 
 @asynccontextmanager
-async def _sheltered(shelter: Shelter | None) -> AsyncIterator[None]:
-    """With the look-out for the database, and the draining of the spool, running beside the block. A drain that is cut
-    short has either committed or not: the file is still there, and at worst a redelivery."""
-    tasks = [asyncio.create_task(work) for work in (shelter.weather.watch(), shelter.drain())] if shelter else []
+async def _beside(service: Service) -> AsyncIterator[None]:
+    """With what runs beside the block: the notes of which tokens are used, the look-out for the database, the draining
+    of the spool. A drain that is cut short has either committed or not: the file is still there, and at worst a
+    redelivery."""
+    shelter = service.shelter
+    works = [service.callers.keep_noting(service.database)]
+    works += [shelter.weather.watch(), shelter.drain()] if shelter else []
+    tasks = [asyncio.create_task(work) for work in works]
+    # A task that has not begun would end without its last words.
+    await asyncio.sleep(0)
     try:
         yield
     finally:

@@ -142,6 +142,12 @@ class Settings:
     body_budget_bytes: int = setting(
         256 * 1024 * 1024, "Bytes of callback bodies that one process holds at once before it answers 503"
     )
+    token_cache_seconds: float = setting(
+        5.0, "Seconds that a process believes what it knows of an API token; a revoked one may live on as long"
+    )
+    token_calls_per_second: float | None = setting(
+        None, "Calls per second that one API token may make of one process before it gets 429. Unset: any number"
+    )
     soft_bounce_count: int = setting(3, "Soft bounces within the window that suppress")
     soft_bounce_window_days: int = setting(14, "Days within which they must fall")
     soft_bounce_lifetime_days: int = setting(30, "Days after the last of them until the suppression ends")

@@ -255,11 +255,10 @@ class Import:
         scope = outbox.Scope(batch.namespace, batch.channel, now, self._rules.policy)
         source = SOURCES[batch.origin]
         provenance = Provenance(batch.namespace, batch.channel, source, batch.origin, now, (batch.id,))
-        new = await suppressions.apply(connection, stops, provenance, scope.policy)
-        if addresses := {entry.address for entry in stops}:
-            others = await imports.owe_first_stops(connection, scope, addresses)
-            await outbox.owe(connection, scope, others)
-        outcome = _outcome(made, new.get(batch.id, 0), said)
+        merged = await suppressions.apply(connection, stops, provenance, scope.policy)
+        if merged.at_odds:
+            await outbox.owe(connection, scope, await imports.owe_first_stops(connection, scope, merged.at_odds))
+        outcome = _outcome(made, merged.new.get(batch.id, 0), said)
         await batches.archive(connection, [(batch, outcome)], now)
         return outcome
 

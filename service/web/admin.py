@@ -13,7 +13,7 @@ from service.flows import reconcile, review
 from service.store import outbox, reconciliations, reviews
 from service.store.reconciliations import Run
 from service.web.asking import Page, id_in, told
-from service.web.contract import Answer, AnyOperation, Asked, Body, Call, Operation, Shown
+from service.web.contract import Answer, AnyOperation, Asked, Body, Call, Operation, Shown, Text
 from service.web.http import answer, shown
 
 
@@ -28,7 +28,7 @@ class RunRequest(msgspec.Struct, forbid_unknown_fields=True):
 class Decision(msgspec.Struct, forbid_unknown_fields=True):
     """A note for the audit log."""
 
-    note: str | None = None
+    note: Text | None = None
 
 
 class Corrections(Page, frozen=True, kw_only=True):

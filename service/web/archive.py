@@ -16,7 +16,7 @@ from service.flows.replay import Replayed
 from service.store import archive, quarantine
 from service.store.quarantine import Place
 from service.web.asking import Walk, cursor_for, id_in, in_utc, place_at, told
-from service.web.contract import Answer, AnyOperation, Asked, Body, Call, Moment, Operation
+from service.web.contract import Answer, AnyOperation, Asked, Body, Call, Moment, Operation, Text
 from service.web.http import namespace_for
 
 ERRORS_SHOWN: Final = 100
@@ -58,17 +58,17 @@ class Replay(Asked, frozen=True, kw_only=True):
 class Requeue(msgspec.Struct, forbid_unknown_fields=True):
     """Which entries to read again, and where an earlier call stopped."""
 
-    namespace: str | None = None
+    namespace: Text | None = None
     channel: Channel | None = None
     error: _Error | None = None
     batch_id: uuid.UUID | None = None
-    cursor: str | None = None
+    cursor: Text | None = None
 
 
 class Discard(msgspec.Struct, forbid_unknown_fields=True):
     """Why it is taken out of the way."""
 
-    reason: Annotated[str, msgspec.Meta(pattern=r"\S")]
+    reason: Annotated[str, msgspec.Meta(pattern="^[^\\x00]*[^\\s\\x00][^\\x00]*$")]
 
 
 class EntryError(msgspec.Struct):
@@ -233,7 +233,7 @@ async def requeue_entries(call: Call[Asked, Requeue]) -> RequeuedShown:
     """Read many entries again; `next` says where to go on."""
     wanted, service, given = call.body, call.service, call.query.namespace
     if given is not None and wanted.namespace not in (None, given):
-        raise Unprocessable("The path and the body name two namespaces; name one.", "invalid-parameter")
+        raise Unprocessable("The path and the body name two namespaces; name one.", "two-namespaces")
     namespace = namespace_for(service, call.caller, given or wanted.namespace)
     entries = quarantine.Asked(namespace, "open", wanted.channel, wanted.error, wanted.batch_id)
     after = place_at(wanted.cursor, _Place)
@@ -410,7 +410,7 @@ OPERATIONS: Final[list[AnyOperation]] = [
         query=Asked,
         body=Body(Requeue, {"error": "unknown-reason"}),
         answers=[Answer(200, RequeuedShown, "What came of them.", _REQUEUED)],
-        problems=["invalid-cursor", "invalid-parameter"],
+        problems=["invalid-cursor", "two-namespaces"],
     ),
     Operation(
         "GET",

@@ -30,11 +30,15 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.domain.addresses import Channel
-from service.errors import BadRequest, Forbidden, Unprocessable, UnsupportedMediaType
+from service.errors import BadRequest, Forbidden, TooLong, Unprocessable, UnsupportedMediaType
 from service.store.access import Caller
 from service.web.http import API_BODY_LIMIT, Service, answer, body_of, caller_with, namespace_for, service_of
 
-TokenScope: TypeAlias = Literal["read", "write", "admin"]
+Needs: TypeAlias = Literal["read", "write", "admin", "signature"]
+"""What a caller must have: a token with this scope, or the signature of Kahuna's over the body."""
+
+Text: TypeAlias = Annotated[str, msgspec.Meta(extra_json_schema={"pattern": "^[^\\u0000]*$"})]
+"""A text that PostgreSQL can keep: `http.body_of` refuses a NUL in any."""
 
 Moment: TypeAlias = Annotated[datetime, msgspec.Meta(tz=True)]
 """An RFC 3339 time with its offset."""
@@ -43,6 +47,9 @@ Shown: TypeAlias = Annotated[str, msgspec.Meta(extra_json_schema={"format": "dat
 """A time in an answer, as `http.shown` writes it."""
 
 A_MOMENT: Final = "an RFC 3339 time with an offset, such as 2026-01-31T12:00:00Z"
+
+LONGEST_PATH: Final = 16_384
+"""Characters of a path with its query. The longest address that is judged at all has a tenth of them."""
 
 _NOBODY: Final = Caller("nobody", frozenset(), None)
 
@@ -111,6 +118,14 @@ class Body(NamedTuple, Generic[B]):
     optional: bool = False
 
 
+class Stream(NamedTuple):
+    """A body that the handler reads by itself: a sentence, an example, and its JSON Schema if it is JSON."""
+
+    says: str
+    example: Any = None
+    schema: Mapping[str, Any] = {"type": "string"}
+
+
 class Answer(NamedTuple):
     """One thing that an operation answers: its shape (of one line, where the media type is one of lines; None for no
     body), a sentence, an example, and the headers that it carries beside X-Request-ID, each with a sentence."""
@@ -131,19 +146,19 @@ Answered: TypeAlias = Response | msgspec.Struct
 class Operation(Generic[Q, B]):
     """A method on a path. What callers read about it is the docstring of its handler.
 
-    `streams` are the media types of a body that the handler reads by itself, each with a sentence; two operations may
-    share method and path if the `Content-Type` tells them apart. `problems` are slugs of its own: those that follow
-    from what it takes (a token, parameters, a body) need not be listed. `headers` are request headers. `app` stands in
-    for the handler where an ASGI application answers by itself; `says` then describes it.
+    `streams` are the media types of a body that the handler reads by itself, each with what is said of it; two
+    operations may share method and path if the `Content-Type` tells them apart. `problems` are slugs of its own:
+    those that follow from what it takes (a token, parameters, a body) need not be listed. `headers` are request
+    headers. `app` stands in for the handler where an ASGI application answers by itself; `says` then describes it.
     """
 
     method: str = field(kw_only=False)
     path: str = field(kw_only=False)
     handler: Callable[[Call[Q, B]], Awaitable[Answered]] | None = field(kw_only=False, default=None)
-    scope: TokenScope | None
+    scope: Needs | None
     query: type[Q]
     body: Body[B] | None = None
-    streams: Mapping[str, str] = field(default_factory=dict)
+    streams: Mapping[str, str | Stream] = field(default_factory=dict)
     answers: Sequence[Answer]
     problems: Sequence[str] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -179,12 +194,17 @@ class Endpoint:
             self._doors.setdefault(operation.method, []).append(_Door(operation))
         if "GET" in self._doors:
             self._doors["HEAD"] = self._doors["GET"]
-        self._allow = ", ".join(sorted(self._doors))
+        self.methods = sorted(self._doors)
+        self._allow = ", ".join(self.methods)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         doors = self._doors.get(scope["method"])
         if doors is None:
             raise HTTPException(405, headers={"Allow": self._allow})
+        if len(scope["path"]) + len(scope["query_string"]) > LONGEST_PATH:
+            raise TooLong(
+                f"The path and the query have over {LONGEST_PATH} characters; nothing that long can be meant."
+            )
         request = Request(scope, receive)
         door = doors[0] if len(doors) == 1 else _chosen(doors, request)
         response = await door.answer(request)

@@ -22,12 +22,14 @@ from service.errors import (
     RequestError,
     StorageUnavailable,
     TooLarge,
+    TooManyCalls,
     TooSlow,
     Unauthenticated,
     Unprocessable,
     UnsupportedEncoding,
 )
-from service.flows.ingest import Intake, Rules
+from service.flows.ingest import Rules
+from service.flows.intake import Intake
 from service.flows.shelter import Shelter
 from service.flows.together import Together
 from service.settings import Settings
@@ -35,6 +37,8 @@ from service.store.access import Caller
 from service.store.database import Database
 from service.store.suppressions import CauseRow, Subject
 from service.telemetry import REQUEST_ID, Metrics, RequestIds, logger
+from service.web.callers import Callers
+from service.web.problems import PROBLEMS, document
 
 _T = TypeVar("_T", bound=msgspec.Struct)
 
@@ -71,7 +75,7 @@ class Service:
     database: Database
     intake: Intake
     lookups: Together[Subject, list[CauseRow]]
-    callers: Together[str, Caller | None]
+    callers: Callers
     shelter: Shelter | None
     rules: Rules
     metrics: Metrics
@@ -99,22 +103,33 @@ def service_of(request: Request) -> Service:
     return service
 
 
-def answer(document: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+def answer(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """A JSON answer."""
-    return Response(msgspec.json.encode(document), status, headers, "application/json")
+    return Response(msgspec.json.encode(content), status, headers, "application/json")
 
 
 def problem(status: int, slug: str, detail: str, headers: Mapping[str, str] | None = None) -> Response:
     """An RFC 9457 answer; `type` is a stable slug."""
-    document = {"type": slug, "title": slug.replace("-", " ").capitalize(), "status": status, "detail": detail}
-    return Response(msgspec.json.encode(document), status, headers, "application/problem+json")
+    return Response(msgspec.json.encode(document(slug, detail, status)), status, headers, "application/problem+json")
+
+
+async def send_json(send: Send, document: Any) -> None:
+    """A JSON answer of 200, by the shortest way."""
+    body = msgspec.json.encode(document)
+    headers = [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 async def on_error(_request: Request, error: Exception) -> Response:
-    """The problem that an error of ours is."""
+    """The problem that an error of ours is. Any other is raised again."""
+    return problem_of(error)
+
+
+def problem_of(error: Exception) -> Response:
+    """The problem that an error of ours is. Any other is raised again."""
     if isinstance(error, RequestError):
-        headers = {"WWW-Authenticate": "Bearer"} if type(error) is Unauthenticated else None
-        return problem(error.status, error.reason, str(error), headers)
+        return problem(error.status, error.reason, str(error), _headers_of(error))
     if isinstance(error, StorageUnavailable):
         return problem(503, error.slug, str(error), {"Retry-After": str(error.retry_after)})
     if isinstance(error, KahunaSyncError):
@@ -122,11 +137,18 @@ async def on_error(_request: Request, error: Exception) -> Response:
     raise error
 
 
+def _headers_of(error: RequestError) -> dict[str, str] | None:
+    if isinstance(error, TooManyCalls):
+        return {"Retry-After": str(error.retry_after)}
+    return {"WWW-Authenticate": "Bearer"} if type(error) is Unauthenticated else None
+
+
 async def on_http_exception(_request: Request, error: Exception) -> Response:
     """The problem that a refusal of the router is."""
     if not isinstance(error, HTTPException):
         raise error
-    known = {404: ("not-found", "There is nothing at this path."), 405: ("method-not-allowed", "See the Allow header.")}
+    known = {404: ("not-found", "There is nothing at this path; /docs shows those that there are.")}
+    known[405] = ("method-not-allowed", PROBLEMS["method-not-allowed"].says)
     slug, detail = known.get(error.status_code, ("refused", error.detail))
     return problem(error.status_code, slug, detail, error.headers)
 
@@ -166,12 +188,10 @@ class Telling:
         except Exception:  # noqa: BLE001 (the last one to see it: it is logged, and answered without a traceback)
             logger().exception("request.failed", route=_route_of(scope))
             if status == 0:
-                await problem(500, "internal-error", "This is a fault of ours; it is logged.")(
-                    scope, receive, send_with_id
-                )
+                await problem(500, "internal-error", PROBLEMS["internal-error"].says)(scope, receive, send_with_id)
         finally:
             REQUEST_ID.reset(token)
-            self._metrics.requests.labels(_route_of(scope), str(status)).observe(perf_counter() - started)
+            self._metrics.note_request(_route_of(scope), status, perf_counter() - started)
 
 
 def _route_of(scope: Scope) -> str:
@@ -181,15 +201,25 @@ def _route_of(scope: Scope) -> str:
 
 async def caller_with(request: Request, scope: str) -> Caller:
     """Who is calling, if the token carries this scope."""
-    kind, _, token = request.headers.get("Authorization", "").partition(" ")
-    if kind.lower() != "bearer" or not token.strip():
+    token = _bearer(request.scope)
+    if not token:
         raise Unauthenticated("Send an API token as `Authorization: Bearer <token>`.")
-    caller = await service_of(request).callers.ask(token.strip())
+    caller = await service_of(request).callers.of(token)
     if caller is None:
-        raise Unauthenticated("This API token is unknown or revoked; ask for another.")
+        raise Unauthenticated("This API token is unknown, revoked or expired; ask for another.")
     if scope not in caller.scopes:
-        raise Forbidden(f"This API token lacks the scope {scope}.", "missing-scope")
+        has = ", ".join(sorted(caller.scopes))
+        raise Forbidden(f"This API token lacks the scope {scope} (it has {has}); use one that has it.", "missing-scope")
     return caller
+
+
+def _bearer(scope: Scope) -> str:
+    """The token that was sent, if any. Part of every call, so the headers are not made into a mapping for it."""
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            kind, _, token = value.decode("latin-1").partition(" ")
+            return token.strip() if kind.lower() == "bearer" else ""
+    return ""
 
 
 def namespace_for(service: Service, caller: Caller, given: str | None) -> str:
@@ -211,7 +241,8 @@ async def body_of(request: Request, kind: type[_T], limit: int = API_BODY_LIMIT,
     encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("identity", "gzip", ""):
         raise UnsupportedEncoding("Send the body as it is, or with Content-Encoding: gzip.")
-    body = await read_body(request, limit, service_of(request).settings.body_timeout_seconds)
+    declared, seconds = request.headers.get("Content-Length", ""), service_of(request).settings.body_timeout_seconds
+    body = await read_body(request.receive, declared, limit, seconds)
     if encoding == "gzip":
         body = await asyncio.to_thread(decompressed, body, limit)
     if not body.strip():
@@ -239,26 +270,57 @@ def _storable(document: _T) -> _T:
     return document
 
 
-async def read_body(request: Request, limit: int, seconds: float, take: Callable[[int], None] | None = None) -> bytes:
+async def read_body(
+    receive: Receive, declared: str, limit: int, seconds: float, take: Callable[[int], None] | None = None
+) -> bytes:
     """The body as sent, refused while it is read if it grows over `limit` bytes or takes over `seconds`.
 
-    `take` hears of every part before it is kept.
+    `declared` is the Content-Length, if any. `take` hears of every part before it is kept.
     """
-    declared = request.headers.get("Content-Length", "")
     if declared.isdecimal() and int(declared) > limit:
         raise TooLarge(f"The body is over {limit} bytes.")
-    parts = bytearray()
-    try:
-        async with asyncio.timeout(seconds):
-            async for part in request.stream():
-                if len(parts) + len(part) > limit:
-                    raise TooLarge(f"The body is over {limit} bytes.")
-                if take is not None:
-                    take(len(part))
-                parts += part
-    except TimeoutError:
-        raise TooSlow("The body did not arrive in time.") from None
-    return bytes(parts)
+    parts: list[bytes] = []
+    size, more = 0, True
+    with _Deadline(seconds):
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            part, more = message.get("body", b""), message.get("more_body", False)
+            size += len(part)
+            if size > limit:
+                raise TooLarge(f"The body is over {limit} bytes.")
+            if take is not None:
+                take(len(part))
+            parts.append(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+class _Deadline:
+    """`asyncio.timeout` for bodies alone: part of every callback, nearly all of which are there before it is set, and a
+    third of the price."""
+
+    __slots__ = ("_over", "_seconds", "_task", "_timer")
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._over = False
+
+    def __enter__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task(loop)
+        self._timer = loop.call_later(self._seconds, self._expire)
+
+    def _expire(self) -> None:
+        self._over = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._timer.cancel()
+        # Somebody else may want the task to end, too: that goes first.
+        if self._over and self._task is not None and not self._task.uncancel() and kind is asyncio.CancelledError:
+            raise TooSlow("The body did not arrive in time.") from None
 
 
 def decompressed(body: bytes, limit: int) -> bytes:

@@ -4,7 +4,7 @@ import hashlib
 import re
 import uuid
 from datetime import datetime
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeAlias
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -12,15 +12,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.domain.addresses import CHANNELS, Channel
-from service.domain.facts import Fact
+from service.domain.facts import EMAIL_REASONS, SMS_REASONS, Fact
 from service.domain.suppression import Policy, Purpose, Standing, Verdict, fold, verdict
 from service.errors import BadRequest, NotFound, Unprocessable
 from service.flows import write
 from service.flows.write import Statement, normalised
 from service.store import suppressions
 from service.store.suppressions import CauseRow, FactRow, Subject
-from service.web.contract import Answer, AnyOperation, Asked, Body, Call, Moment, Operation, Shown
+from service.web.contract import Answer, AnyOperation, Asked, Body, Call, Moment, Operation, Shown, Text
 from service.web.http import Service, answer, seconds_from, shown
+
+Reason: TypeAlias = Annotated[str, msgspec.Meta(extra_json_schema={"enum": sorted({*EMAIL_REASONS, *SMS_REASONS})})]
+"""A reason of either channel; `write` refuses one of the other, with those that there are."""
 
 
 class Question(Asked, frozen=True, kw_only=True):
@@ -51,16 +54,16 @@ class Question(Asked, frozen=True, kw_only=True):
 class Stop(msgspec.Struct, forbid_unknown_fields=True):
     """Why, when it happened (left out: now), and a note for the audit log."""
 
-    reason: str
-    occurred_at: str | None = None
-    note: str | None = None
+    reason: Reason
+    occurred_at: Shown | None = None
+    note: Text | None = None
 
 
 class Consent(msgspec.Struct, forbid_unknown_fields=True):
     """Where and when the new consent was given."""
 
-    evidence: str
-    occurred_at: str
+    evidence: Annotated[str, msgspec.Meta(extra_json_schema={"pattern": "^[^\\u0000]*[^\\s\\u0000][^\\u0000]*$"})]
+    occurred_at: Shown
 
 
 class Cause(msgspec.Struct):

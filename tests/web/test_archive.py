@@ -310,7 +310,7 @@ async def test_a_requeue_speaks_of_one_namespace(site: Site, admin: Headers) -> 
     assert is_problem(await site.client.post(path, headers=admin, json=body), 403, "other-namespace")
     everywhere = await site.token("admin", namespace=None)
     answer = await site.client.post(path, headers=everywhere, json=body, params={"namespace": "default"})
-    assert is_problem(answer, 422, "invalid-parameter")
+    assert is_problem(answer, 422, "two-namespaces")
 
 
 # What all of them share.
@@ -365,3 +365,10 @@ async def test_an_unknown_parameter_is_refused(site: Site, admin: Headers) -> No
     for method, path in [*deeds(NOWHERE), ("GET", BATCHES), ("GET", QUARANTINE), ("POST", f"{QUARANTINE}/requeue")]:
         answer = await call(site, admin, method, path, params={"sate": "open"})
         assert is_problem(answer, 400, "unknown-parameter")
+
+
+async def test_times_before_all_batches_are_times(site: Site, admin: Headers) -> None:
+    answer = await site.client.get(BATCHES, headers=admin, params={"since": "0357-08-25T05:54:09Z"})
+    assert answer.status_code == 200
+    answer = await site.client.get(BATCHES, headers=admin, params={"until": "0357-08-25T05:54:09Z"})
+    assert answer.json() == {"batches": [], "next": None}

@@ -260,6 +260,7 @@ async def test_without_a_token_that_is_known_nothing_is_told(site: Site, header:
 
 async def test_a_revoked_token_is_unknown(site: Site, everything: Headers) -> None:
     await site.execute("update tokens set revoked_at = now()")
+    site.clock.sleep(site.settings.token_cache_seconds)
     assert is_problem(await site.client.get(ANN, headers=everything), 401, "unauthenticated")
 
 
