@@ -42,8 +42,7 @@ class Reading:
         self._shapes: dict[tuple[str, ...], Columns] = {}
 
     def feed(self, part: bytes) -> Iterator[list[Line]]:
-        """What the next part of the file says, some lines at a time. BadRequest or Unprocessable if it cannot be read
-        on."""
+        """What the next part of the file says, some lines at a time. Unprocessable if it cannot be read on."""
         for text in self._text.feed(part):
             yield self._lines(text, last=False)
 

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
-from service.errors import BadRequest
+from service.errors import Unprocessable
 
 LONGEST: Final = 64 * 1024
 """Characters of one record: a longer one is a fault."""
@@ -177,7 +177,7 @@ def object_in(line: str) -> Record:
 
 class JsonDocument:
     """The objects of every list in a JSON document, such as `{"Suppressions": [{…}, …]}` or `[{…}, …]`. What stands
-    around the lists is passed over. After a fault it cannot be read on: BadRequest."""
+    around the lists is passed over. After a fault it cannot be read on: Unprocessable."""
 
     def __init__(self, first: int) -> None:
         self._rest = ""
@@ -206,9 +206,9 @@ class JsonDocument:
             place = len(text)
         self._rest = text[place:]
         if len(self._rest) > LONGEST or (last and (self._rest or self._is_inside)):
-            raise BadRequest(f"The JSON document is damaged or cut off at line {self._line}.", "not-json")
+            raise Unprocessable(f"The JSON document is damaged or cut off at line {self._line}.", "broken-list")
         if last and not self._has_list:
-            raise BadRequest("There is no list in this JSON document.", "not-json")
+            raise Unprocessable("There is no list in this JSON document.", "broken-list")
 
     def _start(self, text: str, place: int) -> int | None:
         """Where the next value of a list begins; None if there is none in this text."""

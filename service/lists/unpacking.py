@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Final
 
-from service.errors import BadRequest, Unprocessable
+from service.errors import Unprocessable
 
 PIECE: Final = 256 * 1024
 """Bytes of a file that are made into text at once."""
@@ -31,7 +31,7 @@ class Text:
         self._decode: io.IncrementalNewlineDecoder | None = None
 
     def feed(self, part: bytes) -> Iterator[str]:
-        """The text of the next part. BadRequest if it is not what it began as."""
+        """The text of the next part. Unprocessable if it is not what it began as."""
         if self._decode is None and self._gunzip is None:
             part = self._start = self._start + part
             if len(part) < 4:
@@ -43,7 +43,7 @@ class Text:
             yield from self._decoded(plain)
 
     def end(self) -> Iterator[str]:
-        """What was left over. BadRequest if the file is cut off."""
+        """What was left over. Unprocessable if the file is cut off."""
         if self._gunzip is not None:
             self._gunzip.end()
         if self._decode is None:
@@ -91,7 +91,7 @@ class _Gunzip:
             try:
                 plain = self._unzip.decompress(part, PIECE)
             except zlib.error:
-                raise BadRequest("The gzip file is damaged; pack it again.", "not-gzip") from None
+                raise Unprocessable("The gzip file is damaged; pack it again.", "broken-list") from None
             part = self._unzip.unconsumed_tail
             yield plain
             while not part and len(plain) == PIECE:
@@ -101,6 +101,6 @@ class _Gunzip:
                 part, self._unzip, self._began = self._unzip.unused_data, zlib.decompressobj(wbits=31), False
 
     def end(self) -> None:
-        """BadRequest if a member has no end."""
+        """Unprocessable if a member has no end."""
         if self._began:
-            raise BadRequest("The gzip file is cut off; send it whole.", "not-gzip")
+            raise Unprocessable("The gzip file is cut off; send it whole.", "broken-list")

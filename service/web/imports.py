@@ -11,7 +11,7 @@ import msgspec
 from starlette.requests import Request
 
 from service.domain.addresses import Channel
-from service.errors import BadRequest, StorageUnavailable, TooSlow, UnsupportedEncoding
+from service.errors import StorageUnavailable, TooSlow, UnsupportedEncoding
 from service.flows.imports import Import, Order, Tally
 from service.web.contract import Answer, AnyOperation, Asked, Call, Moment, Operation
 from service.web.http import service_of
@@ -41,7 +41,7 @@ class Listed(Asked, frozen=True, kw_only=True):
         ),
     ] = None
     file_name: Annotated[
-        Annotated[str, msgspec.Meta(max_length=255)] | None,
+        Annotated[str, msgspec.Meta(pattern=r"^[^\x00-\x1f\x7f]{1,255}$")] | None,
         msgspec.Meta(description="Kept with every line as its origin.", examples=["bounces.csv"]),
     ] = None
     dry_run: Annotated[bool, msgspec.Meta(description="Only say what the import would do.")] = False
@@ -82,8 +82,6 @@ async def import_list(call: Call[Listed, None]) -> Imported:
     request, service, query = call.request, call.service, call.query
     if request.headers.get("Content-Encoding", "identity").strip().lower() not in ("identity", "gzip", ""):
         raise UnsupportedEncoding("Send the file as it is, or with Content-Encoding: gzip.")
-    if query.file_name is not None and not query.file_name.isprintable():
-        raise BadRequest("file_name holds signs that no name has.", "bad-request")
     order = Order(
         call.namespace,
         call.channel(query.channel) or query.channel,
@@ -169,12 +167,11 @@ OPERATIONS: Final[list[AnyOperation]] = [
         ],
         problems=[
             "body-too-slow",
+            "broken-list",
             "empty-list",
             "impossible-time",
             "no-address-column",
             "no-header",
-            "not-gzip",
-            "not-json",
             "not-text",
             "reason-required",
             "unknown-reason",

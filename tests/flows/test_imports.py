@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from service.domain.addresses import normalise
 from service.domain.facts import Fact
 from service.domain.suppression import fold
-from service.errors import BadRequest, StorageUnavailable, Unprocessable
+from service.errors import StorageUnavailable, Unprocessable
 from service.flows import replay, upkeep
 from service.flows.imports import ERRORS_SHOWN, Import, Order, Tally
 from service.flows.upkeep import Retention
@@ -347,11 +347,11 @@ async def test_what_retention_leaves_of_an_import_still_verifies(world: World) -
 
 async def test_a_list_that_breaks_tells_how_far_it_came(world: World) -> None:
     whole = gzip.compress(csv([(f"a{n}@example.com", "manual", AT) for n in range(4000)]))
-    with pytest.raises(BadRequest) as refused:
+    with pytest.raises(Unprocessable) as refused:
         await importing(world, at_once=100).run(parts(whole[:-100], 500))
     reached = len(await stored(world)) + 1
     assert reached > 1
-    assert refused.value.reason == "not-gzip"
+    assert refused.value.reason == "broken-list"
     assert f"Lines up to {reached} are in" in str(refused.value)
 
 

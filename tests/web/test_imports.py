@@ -99,7 +99,7 @@ async def test_it_comes_packed_or_not_and_as_json(site: Site) -> None:
         ({"as_of": "2999-01-01T00:00:00Z"}, 422, "impossible-time"),
         ({"as_of": "yesterday"}, 422, "invalid-time"),
         ({"dry_run": "perhaps"}, 422, "invalid-parameter"),
-        ({"file_name": "a\nb"}, 400, "bad-request"),
+        ({"file_name": "a\nb"}, 422, "invalid-parameter"),
         ({"file": "a"}, 400, "unknown-parameter"),
         ({"namespace": "nowhere"}, 403, "other-namespace"),
         ({"body": b""}, 422, "empty-list"),
@@ -107,8 +107,8 @@ async def test_it_comes_packed_or_not_and_as_json(site: Site) -> None:
         ({"body": b"name,town\nAnn,Rome\n"}, 422, "no-address-column"),
         ({"body": b"ann@example.com,1\n"}, 422, "no-header"),
         ({"body": b"PK\x03\x04...."}, 422, "not-text"),
-        ({"body": gzip.compress(LIST)[:-4]}, 400, "not-gzip"),
-        ({"body": b"{"}, 400, "not-json"),
+        ({"body": gzip.compress(LIST)[:-4]}, 422, "broken-list"),
+        ({"body": b"{"}, 422, "broken-list"),
     ],
 )
 async def test_what_cannot_be_taken_in_is_a_problem(site: Site, more: dict[str, Any], status: int, slug: str) -> None:

@@ -119,11 +119,17 @@ async def test_the_page_shows_every_operation_and_loads_nothing(site: Site, docu
 # Whatever is sent.
 
 SEMANTIC = {
+    "broken-list",
+    "empty-list",
     "future-time",
     "impossible-address",
     "impossible-time",
     "invalid-cursor",
     "invalid-time",
+    "no-address-column",
+    "no-header",
+    "not-text",
+    "reason-required",
     "two-namespaces",
     "unknown-reason",
 }
