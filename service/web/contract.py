@@ -170,12 +170,21 @@ AnyOperation: TypeAlias = Operation[Any, Any]
 
 
 def routes(operations: Iterable[AnyOperation]) -> list[Route]:
-    """The routes of these operations. Those of one path are one route, so that a 405 names all its methods; one that
-    takes whatever follows comes last, so that the order of the operations does not matter."""
+    """The routes of these operations. Those of one path are one route, so that a 405 names all its methods.
+
+    The router tries one after the other, so the busy ones come first: those of one address, and among them what is
+    below an address before what takes whatever follows. The order of the operations does not matter.
+    """
     paths: dict[str, list[AnyOperation]] = {}
     for operation in operations:
         paths.setdefault(operation.path, []).append(operation)
-    return [_route(path, paths[path]) for path in sorted(paths, key=lambda path: path.endswith(":path}"))]
+    return [_route(path, paths[path]) for path in sorted(paths, key=_turn)]
+
+
+def _turn(path: str) -> int:
+    if ":path}" not in path:
+        return 2
+    return 1 if path.endswith(":path}") else 0
 
 
 def _route(path: str, operations: list[AnyOperation]) -> Route:
@@ -275,11 +284,10 @@ class Parameters(Generic[Q]):
             given[parameter.name] = parameter.read(text)
         for name in self._required:
             if self._fields[name].name not in given:
-                raise Unprocessable(f"The query parameter {name} is missing: {self._fields[name].wanted}.", _INVALID)
+                wanted = self._fields[name].wanted
+                raise Unprocessable(f"The query parameter {name} is missing: {wanted}.", "invalid-parameter")
         return self._kind(**given)
 
-
-_INVALID: Final = "invalid-parameter"
 
 _WHOLE_NUMBER: Final = re.compile(r"-?[0-9]{1,18}", re.ASCII)
 
@@ -300,12 +308,13 @@ class _Parameter:
         try:
             return msgspec.convert(self._value(text), self._type)
         except (ValueError, KeyError):
-            slug = "invalid-time" if self._takes == "date-time" else _INVALID
-            raise Unprocessable(f"{self.wanted}.", slug) from None
+            if self._takes == "date-time":
+                raise Unprocessable(f"{self.wanted}.", "invalid-time") from None
+            raise Unprocessable(f"{self.wanted}.", "invalid-parameter") from None
 
     def _value(self, text: str) -> Any:
         if "\0" in text:
-            raise ValueError
+            raise ValueError("PostgreSQL cannot keep it")
         if self._takes == "integer":
             return int(text) if _WHOLE_NUMBER.fullmatch(text) else text
         if self._takes == "boolean":

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from service.domain.addresses import Channel
 from service.errors import StorageUnavailable, TooSlow, UnsupportedEncoding
 from service.flows.imports import Import, Order, Tally
-from service.web.contract import Answer, AnyOperation, Asked, Call, Moment, Operation
+from service.web.contract import Answer, AnyOperation, Asked, Call, Moment, Operation, Stream
 from service.web.http import service_of
 
 BUSY_SECONDS: Final = 30
@@ -140,10 +140,13 @@ OPERATIONS: Final[list[AnyOperation]] = [
         import_list,
         scope="write",
         query=Listed,
-        streams=dict.fromkeys(
-            ("text/csv", "application/x-ndjson", "application/json", "application/gzip", "application/octet-stream"),
-            _SAYS,
-        ),
+        streams={
+            "text/csv": Stream(_SAYS, "email,reason,created\nann@example.com,bounce,1700000000\n"),
+            "application/x-ndjson": Stream(_SAYS, '{"address": "ann@example.com", "reason": "bounce"}\n'),
+            "application/json": Stream(_SAYS, [{"address": "ann@example.com", "reason": "bounce"}], {}),
+            "application/gzip": Stream(_SAYS),
+            "application/octet-stream": Stream(_SAYS),
+        },
         headers={"Content-Encoding": "`gzip`, if the body is packed on its way."},
         answers=[
             Answer(

@@ -17,6 +17,9 @@ VERSION: Final = "3.1.0"
 
 PROBLEM_TYPE: Final = "application/problem+json"
 
+NO_NUL: Final = "^[^\\u0000]*$"
+"""No parameter takes a NUL, which PostgreSQL cannot keep."""
+
 _REF: Final = "#/components/schemas/{name}"
 
 _UUID: Final = {"type": "string", "format": "uuid"}
@@ -24,7 +27,7 @@ _UUID: Final = {"type": "string", "format": "uuid"}
 _SEGMENTS: Final[Mapping[str, tuple[dict[str, Any], str, Any]]] = {
     "channel": ({"enum": ["email", "sms"]}, "The channel of the address.", "email"),
     "address": (
-        {"type": "string", "minLength": 1},
+        {"type": "string", "minLength": 1, "format": "address"},
         "An e-mail address, or a number with or without its plus sign. Percent-encode it once, as one segment.",
         "ann@example.com",
     ),
@@ -194,6 +197,8 @@ def _in_query(operation: AnyOperation) -> list[dict[str, Any]]:
     for one in msgspec.structs.fields(operation.query):
         schema = plain_schema(one.type)
         says, examples = schema.pop("description", ""), schema.pop("examples", None)
+        if schema.get("type") == "string" and not schema.keys() & {"format", "pattern"}:
+            schema["pattern"] = NO_NUL
         if one.default not in (None, msgspec.NODEFAULT):
             schema["default"] = one.default
         found.append(
