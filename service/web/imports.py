@@ -141,11 +141,11 @@ OPERATIONS: Final[list[AnyOperation]] = [
         scope="write",
         query=Listed,
         streams={
-            "text/csv": Stream(_SAYS, "email,reason,created\nann@example.com,bounce,1700000000\n"),
-            "application/x-ndjson": Stream(_SAYS, '{"address": "ann@example.com", "reason": "bounce"}\n'),
+            "text/csv": Stream(_SAYS, "email,reason,created\nann@example.com,bounce,1700000000\n", {}),
+            "application/x-ndjson": Stream(_SAYS, '{"address": "ann@example.com", "reason": "bounce"}\n', {}),
             "application/json": Stream(_SAYS, [{"address": "ann@example.com", "reason": "bounce"}], {}),
-            "application/gzip": Stream(_SAYS),
-            "application/octet-stream": Stream(_SAYS),
+            "application/gzip": Stream(_SAYS, schema={}),
+            "application/octet-stream": Stream(_SAYS, schema={}),
         },
         headers={"Content-Encoding": "`gzip`, if the body is packed on its way."},
         answers=[
