@@ -314,7 +314,7 @@ def _as_held(entry: Entry, why: str) -> Held:
 
 
 def _with_bytes(batch: Received, rejected: dict[int, str]) -> list[Rejected]:
-    if not rejected or batch.origin == "import":  # whoever imports is told of them on the spot
+    if not rejected:
         return []
     raw = webhook.raw_entries(batch.body, frozenset(rejected))
     return [Rejected(index, error, raw[index]) for index, error in rejected.items()]
