@@ -176,6 +176,7 @@ OPERATIONS: Final[list[AnyOperation]] = [
             "no-address-column",
             "no-header",
             "not-text",
+            "other-channel",
             "reason-required",
             "unknown-reason",
             "unsupported-encoding",
