@@ -67,4 +67,6 @@ def place_at(cursor: str | None, kind: Any) -> Any:
         place = msgspec.json.decode(urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)), type=kind)
         return tuple(part.astimezone(UTC) if isinstance(part, datetime) else part for part in place)
     except (ValueError, OverflowError):
-        raise Unprocessable("cursor must be the `next` of an earlier page.", "invalid-cursor") from None
+        raise Unprocessable(
+            "cursor must be the `next` of an earlier page; begin without one.", "invalid-cursor"
+        ) from None

@@ -228,12 +228,16 @@ def namespace_for(service: Service, caller: Caller, given: str | None) -> str:
     only = settings.namespaces[0].name if len(settings.namespaces) == 1 else None
     name = given or caller.namespace or only
     if name is None:
-        raise BadRequest("Say which namespace with ?namespace=; there are several.", "namespace-required")
+        raise BadRequest(f"Say which namespace with ?namespace=; there are {_all(settings)}.", "namespace-required")
     if caller.namespace not in (None, name):
-        raise Forbidden("This API token speaks of another namespace only.", "other-namespace")
+        raise Forbidden(f"This API token speaks of the namespace {caller.namespace} only.", "other-namespace")
     if settings.namespace(name) is None:
-        raise NotFound("There is no such namespace.", "unknown-namespace")
+        raise NotFound(f"There is no such namespace; there are {_all(settings)}.", "unknown-namespace")
     return name
+
+
+def _all(settings: Settings) -> str:
+    return ", ".join(namespace.name for namespace in settings.namespaces)
 
 
 async def body_of(request: Request, kind: type[_T], limit: int = API_BODY_LIMIT, *, optional: bool = False) -> _T:

@@ -234,3 +234,14 @@ async def test_noting_that_is_cut_short_forgets_nothing(site: Site) -> None:
         await asyncio.wait([noting])
     await known.note_uses(site.database)
     assert await last_used(site) == [site.clock()]
+
+
+# Which namespace.
+
+
+async def test_whoever_must_name_a_namespace_hears_which_there_are(site: Site) -> None:
+    headers = await site.token("read", namespace=None)
+    for parameters, code, slug in (({}, 400, "namespace-required"), ({"namespace": "no"}, 404, "unknown-namespace")):
+        answer = await site.client.get(ANN, headers=headers, params=parameters)
+        assert is_problem(answer, code, slug)
+        assert "default, other" in answer.json()["detail"]
