@@ -32,6 +32,7 @@ from service.web import (
     export,
     health,
     history,
+    imports,
     listing,
     reference,
     webhook,
@@ -55,12 +56,16 @@ OPERATIONS: Final[tuple[AnyOperation, ...]] = (
     *changes.OPERATIONS,
     *admin.OPERATIONS,
     *archive.OPERATIONS,
+    *imports.OPERATIONS,
     *health.OPERATIONS,
 )
 """All that the application answers, but for what describes them."""
 
 Q = TypeVar("Q")
 A = TypeVar("A")
+
+IMPORTS_AT_ONCE: Final = 2
+"""Lists that one process takes in at the same time; each has a connection of the pool, and a share of its threads."""
 
 LOOKUPS_AT_ONCE: Final = 2
 """Shared lookups under way; each has a connection of the pool."""
@@ -132,6 +137,7 @@ def _service(settings: Settings, metrics: Metrics, clock: Callable[[], datetime]
         checking=asyncio.Semaphore(CHECKS_AT_ONCE),
         feed=Feed(database, names, settings.changes_poll_seconds, settings.database_direct_url),
         exports=asyncio.Semaphore(export.AT_ONCE),
+        importing=asyncio.Semaphore(IMPORTS_AT_ONCE),
         revisions=migrations.revisions(),
         head=migrations.head(),
     )

@@ -90,6 +90,7 @@ class Service:
     checking: asyncio.Semaphore
     feed: Feed
     exports: asyncio.Semaphore
+    importing: asyncio.Semaphore
     revisions: frozenset[str] = field(default=frozenset())
     head: str = ""
 

@@ -23,7 +23,7 @@ from tests.bench.load import CONNECTIONS, KEY
 from tests.bench.works import ASKED_LIST, LARGE_LIST, LINES, Bench, Rows, Server
 
 PORT, BARE_PORT = 8740, 8741
-WORKS = ("callbacks", "questions", "export", "growth")
+WORKS = ("callbacks", "questions", "import", "export", "growth")
 
 COLUMNS = {
     "per_second": ("per second", "{:,.0f}"),
@@ -61,15 +61,15 @@ async def listens(server: Server) -> None:
 
 
 async def token_of(environ: dict[str, str]) -> str:
-    """A token that may read."""
-    command = [sys.executable, "-m", "service", "token", "create", "--name", "bench", "--scopes", "read"]
+    """A token that may read and import."""
+    command = [sys.executable, "-m", "service", "token", "create", "--name", "bench", "--scopes", "read,write"]
     made = await asyncio.create_subprocess_exec(*command, env=environ, stdout=subprocess.PIPE)
     return (await made.communicate())[0].decode().strip()
 
 
 class Course(NamedTuple):
-    """What is measured: which works, how often, to a list of how many addresses, with how many lines, and the export of
-    how many rows."""
+    """What is measured: which works, how often, on lists of how many addresses, with how many lines, and the export and
+    import of how many."""
 
     works: tuple[str, ...]
     rounds: int
@@ -77,6 +77,7 @@ class Course(NamedTuple):
     listed: int
     lines: int
     export: int
+    import_lines: int
 
 
 async def measure(url: str, environ: dict[str, str], course: Course) -> Rows:
@@ -97,6 +98,8 @@ async def measure(url: str, environ: dict[str, str], course: Course) -> Rows:
                     await bench.round()
                 if "questions" in course.works:
                     await bench.questions(course.listed, course.lines)
+                if course.import_lines and "import" in course.works:
+                    await bench.import_of(course.import_lines)
             exported: Rows = {}
             if course.export and "export" in course.works:
                 exported = await whole.measured(service, connection, token, course.export, max(course.rounds, 3))
@@ -123,6 +126,7 @@ def table_of(rows: Rows, rounds: int) -> Table:
 @click.option("--work", "works", type=click.Choice(WORKS), multiple=True, default=WORKS, help="Only this; repeatable.")
 @click.option("--list", "listed", default=ASKED_LIST, show_default=True, help="Addresses in the list that is asked.")
 @click.option("--lines", default=LINES, show_default=True, help="Lines of the streamed check.")
+@click.option("--import-lines", default=50_000, show_default=True, help="Lines of the imported list; 0 leaves it out.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Where the figures are written as JSON.")
 @click.option("--bare", "only_bare", is_flag=True, hidden=True)
 def main(json_file: str | None, only_bare: bool, **course: Any) -> None:

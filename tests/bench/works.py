@@ -120,13 +120,33 @@ class Bench:
             raise SystemExit(f"bulk: {answer}")
         return time.perf_counter() - started
 
+    async def import_of(self, lines: int) -> None:
+        """One list of so many new addresses, beside the bare SQL that stores as much."""
+        salt = time.time_ns()
+        seconds = 0.0
+        for start in range(0, lines, BULK):
+            addresses = [f"b{salt}x{n}@example.com" for n in range(start, min(start + BULK, lines))]
+            seconds += await bare.store(self._connection, addresses, "\n".join(addresses).encode(), bare.IMPORT)
+        self._note(f"bare SQL of a list of {lines:,}", per_second=lines / seconds)
+        rows = "".join(f"i{salt}x{n}@example.com,1700000000\n" for n in range(lines))
+        path = "/v1/suppressions/import?channel=email&reason=unsubscribe"
+        more = {"Authorization": self._authorization, "Content_Type": "text/csv"}
+        asked = request("POST", path, b"email,created\n" + rows.encode(), **more)
+        with self._memory("memory of web, importing"):
+            started = time.perf_counter()
+            answer = json.loads(await ask(self._service.port, asked))
+            ours = time.perf_counter() - started
+        if answer.get("accepted") != lines:
+            raise SystemExit(f"import: {answer}")
+        self._note(f"import of {lines:,} (lines)", per_second=lines / ours, ratio=seconds / ours)
+
     @contextmanager
-    def _memory(self) -> Iterator[None]:
+    def _memory(self, work: str = "memory of web") -> Iterator[None]:
         pid = self._service.pid
         before = memory_of(pid, "VmRSS")
         forget_peak(pid)
         yield
-        self._note("memory of web", idle_mb=before, peak_over_idle_mb=memory_of(pid, "VmHWM") - before)
+        self._note(work, idle_mb=before, peak_over_idle_mb=memory_of(pid, "VmHWM") - before)
 
     async def growth(self, addresses: int) -> None:
         """What a callback of one costs while the list grows to so many addresses."""
