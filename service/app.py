@@ -22,7 +22,7 @@ from service.store import access, migrations, suppressions
 from service.store.database import Connection, Database
 from service.store.spool import Spool
 from service.telemetry import Metrics, logger
-from service.web import admin, archive, contract, health, reference, webhook
+from service.web import admin, archive, checking, contract, health, history, listing, reference, webhook
 from service.web import suppressions as queries
 from service.web.callers import Callers
 from service.web.contract import AnyOperation
@@ -35,6 +35,9 @@ Application: TypeAlias = Starlette
 OPERATIONS: Final[tuple[AnyOperation, ...]] = (
     *webhook.OPERATIONS,
     *queries.OPERATIONS,
+    *history.OPERATIONS,
+    *checking.OPERATIONS,
+    *listing.OPERATIONS,
     *admin.OPERATIONS,
     *archive.OPERATIONS,
     *health.OPERATIONS,
@@ -54,6 +57,11 @@ LOOKUPS_WAITING: Final = 10_000
 """Questions that may wait before the next is told to come again."""
 
 
+CHECKS_AT_ONCE: Final = 2
+"""Checks of more than a thousand addresses, or groups of such a stream, under way; the others wait their turn, so that
+the memory and the connections that they take have a bound."""
+
+
 def utc_now() -> datetime:
     """The one clock of the process."""
     return datetime.now(UTC)
@@ -66,6 +74,7 @@ def build(settings: Settings, clock: Callable[[], datetime] = utc_now) -> Applic
         routes=contract.routes([*OPERATIONS, *reference.operations(OPERATIONS, version("kahuna-sync"))]),
         middleware=[
             Middleware(Telling, metrics=metrics),
+            Middleware(queries.Shortcut),
             Middleware(webhook.Shortcut, namespaces=[namespace.name for namespace in settings.namespaces]),
         ],
         exception_handlers={KahunaSyncError: on_error, HTTPException: on_http_exception},
@@ -99,6 +108,7 @@ def _lifespan(
         clock=clock,
         budget=Budget(settings.body_budget_bytes),
         reading=asyncio.Semaphore(1),
+        checking=asyncio.Semaphore(CHECKS_AT_ONCE),
         revisions=migrations.revisions(),
         head=migrations.head(),
     )

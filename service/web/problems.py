@@ -24,6 +24,7 @@ PROBLEMS: Final[Mapping[str, Problem]] = {
     "not-json": Problem(400, "There is no body, or it is not JSON; send a JSON document."),
     "not-an-array": Problem(400, "The body is JSON, but not an array of entries."),
     "not-gzip": Problem(400, "The body is not gzip, as Content-Encoding says, or it is cut off."),
+    "line-too-long": Problem(400, "A line is over the limit that the detail names; send one address a line."),
     # Who asks.
     "unauthenticated": Problem(401, "No API token, or one that is unknown, revoked or expired; send another."),
     "signature-missing": Problem(401, "The header X-Kahuna-Signature is missing."),
@@ -56,6 +57,8 @@ PROBLEMS: Final[Mapping[str, Problem]] = {
     "two-namespaces": Problem(422, "The path and the body name two namespaces; name one."),
     "invalid-time": Problem(422, "A time is not RFC 3339 with an offset; send one such as 2026-01-31T12:00:00Z."),
     "invalid-body": Problem(422, "The body is JSON, but not what this call takes; the detail names the field."),
+    "channel-required": Problem(422, "Say of which channel the lines are, with ?channel=email or ?channel=sms."),
+    "said-twice": Problem(422, "A JSON body says its channel and its purpose itself; leave them out of the query."),
     "future-time": Problem(422, "at is in the future; nobody knows yet."),
     "impossible-time": Problem(422, "occurred_at is no time at which this can have happened."),
     "impossible-address": Problem(422, "This cannot be an address of this channel; the detail says why."),

@@ -135,11 +135,13 @@ async def test_the_page_shows_every_operation_and_loads_nothing(site: Site, docu
 # Whatever is sent.
 
 SEMANTIC = {
+    "channel-required",
     "future-time",
     "impossible-address",
     "impossible-time",
     "invalid-cursor",
     "invalid-time",
+    "said-twice",
     "two-namespaces",
     "unknown-reason",
 }
