@@ -162,6 +162,8 @@ def _verified(
         raise BadRequest("The body is JSON, but not an array of entries.", "not-an-array") from None
     except webhook.NotJson:
         raise BadRequest("The body is not JSON.", "not-json") from None
+    except webhook.TooManyEntries as error:
+        raise TooLarge(f"Send fewer at a time: {error}.", "too-many-entries") from None
     if not webhook.verify(callback.signed_values, signature, namespace.api_key):
         raise SignatureRefused(
             "The signature is not that of these addresses with this namespace's key.", "signature-wrong"
