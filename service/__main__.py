@@ -22,6 +22,7 @@ from rich.table import Table
 
 from service import app, demo, embedded, operation, settings, shell, up, worker
 from service.errors import KahunaSyncError, SettingsError
+from service.front import FrontConfig
 from service.kahuna import webhook
 from service.kahuna.simulator import SimulatorConfig, build_simulator
 from service.operation import NAMESPACE, started, with_database
@@ -109,7 +110,9 @@ def web_command(parent: int | None) -> None:
         # What start-up made stays for good: looked through again and again, it costs a tenth of every callback.
         gc.freeze()
         gc.set_threshold(20_000, 50, 100)
-        _run(_serve(application, loaded.host, loaded.port, parent))
+        limit, seconds = loaded.head_limit_bytes, loaded.head_timeout_seconds
+        config = FrontConfig(application, loaded.host, loaded.port, head_limit=limit, head_seconds=seconds)
+        _run(_serve(config, parent))
 
 
 @cli.command("worker")
@@ -157,7 +160,7 @@ def simulator_command(
     secret_from = "that of KAHUNA_SECRET_KEY" if namespace.secret_key else demo.SECRET_KEY
     api_from = "that of KAHUNA_API_KEY" if namespace.api_key else demo.API_KEY
     click.echo(f"Its Secret Key is {secret_from}, its API Key {api_from}", err=True)
-    _run(_serve(simulator, "127.0.0.1", port, parent))
+    _run(_serve(FrontConfig(simulator, "127.0.0.1", port), parent))
 
 
 @cli.group("token")
@@ -305,19 +308,8 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-async def _serve(application: app.Application, host: str, port: int, parent: int | None) -> None:
+async def _serve(config: uvicorn.Config, parent: int | None) -> None:
     """Serves until a signal, or until the parent is gone. What is under way may finish first."""
-    config = uvicorn.Config(
-        application,
-        host=host,
-        port=port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=10,
-        # Longer than load balancers keep an idle connection: whoever closes first must not be us.
-        timeout_keep_alive=75,
-    )
     server = _Server(config)
     stop = asyncio.Event()
     up.stop_on_signals(stop)

@@ -137,6 +137,10 @@ class Settings:
     default_namespace: str | None = setting(
         None, "Namespace of the vendor's example paths. Unset: the only one, or the one named `default`"
     )
+    head_limit_bytes: int = setting(64 * 1024, "Bytes of a request line and its headers, together, at most")
+    head_timeout_seconds: float = setting(
+        15.0, "Seconds within which they must have arrived; a connection on which nobody asks ends after them too"
+    )
     body_limit_bytes: int = setting(10 * 1024 * 1024, "Largest callback body in bytes, as sent and once decompressed")
     body_timeout_seconds: float = setting(30.0, "Seconds within which a callback body must have arrived")
     body_budget_bytes: int = setting(

@@ -1,0 +1,181 @@
+"""Owns the connections of the web process, up to where a request's head is read: how large it may be and how long it
+may take, and what becomes of one that is no HTTP.
+
+The library reads HTTP and bounds neither. Whoever holds a connection without a request under way is watched by one
+clock, so that none stays open for ever. Refuses to know what is asked: a body's bounds are those of its route.
+"""
+
+from typing import Any, Final
+
+import httptools
+import msgspec
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from service.telemetry import RequestIds
+
+_REFUSALS: Final = {
+    "not-http": (400, "This is no HTTP/1.1 request."),
+    "head-too-large": (400, "The request line and the headers are too large, or too many."),
+    "head-too-slow": (408, "The request line and the headers did not arrive in time."),
+}
+
+KEEP_ALIVE: Final = 75
+"""Seconds between two requests: longer than load balancers keep an idle connection, for whoever closes first must not
+be us."""
+
+
+class FrontConfig(uvicorn.Config):
+    """How the web process listens: request line and headers in at most `head_limit` bytes and `head_seconds`."""
+
+    def __init__(
+        self, application: Any, host: str, port: int, *, head_limit: int = 64 * 1024, head_seconds: float = 15.0
+    ) -> None:
+        super().__init__(
+            application,
+            host=host,
+            port=port,
+            http=_Connection,
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=10,
+            timeout_keep_alive=KEEP_ALIVE,
+        )
+        self.head_limit = head_limit
+        self.head_seconds = head_seconds
+        self.ids = RequestIds()
+
+
+class _Connection(HttpToolsProtocol):
+    """One connection. `_partial`: a message has begun and is not whole; `_reading_head`: nor is its head."""
+
+    config: FrontConfig
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self._partial = self._reading_head = self._refused = False
+        self._head_bytes = self._raw_bytes = 0
+        self._clock: Any = None
+
+    def connection_made(self, transport: Any) -> None:
+        """Somebody has connected, and has so long to ask for something."""
+        super().connection_made(transport)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nobody is there any more."""
+        self._stop_clock()
+        self._unset_keepalive_if_required()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Reads on. Of a head that does not end, only so much is kept."""
+        if self._refused:
+            return
+        super().data_received(data)
+        if self._reading_head:
+            self._raw_bytes += len(data)
+            if self._raw_bytes > self.config.head_limit:
+                self._refuse("head-too-large")
+        self._watch()
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """Nothing more will come. A callback that is whole is answered all the same; who listens otherwise is gone."""
+        if not self._is_busy() or self.cycle.more_body or self.cycle.scope["method"] != "POST":
+            return None
+        self._refused = True
+        self.cycle.keep_alive = False
+        return True
+
+    def on_message_begin(self) -> None:
+        """The first byte of a request, which has a clock and a limit of its own."""
+        super().on_message_begin()
+        self._partial = self._reading_head = True
+        self._head_bytes = self._raw_bytes = 0
+        self._stop_clock()
+
+    def on_url(self, url: bytes) -> None:
+        """A part of the request line."""
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header, or what came as one behind a body in chunks."""
+        self._count(len(name) + len(value) + 4)
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """A request is under way, unless its path is none."""
+        super().on_headers_complete()
+        self._reading_head = False
+
+    def on_message_complete(self) -> None:
+        """A request is whole."""
+        self._partial = False
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """A request is answered, before the end of its body perhaps."""
+        super().on_response_complete()
+        self._watch()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 (the library's words; ours say more)
+        """What came is no HTTP. A request before it is answered first, and then the connection ends."""
+        self._refused = True
+        if self._is_busy() and not self.cycle.more_body:
+            self.cycle.keep_alive = False
+            return
+        too_large = max(self._head_bytes, self._raw_bytes) > self.config.head_limit
+        self._refuse("head-too-large" if too_large else "not-http")
+
+    def _count(self, size: int) -> None:
+        self._head_bytes += size
+        if self._head_bytes > self.config.head_limit:
+            # The parser turns it into its own error, and that becomes the refusal.
+            raise httptools.HttpParserCallbackError
+
+    def _is_busy(self) -> bool:
+        return bool(self.cycle) and not self.cycle.response_complete
+
+    def _watch(self) -> None:
+        """One clock, unless a request is under way: until the next request begins, or until this one is whole."""
+        if self._is_busy() or self.transport.is_closing():
+            self._stop_clock()
+        elif self._partial or self.cycle is None:
+            self._unset_keepalive_if_required()
+            if self._clock is None:
+                self._clock = self.loop.call_later(self.config.head_seconds, self._on_time_out)
+        else:
+            self._stop_clock()
+            if self.timeout_keep_alive_task is None:
+                self.timeout_keep_alive_task = self.loop.call_later(KEEP_ALIVE, self.timeout_keep_alive_handler)
+
+    def _on_time_out(self) -> None:
+        self._clock = None
+        if self._reading_head:
+            self._refuse("head-too-slow")
+        else:
+            # Nothing was asked, or what was asked is answered and its body goes on and on.
+            self.transport.close()
+
+    def _stop_clock(self) -> None:
+        if self._clock is not None:
+            self._clock.cancel()
+            self._clock = None
+
+    def _refuse(self, slug: str) -> None:
+        """The problem, and the end of the connection."""
+        self._refused = True
+        if self.transport.is_closing():
+            return
+        status, detail = _REFUSALS[slug]
+        title = slug.replace("-", " ").capitalize()
+        document = msgspec.json.encode({"type": slug, "title": title, "status": status, "detail": detail})
+        head = (
+            f"content-type: application/problem+json\r\ncontent-length: {len(document)}\r\n"
+            f"x-request-id: {self.config.ids.next('')}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(STATUS_LINE[status] + head.encode() + document)
+        self.transport.close()
