@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
@@ -200,7 +200,7 @@ def main(seed: int, bodies: int, delivered: int, talks: bool, first: int, json_f
     console.print()
     console.print(table_of(reports, seed))
     if json_file:
-        Path(json_file).write_text(json.dumps([asdict(one) for one in reports], indent=2), encoding="utf-8")
+        Path(json_file).write_text(json.dumps([vars(one) for one in reports], indent=2), encoding="utf-8")
     sys.exit(any(one.faults for one in reports))
 
 

@@ -163,7 +163,7 @@ def _zipped(sent: Sent, _values: list[str], chance: Random) -> Sent:
 
 def _badly_zipped(sent: Sent, _values: list[str], chance: Random) -> Sent:
     whole = gzip.compress(sent.body, mtime=0)
-    body = chance.choice((whole[: chance.randrange(len(whole))], whole + b"x", sent.body[:1] + whole, b"\x1f\x8b"))
+    body = chance.choice((whole[: chance.randrange(len(whole))], whole + b"x", b"[" + whole, b"\x1f\x8b"))
     return _gzip(sent, body)._replace(status=400, problem="not-gzip")
 
 
