@@ -11,7 +11,8 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from service.errors import KahunaSyncError, StorageUnavailable
-from service.flows.ingest import Intake, Rules, rules_of
+from service.flows.ingest import Rules, rules_of
+from service.flows.intake import Intake
 from service.flows.shelter import Shelter
 from service.flows.together import Together
 from service.flows.weather import Weather
@@ -51,7 +52,10 @@ def build(settings: Settings, clock: Callable[[], datetime] = utc_now) -> Applic
     metrics = Metrics()
     application = Starlette(
         routes=[*webhook.ROUTES, *queries.ROUTES, *admin.ROUTES, *archive.ROUTES, *health.ROUTES],
-        middleware=[Middleware(Telling, metrics=metrics)],
+        middleware=[
+            Middleware(Telling, metrics=metrics),
+            Middleware(webhook.Shortcut, namespaces=[namespace.name for namespace in settings.namespaces]),
+        ],
         exception_handlers={KahunaSyncError: on_error, HTTPException: on_http_exception},
         lifespan=_lifespan(settings, metrics, clock),
     )

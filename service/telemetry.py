@@ -140,9 +140,25 @@ class Metrics:
             ["channel", "outcome"],
             registry=self.registry,
         )
-        self.requests = Histogram(
+        self._requests = Histogram(
             "kahuna_sync_request_seconds",
             "Seconds to answer, by route and status",
             ["route", "status"],
             registry=self.registry,
         )
+        self._timed: dict[tuple[str, int], Histogram] = {}
+        self._counted: dict[tuple[Counter, str, str], Counter] = {}
+
+    def note_request(self, route: str, status: int, seconds: float) -> None:
+        """How long a request took."""
+        timed = self._timed.get((route, status))
+        if timed is None:
+            timed = self._timed[route, status] = self._requests.labels(route, str(status))
+        timed.observe(seconds)
+
+    def count(self, counter: Counter, channel: str, label: str, count: int = 1) -> None:
+        """Adds to a counter of this channel. What labels stand for is looked up once: it is half the price."""
+        counted = self._counted.get((counter, channel, label))
+        if counted is None:
+            counted = self._counted[counter, channel, label] = counter.labels(channel, label)
+        counted.inc(count)

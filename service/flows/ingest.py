@@ -1,21 +1,20 @@
 """Owns how a verified callback becomes durable and true: recorded and applied in one transaction, or recorded alone.
 
-Callbacks that come at the same time share a transaction; one that cannot be applied in company is tried by itself.
-Nothing that is signed and well-formed is lost to a fault of ours: if applying fails, the batch is recorded by itself
-and the sweeper applies it later, with the time of receipt that was stored with it.
+Each callback by itself here; `flows.intake` takes them in company. Nothing that is signed and well-formed is lost to a
+fault of ours: if applying fails, the batch is recorded alone and the sweeper applies it later, with the time of receipt
+that was stored with it.
 """
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from service.domain.addresses import Channel, ImpossibleAddress, normalise
 from service.domain.facts import occurred_at
 from service.domain.suppression import DAY, Policy
 from service.errors import StorageBusy, StorageOutdated, StorageUnavailable
-from service.flows.together import Together
 from service.kahuna import webhook, wire
 from service.settings import Namespace, Settings
 from service.store import batches, outbox, reviews, suppressions
@@ -25,23 +24,8 @@ from service.store.reviews import Held
 from service.store.suppressions import Entry, Provenance
 from service.telemetry import logger, told
 
-SMALL: Final = 200
-"""Entries up to which a batch shares its transaction: a large one would hold up its companions."""
-
-SHARED: Final = 64
-"""Batches that share one transaction at most."""
-
 SMALL_BODY: Final = 16 * 1024
 """Bytes up to which an archived body is read on the spot."""
-
-AT_ONCE: Final = 2
-"""Shared transactions of one namespace and channel under way: while one waits for the disk, the other computes."""
-
-PATIENCE: Final = 30.0
-"""Seconds that a shared transaction may take. It is small, so that the database must be away if it takes longer."""
-
-WAITING: Final = 4096
-"""Batches of one namespace and channel that may wait for a transaction before the next is told to come again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,68 +92,6 @@ class Taken(NamedTuple):
     held: tuple[int, ...]
 
 
-class Intake:
-    """Takes the callbacks of one process in: those of one namespace and channel that come together share their
-    transactions."""
-
-    def __init__(self, database: Database, rules: Rules, clock: Callable[[], datetime]) -> None:
-        self._database = database
-        self._rules = rules
-        self._clock = clock
-        self._groups: dict[tuple[str, Channel], Together[Member, Ingested | None]] = {}
-
-    async def ingest(self, batch: Received, callback: webhook.Callback) -> Ingested:
-        """Makes a verified batch durable, and applied unless that fails for a reason of our own."""
-        ingested = await self._in_company(Member(batch, callback)) if len(callback.values) <= SMALL else None
-        if ingested is None:
-            return await ingest(self._database, batch, callback, self._rules, self._clock)
-        _log(batch, ingested)
-        return ingested
-
-    async def ingest_alone(self, batch: Received, callback: webhook.Callback) -> Ingested:
-        """The same, sharing with nobody: for a batch that may be taken in twice at the same time."""
-        return await ingest(self._database, batch, callback, self._rules, self._clock)
-
-    def abandon(self) -> None:
-        """Ends the shared transactions under way, for the database will not: who waits for them has been told."""
-        for group in self._groups.values():
-            group.abandon()
-
-    async def _in_company(self, member: Member) -> Ingested | None:
-        """What came of it; None if it must be tried by itself, for a fault that may be another's."""
-        key = (member.batch.namespace, member.batch.channel)
-        if key not in self._groups:
-            self._groups[key] = Together(self._take, at_once=AT_ONCE, most=SHARED, waiting=WAITING)
-        try:
-            return await self._groups[key].ask(member)
-        except Exception as error:  # it will be met again if it is this one's own
-            if _is_away(error):
-                raise
-            logger().info("group.parted", batch_id=str(member.batch.id), because=type(error).__name__)
-            return None
-
-    async def _take(self, members: Sequence[Member]) -> list[Ingested | None]:
-        # A server that went away without a word would keep these, and all who come after, for ever.
-        try:
-            async with asyncio.timeout(PATIENCE):
-                return await self._take_together(members)
-        except TimeoutError:
-            raise StorageUnavailable("The database does not answer; deliver it again.") from None
-
-    async def _take_together(self, members: Sequence[Member]) -> list[Ingested | None]:
-        """New batches in one transaction. Redeliveries are none of its business."""
-        async with self._database.begin() as connection:
-            now = self._clock()
-            new = await batches.claim_digests(connection, [member.batch for member in members])
-            taken = [member for member in members if member.batch.id in new]
-            if not taken:
-                return [None] * len(members)
-            outcomes = await apply(connection, taken, self._rules, now)
-            await batches.archive(connection, list(zip((m.batch for m in taken), outcomes, strict=True)), now)
-        ingested = {m.batch.id: Ingested(str(m.batch.id), o) for m, o in zip(taken, outcomes, strict=True)}
-        return [ingested.get(member.batch.id) for member in members]
-
-
 async def ingest(
     database: Database, batch: Received, callback: webhook.Callback, rules: Rules, clock: Callable[[], datetime]
 ) -> Ingested:
@@ -180,11 +102,11 @@ async def ingest(
             database, lambda connection: _record_and_apply(connection, member, rules, clock())
         )
     except Exception as error:  # whatever a bug of ours may raise, the callback must not be lost to it
-        if _is_away(error):
+        if is_away(error):
             raise
         logger().error("batch.apply_failed", batch_id=str(batch.id), exc_info=error)
         ingested = await _record_alone(database, member, clock)
-    _log(batch, ingested)
+    log(batch, ingested)
     return ingested
 
 
@@ -200,13 +122,13 @@ async def apply_recorded(database: Database, rules: Rules, clock: Callable[[], d
             [outcome] = await apply(connection, [member], rules, clock())
             await batches.finish(connection, batch.id, outcome, clock())
     except Exception as error:  # one bad batch must not keep the others waiting
-        if batch is None or _is_away(error):
+        if batch is None or is_away(error):
             raise
         logger().error("batch.apply_failed", batch_id=str(batch.id), exc_info=error)
         async with database.begin() as connection:
             await batches.postpone(connection, batch.id, told(error), clock())
         return True
-    _log(batch, Ingested(str(batch.id), outcome))
+    log(batch, Ingested(str(batch.id), outcome))
     return True
 
 
@@ -263,7 +185,7 @@ async def apply(connection: Connection, members: Sequence[Member], rules: Rules,
     found = [await sort_apart(member, place, namespace) for place, member in enumerate(members)]
     taken = await take(connection, members, found, rules, now)
     many = sum(len(member.callback.values) for member in members)
-    await batches.quarantine_entries(connection, await aside(many, _rejected, members, found))
+    await batches.quarantine_entries(connection, await aside(many, rejected_of, members, found))
     outcomes = zip(members, found, taken, strict=True)
     return await aside(many, lambda: [_outcome(member, one, what) for member, one, what in outcomes])
 
@@ -281,16 +203,16 @@ async def take(
     rows = await aside(many, _rows, found, held)
     ids = tuple(member.batch.id for member in members)
     provenance = Provenance(shared.namespace, shared.channel, "kahuna", shared.origin, now, ids)
-    new = await suppressions.apply(connection, rows, provenance, rules.policy)
+    merged = await suppressions.apply(connection, rows, provenance, rules.policy)
     taken = []
     for place, (member, one) in enumerate(zip(members, found, strict=True)):
         waits = one.untimed + [review for key, review in held.items() if key[0] == place]
         held_here = tuple(sorted(review.entry_index for review in waits))
         taken.append(
-            Taken(new.get(member.batch.id, 0) + await reviews.hold(connection, member.batch, waits), held_here)
+            Taken(merged.new.get(member.batch.id, 0) + await reviews.hold(connection, member.batch, waits), held_here)
         )
     scope = outbox.Scope(shared.namespace, shared.channel, now, rules.policy)
-    await outbox.owe(connection, scope, everyone)
+    await outbox.owe(connection, scope, merged.at_odds)
     return taken
 
 
@@ -300,15 +222,19 @@ def _rows(found: Sequence[Sorted], held: Collection[tuple[int, int | None]]) -> 
     return rows + [e._replace(awaits=(e.batch, e.entry_index) in held) for one in found for e in one.opt_ins]
 
 
-def _rejected(members: Sequence[Member], found: Sequence[Sorted]) -> list[tuple[Received, Rejected]]:
+def rejected_of(members: Sequence[Member], found: Sequence[Sorted]) -> list[tuple[Received, Rejected]]:
     """What goes to quarantine, with the bytes of each entry."""
     parts = ((member.batch, one.rejected) for member, one in zip(members, found, strict=True))
     return [(batch, rejected) for batch, errors in parts for rejected in _with_bytes(batch, errors)]
 
 
+def errors_of(found: Sorted) -> list[dict[str, Any]]:
+    """What was wrong with the entries of a batch, as its outcome tells it."""
+    return [{"index": index, "error": error} for index, error in sorted(found.rejected.items())]
+
+
 def _outcome(member: Member, found: Sorted, taken: Taken) -> Outcome:
-    rejected = len(found.rejected)
-    errors = [{"index": index, "error": error} for index, error in sorted(found.rejected.items())]
+    rejected, errors = len(found.rejected), errors_of(found)
     known = len(member.callback.entries) - taken.new - rejected
     return Outcome(taken.new, known, rejected, errors, taken.held)
 
@@ -390,12 +316,13 @@ def _as_redelivery(outcome: Outcome) -> Outcome:
     return outcome._replace(accepted=0, duplicates=outcome.accepted + outcome.duplicates)
 
 
-def _is_away(error: Exception) -> bool:
+def is_away(error: Exception) -> bool:
     """No database, no archive. One that is merely busy, or lacks a table of the list, can still record."""
     return isinstance(error, StorageUnavailable) and not isinstance(error, StorageBusy | StorageOutdated)
 
 
-def _log(batch: Received, ingested: Ingested) -> None:
+def log(batch: Received, ingested: Ingested) -> None:
+    """The one line about a batch that came in."""
     outcome = ingested.outcome
     counts = {} if outcome is None else {name: n for name, n in outcome._asdict().items() if isinstance(n, int)}
     name = "batch.recorded" if outcome is None else "batch.applied"

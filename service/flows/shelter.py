@@ -12,7 +12,8 @@ from typing import Final
 from uuid import UUID
 
 from service.errors import KahunaSyncError, StorageUnavailable
-from service.flows.ingest import SHARED, WAITING, Ingested, Intake, Rules, read_again
+from service.flows.ingest import Ingested, Rules, read_again
+from service.flows.intake import SHARED, WAITING, Intake
 from service.flows.together import Together
 from service.flows.weather import Weather
 from service.kahuna import webhook

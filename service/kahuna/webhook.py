@@ -61,28 +61,59 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
         return f"Entry({self.index}, {self.reason}, {self.action}, fault={self.fault})"
 
 
+class _EmailEntry(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    """What an entry holds by the documentation: most hold nothing else, and are read without a look at each value."""
+
+    email: str
+    reason: str
+    timestamp: int | None = None
+
+    def reading(self, index: int, words: Mapping[str, str]) -> Entry:
+        """The entry in our words."""
+        reason = words.get(self.reason)
+        if reason is None:
+            return Entry(index, self.email, fault="unknown-reason")
+        return Entry(index, self.email, reason, "suppress", self.timestamp)
+
+
+class _SmsEntry(msgspec.Struct, gc=False, forbid_unknown_fields=True, rename={"opt_in": "opt-in"}):
+    """The same for a number."""
+
+    number: str
+    timestamp: int | None = None
+    opt_in: bool = False
+
+    def reading(self, index: int, _words: Mapping[str, str]) -> Entry:
+        """The entry in our words."""
+        return Entry(index, self.number, "do_not_call", "clear" if self.opt_in else "suppress", self.timestamp)
+
+
+_EMAIL_ENTRIES: Final = msgspec.json.Decoder(list[_EmailEntry])
+_SMS_ENTRIES: Final = msgspec.json.Decoder(list[_SmsEntry])
+
+
 @dataclass(frozen=True)
 class Callback:
-    """A body that was read once: first for its signature, then, if that is right, for its entries. `words` are what an
-    e-mail entry may say, with our reason for each."""
+    """A body that was read once: first for its signature, then, if that is right, for its entries. `values` are as many
+    as its entries, `signed_values` the addresses exactly as in the body, in its order, repetitions kept, those of bad
+    entries among them. `words` are what an e-mail entry may say, with our reason for each."""
 
     channel: Channel
     values: Sequence[object] = field(repr=False)
+    signed_values: list[str] = field(repr=False)
     undecodable: Collection[int] = ()
     words: Mapping[str, str] = field(default_factory=lambda: EMAIL_WORDS, repr=False)
-
-    @cached_property
-    def signed_values(self) -> list[str]:
-        """The addresses exactly as in the body, in its order, repetitions kept, those of bad entries among them."""
-        key = _KEYS[self.channel]
-        return [address for value in self.values if (address := _text_at(value, key)) is not None]
 
     @cached_property
     def entries(self) -> list[Entry]:
         """Every entry in the body's order. Made only when asked, so that a forged body costs no more than its parse."""
         key, claim, words = _KEYS[self.channel], _CLAIMS[self.channel], self.words
         return [
-            _undecodable(index, value, key) if index in self.undecodable else _entry(index, value, key, claim, words)
+            value.reading(index, words)
+            if isinstance(value, (_EmailEntry, _SmsEntry))
+            else _undecodable(index, value, key)
+            if index in self.undecodable
+            else _entry(index, value, key, claim, words)
             for index, value in enumerate(self.values)
         ]
 
@@ -92,16 +123,45 @@ def read(body: bytes, channel: Channel, words: Mapping[str, str] = EMAIL_WORDS) 
     sends."""
     body = body.removeprefix(_BOM)
     try:
+        known = _documented(body, channel, words)
+    except (ValueError, RecursionError):
+        return read_mildly(body, channel, words)
+    _bound(known.values)
+    return known
+
+
+def _documented(body: bytes, channel: Channel, words: Mapping[str, str]) -> Callback:
+    if channel == "email":
+        emails = _EMAIL_ENTRIES.decode(body)
+        return Callback(channel, emails, [entry.email for entry in emails], (), words)
+    numbers = _SMS_ENTRIES.decode(body)
+    return Callback(channel, numbers, [entry.number for entry in numbers], (), words)
+
+
+def _bound(values: Sequence[object]) -> None:
+    if len(values) > MAX_ENTRIES:
+        raise TooManyEntries
+
+
+def read_mildly(body: bytes, channel: Channel, words: Mapping[str, str] = EMAIL_WORDS) -> Callback:
+    """The same for a body that may hold anything: a bad entry never spoils its neighbours."""
+    body = body.removeprefix(_BOM)
+    try:
         values = msgspec.json.decode(body)
     except (ValueError, RecursionError):
         salvaged = salvage(_text(body))
         bad = frozenset(index for index, entry in enumerate(salvaged) if entry.fault)
-        return Callback(channel, [entry.value for entry in salvaged], bad, words)
+        return _callback(channel, [entry.value for entry in salvaged], bad, words)
     if not isinstance(values, list):
         raise NotAnArray
-    if len(values) > MAX_ENTRIES:
-        raise TooManyEntries
-    return Callback(channel, values, _too_deep(body, values), words)
+    _bound(values)
+    return _callback(channel, values, _too_deep(body, values), words)
+
+
+def _callback(channel: Channel, values: Sequence[object], bad: Collection[int], words: Mapping[str, str]) -> Callback:
+    key = _KEYS[channel]
+    signed = [address for value in values if (address := _text_at(value, key)) is not None]
+    return Callback(channel, values, signed, bad, words)
 
 
 def raw_entries(body: bytes, indexes: Collection[int]) -> dict[int, bytes]:

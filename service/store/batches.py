@@ -2,7 +2,7 @@
 
 import hashlib
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
@@ -177,11 +177,16 @@ async def claim_digest(connection: AsyncConnection, batch: Received) -> Known | 
 
 async def archive(connection: AsyncConnection, rows: Sequence[tuple[Received, Outcome | None]], now: datetime) -> None:
     """Stores new batches: each applied if there is an outcome, else recorded for the sweeper."""
-    # One for all of them: making a compressor costs more than a small body.
-    compress = zstandard.ZstdCompressor().compress
+    compress = compressor()
     await connection.execute(
         _ARCHIVE, [_archived(batch, outcome, compress(batch.body), now) for batch, outcome in rows]
     )
+
+
+def compressor() -> Callable[[bytes], bytes]:
+    """What makes a body fit for the archive. One for all bodies of a transaction: making it costs more than a small
+    body."""
+    return zstandard.ZstdCompressor().compress
 
 
 async def finish(connection: AsyncConnection, batch_id: uuid.UUID, outcome: Outcome, now: datetime) -> None:

@@ -1,16 +1,17 @@
 """Owns the engine and the only begin and commit. Tells apart what can be retried, what is away, and what is a bug."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, ParamSpec, TypeAlias, TypeVar, cast
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import asyncpg
 import msgspec
 import sqlalchemy.exc
-from sqlalchemy import ColumnElement, Row, Select, Text, any_, event, func, literal, text
+from sqlalchemy import ColumnElement, Row, Select, Text, TextClause, any_, event, func, literal, text
 from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
@@ -108,6 +109,23 @@ class Database:
         async with _weather(), self._autocommit.connect() as connection:
             yield connection
 
+    @asynccontextmanager
+    async def straight(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that the driver itself begins and ends, for the hottest path, whose statements go straight to
+        the driver too. Whatever else takes a connection works in it as in any other."""
+        async with _weather(), self._autocommit.connect() as connection:
+            driver = await driver_of(connection)
+            try:
+                async with driver.transaction():
+                    if self._settings_per_transaction is not None:
+                        await driver.execute(self._settings_per_transaction)
+                    yield connection
+            except BaseException:
+                # One that may still be in the transaction must not go back among the others.
+                if driver.is_closed() or driver.is_in_transaction():
+                    await connection.invalidate()
+                raise
+
     async def answers(self, seconds: float) -> bool:
         """Whether the database takes writes now. Asked on a connection of its own, since those at hand may be the ones
         that hang, and given up after so many seconds."""
@@ -147,6 +165,30 @@ class Database:
                     return await self._engine.dispose()
             except TimeoutError:
                 continue  # the one that hung is gone; those behind it are next
+
+
+async def driver_of(connection: AsyncConnection) -> "asyncpg.Connection[asyncpg.Record]":
+    """The driver's own connection behind this one."""
+    driver: Any = (await connection.get_raw_connection()).driver_connection
+    return cast("asyncpg.Connection[asyncpg.Record]", driver)
+
+
+class Straight(NamedTuple):
+    """A statement in the driver's words, and the names of its parameters in their order."""
+
+    statement: str
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, statement: TextClause) -> "Straight":
+        """Compiled once: what is left to do for each execution is the driver's alone."""
+        compiled = statement.compile(dialect=PGDialect_asyncpg())  # type: ignore[no-untyped-call]
+        return cls(str(compiled), tuple(compiled.positiontup or ()))
+
+    async def fetch(self, connection: AsyncConnection, values: Mapping[str, Any]) -> list[asyncpg.Record]:
+        """The rows, for a connection of `Database.straight`."""
+        driver = await driver_of(connection)
+        return await driver.fetch(self.statement, *[values[name] for name in self.names])
 
 
 def is_forbidden(error: BaseException) -> bool:

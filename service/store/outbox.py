@@ -129,7 +129,7 @@ async def owe(connection: AsyncConnection, scope: Scope, addresses: Collection[s
 
     `again` proposes anew what was given up (never what was refused).
     """
-    candidates = await _at_odds_among(connection, scope, addresses)
+    candidates = await _at_odds_among(connection, scope, addresses) if addresses else []
     if not candidates:
         return 0
     states = await examine(connection, scope, candidates, again=again)

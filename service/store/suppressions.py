@@ -78,14 +78,14 @@ HOME: Final = """case when :channel = 'sms' then 'do_not_call'
 _MERGED_HOME: Final = HOME.replace("reason", "merged.reason")
 
 # Bulk columns travel as joined text: binding 100,000 values apart stalls the event loop.
-_ENTRIES: Final = """
-    select address, received, reason, action, occurred_at, index, awaits, (cast(:batches as uuid[]))[batch] as batch_id
-    from unnest(string_to_array(:address, :separator), string_to_array(:received, :separator),
-                string_to_array(:reason, ','), string_to_array(:action, ','),
-                string_to_array(:occurred_at, ',')::bigint[], string_to_array(:index, ',', '')::int[],
-                string_to_array(:awaits, ',')::bool[], string_to_array(:batch, ',')::int[])
+ENTRIES: Final = """
+    unnest(string_to_array(:address, :separator), string_to_array(:received, :separator),
+           string_to_array(:reason, ','), string_to_array(:action, ','),
+           string_to_array(:occurred_at, ',')::bigint[], string_to_array(:index, ',', '')::int[],
+           string_to_array(:awaits, ',')::bool[], string_to_array(:batch, ',')::int[])
          as entry(address, received, reason, action, occurred_at, index, awaits, batch)
 """
+"""The entries of a group as rows: the columns of `columns_of`."""
 
 
 def _kept(times: str, clear_at: str) -> str:
@@ -95,9 +95,7 @@ def _kept(times: str, clear_at: str) -> str:
         where at >= coalesce({clear_at}, at) order by at desc limit :kept) as newest) end"""  # noqa: S608 (our own words)
 
 
-_APPLY: Final = text(
-    f"""
-    with entry as materialized ({_ENTRIES}),
+MERGE: Final = f"""
     -- Every row of these addresses, in the order of the keys, also where the facts turn out to be known: what is owed
     -- is judged after this, and nobody may change it meanwhile.
     locked as materialized (
@@ -177,19 +175,43 @@ _APPLY: Final = text(
            or greatest(s.held_stop_at, excluded.held_stop_at) is distinct from s.held_stop_at
            or greatest(s.held_clear_at, excluded.held_clear_at) is distinct from s.held_clear_at
            or excluded.bounces is not null
-        returning address
+        -- What may be owed: a slot that the two sides see differently now, or about which there was more to know.
+        returning address, s.xmax <> 0 or :source = 'local'
+            or stop_at is distinct from held_stop_at or clear_at is distinct from held_clear_at as at_odds
     ),
     fed as (
         insert into changes (namespace, channel, address, recorded_at)
         select distinct :namespace, :channel, address, cast(:recorded_at as timestamptz) from changed
     )
-    select batch_id, count(*) as facts from fresh group by batch_id
+"""  # noqa: S608 (built from our own words alone)
+"""From the rows `entry` to facts that are `fresh`, causes that are `changed` and what is fed of them, as further parts
+of one statement."""
+
+_APPLY: Final = text(
+    f"""
+    with entry as materialized (
+        select address, received, reason, action, occurred_at, index, awaits,
+               (cast(:batches as uuid[]))[batch] as batch_id
+        from {ENTRIES}
+    ),
+    {MERGE}
+    select batch_id, count(*) as facts, null as at_odds from fresh group by batch_id
+    union all
+    select null, 0, address from changed where at_odds
     """  # noqa: S608 (built from our own words alone)
 ).bindparams(
     bindparam("batches", type_=ARRAY(Uuid)),
     bindparam("audit_id", type_=Uuid),
     bindparam("recorded_at", type_=DateTime(True)),
 )
+
+
+class Merged(NamedTuple):
+    """What came of the entries of a group: how many facts were new, by batch (None for those of an audit row), and the
+    addresses about which something may be owed now."""
+
+    new: dict[uuid.UUID | None, int]
+    at_odds: set[str]
 
 
 class Subject(NamedTuple):
@@ -244,28 +266,29 @@ _HOMES: Final = text(
 
 async def apply(
     connection: AsyncConnection, entries: Sequence[Entry], provenance: Provenance, policy: Policy
-) -> dict[uuid.UUID | None, int]:
-    """Stores the facts that are new, merges them, feeds the changes; tells how many were new, by batch (None for those
-    of an audit row). One statement."""
+) -> Merged:
+    """Stores the facts that are new, merges them, feeds the changes. One statement."""
     if not entries:
-        return {}
+        return Merged({}, set())
     await plan_anew(connection, len(entries))
-    columns = await aside(len(entries), _columns, entries)
+    columns = await aside(len(entries), columns_of, entries)
     values = columns | provenance._asdict() | {"separator": SEPARATOR, "kept": policy.soft_bounces_kept}
-    new = await connection.execute(_APPLY, values)
-    return {row.batch_id: row.facts for row in new}
+    rows = (await connection.execute(_APPLY, values)).all()
+    new = {row.batch_id: row.facts for row in rows if row.at_odds is None}
+    return Merged(new, {row.at_odds for row in rows if row.at_odds is not None})
 
 
-def _columns(entries: Sequence[Entry]) -> dict[str, str]:
+def columns_of(entries: Sequence[Entry]) -> dict[str, str]:
+    """These entries as the columns of `ENTRIES`. The place of a batch counts from 1 there."""
     return {
-        "address": SEPARATOR.join(e.address for e in entries),
-        "received": SEPARATOR.join(e.received for e in entries),
-        "reason": ",".join(e.reason for e in entries),
-        "action": ",".join(e.action for e in entries),
-        "occurred_at": ",".join(str(e.occurred_at) for e in entries),
-        "index": ",".join("" if e.entry_index is None else str(e.entry_index) for e in entries),
-        "awaits": ",".join("t" if e.awaits else "f" for e in entries),
-        "batch": ",".join(str(e.batch + 1) for e in entries),
+        "address": SEPARATOR.join([e.address for e in entries]),
+        "received": SEPARATOR.join([e.received for e in entries]),
+        "reason": ",".join([e.reason for e in entries]),
+        "action": ",".join([e.action for e in entries]),
+        "occurred_at": ",".join([str(e.occurred_at) for e in entries]),
+        "index": ",".join(["" if e.entry_index is None else str(e.entry_index) for e in entries]),
+        "awaits": ",".join(["t" if e.awaits else "f" for e in entries]),
+        "batch": ",".join([str(e.batch + 1) for e in entries]),
     }
 
 

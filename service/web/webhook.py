@@ -5,14 +5,11 @@ import hashlib
 import hmac
 import random
 import zlib
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Final
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, NamedTuple
 
-from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.domain.addresses import Channel
 from service.errors import (
@@ -29,7 +26,7 @@ from service.kahuna import webhook
 from service.kahuna.webhook import Callback
 from service.settings import Namespace
 from service.store.batches import Received, new_id
-from service.web.http import Service, answer, read_body, service_of
+from service.web.http import Service, problem_of, read_body, send_json
 
 ERRORS_SHOWN: Final = 100
 
@@ -39,7 +36,20 @@ MOST_MEMBERS: Final = 16
 SMALL_BODY: Final = 16 * 1024
 """Bytes up to which a body is read on the spot."""
 
-_KEPT_HEADERS: Final = ("content-type", "content-encoding", "user-agent", "x-kahuna-signature", "x-request-id")
+_KEPT_HEADERS: Final = {
+    name.encode(): name
+    for name in ("content-type", "content-encoding", "user-agent", "x-kahuna-signature", "x-request-id")
+}
+_READ_HEADERS: Final = _KEPT_HEADERS | {b"content-length": "content-length"}
+
+
+class Call(NamedTuple):
+    """A request to a webhook. `headers` are those that we read, of each the first."""
+
+    service: Service
+    headers: dict[str, str]
+    parameters: Mapping[str, str]
+    receive: Receive
 
 
 class Webhook:
@@ -49,8 +59,16 @@ class Webhook:
         self._channel = channel
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = await _counted(Request(scope, receive), self._channel)
-        await response(scope, receive, send)
+        call = Call(scope["state"]["service"], _headers(scope), scope.get("path_params") or {}, receive)
+        metrics = call.service.metrics
+        try:
+            document, state = await _receive(call, self._channel)
+        except (RequestError, StorageUnavailable) as error:
+            metrics.count(metrics.callbacks, self._channel, str(error.status))
+            await problem_of(error)(scope, receive, send)
+            return
+        metrics.count(metrics.callbacks, self._channel, state)
+        await send_json(send, document)
 
 
 ROUTES: Final = [
@@ -64,26 +82,45 @@ ROUTES: Final = [
 ]
 
 
-async def _counted(request: Request, channel: Channel) -> Response:
-    metrics = service_of(request).metrics
-    try:
-        response, state = await _receive(request, channel)
-    except (RequestError, StorageUnavailable) as error:
-        metrics.callbacks.labels(channel, str(error.status)).inc()
-        raise
-    metrics.callbacks.labels(channel, state).inc()
-    return response
+class Shortcut:
+    """Takes a callback at one of the paths without a variable part straight to its webhook, past the router and what
+    stands around it. Everything else goes on."""
+
+    def __init__(self, app: ASGIApp, namespaces: Iterable[str]) -> None:
+        self._app = app
+        self._ends: dict[str, tuple[Route, dict[str, str]]] = {}
+        for route in ROUTES:
+            if "{token}" in route.path:
+                continue
+            for name in namespaces if "{namespace}" in route.path else ("",):
+                self._ends[route.path.format(namespace=name)] = route, {"namespace": name} if name else {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        end = self._ends.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        if end is None:
+            await self._app(scope, receive, send)
+            return
+        scope["route"], scope["path_params"] = end
+        await end[0].endpoint(scope, receive, send)
 
 
-async def _receive(request: Request, channel: Channel) -> tuple[Response, str]:
+def _headers(scope: Scope) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for name, value in scope["headers"]:
+        if name in _READ_HEADERS:
+            headers.setdefault(_READ_HEADERS[name], value.decode("latin-1"))
+    return headers
+
+
+async def _receive(call: Call, channel: Channel) -> tuple[dict[str, Any], str]:
     """The answer to a callback, and the state of its batch."""
-    service = service_of(request)
-    namespace = _namespace(request, service)
-    _check_token(request, namespace)
-    signature = request.headers.get("X-Kahuna-Signature")
+    service, headers = call.service, call.headers
+    namespace = _namespace(call)
+    _check_token(call, namespace)
+    signature = headers.get("x-kahuna-signature")
     if not signature:
         raise SignatureRefused("The header X-Kahuna-Signature is missing.", "signature-missing")
-    encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
+    encoding = headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", "gzip", ""):
         raise UnsupportedEncoding("Send the body as it is, or with Content-Encoding: gzip.")
     taken = 0
@@ -94,33 +131,37 @@ async def _receive(request: Request, channel: Channel) -> tuple[Response, str]:
         taken += count
 
     try:
-        settings = service.settings
-        body = await read_body(request, settings.body_limit_bytes, settings.body_timeout_seconds, take)
+        limit, seconds = service.settings.body_limit_bytes, service.settings.body_timeout_seconds
+        body = await read_body(call.receive, headers.get("content-length", ""), limit, seconds, take)
         if encoding == "gzip":
             # However small it is: what comes out of it may be as large as the limit.
-            body = await asyncio.to_thread(_decompressed, body, settings.body_limit_bytes)
+            body = await asyncio.to_thread(_decompressed, body, limit)
             take(len(body))
         words = service.rules.words[namespace.name]
-        callback = await _read_apart(service, partial(_verified, body, channel, signature, namespace, words), len(body))
-        batch = _batch(request, service, namespace, channel, body)
-        ingested = await service.door.ingest(batch, callback)
+        if len(body) <= SMALL_BODY:
+            callback = _verified(body, channel, signature, namespace, words)
+        else:
+            # It must not hold up the others; and one at a time, since it takes many times its size.
+            async with service.reading:
+                callback = await asyncio.to_thread(_verified, body, channel, signature, namespace, words)
+        ingested = await service.door.ingest(_batch(call, namespace, channel, body), callback)
     finally:
         service.budget.give_back(taken)
     return _answer(service, channel, ingested, len(callback.values)), ingested.state
 
 
-def _namespace(request: Request, service: Service) -> Namespace:
-    name = request.path_params.get("namespace")
-    namespace = service.settings.main_namespace if name is None else service.settings.namespace(name)
-    if namespace is None or ("token" in request.path_params and namespace.callback_token is None):
+def _namespace(call: Call) -> Namespace:
+    name, settings = call.parameters.get("namespace"), call.service.settings
+    namespace = settings.main_namespace if name is None else settings.namespace(name)
+    if namespace is None or ("token" in call.parameters and namespace.callback_token is None):
         raise NotFound("There is no webhook at this path; check the namespace in it.", "unknown-namespace")
     return namespace
 
 
-def _check_token(request: Request, namespace: Namespace) -> None:
+def _check_token(call: Call, namespace: Namespace) -> None:
     if namespace.callback_token is None:
         return
-    given = str(request.path_params.get("token", "")).encode("utf-8", "surrogatepass")
+    given = call.parameters.get("token", "").encode("utf-8", "surrogatepass")
     if not hmac.compare_digest(given, namespace.callback_token.reveal().encode()):
         raise SignatureRefused("The callback token at the end of the path is missing or wrong.", "callback-token")
 
@@ -145,14 +186,6 @@ def _decompressed(body: bytes, limit: int) -> bytes:
     raise BadRequest(f"The gzip body has more than {MOST_MEMBERS} members; compress it as one.", "not-gzip")
 
 
-async def _read_apart(service: Service, read: Callable[[], Callback], size: int) -> Callback:
-    """Reading a large body must not hold up the others; and one at a time, since it takes many times its size."""
-    if size <= SMALL_BODY:
-        return read()
-    async with service.reading:
-        return await asyncio.to_thread(read)
-
-
 def _verified(
     body: bytes, channel: Channel, signature: str, namespace: Namespace, words: Mapping[str, str]
 ) -> Callback:
@@ -171,21 +204,25 @@ def _verified(
     return callback
 
 
-def _batch(request: Request, service: Service, namespace: Namespace, channel: Channel, body: bytes) -> Received:
-    headers = {name: request.headers[name] for name in _KEPT_HEADERS if name in request.headers}
-    digest = hashlib.sha256(body).digest()
-    now = service.now
+def _batch(call: Call, namespace: Namespace, channel: Channel, body: bytes) -> Received:
+    headers = {name: value for name, value in call.headers.items() if name != "content-length"}
+    now = call.service.clock()
     batch_id = new_id(now, random.getrandbits(74))
+    digest = hashlib.sha256(body).digest()
     return Received(batch_id, namespace.name, channel, "kahuna_webhook", now, headers, body, digest)
 
 
-def _answer(service: Service, channel: Channel, ingested: Ingested, received: int) -> Response:
+def _answer(service: Service, channel: Channel, ingested: Ingested, received: int) -> dict[str, Any]:
     outcome = ingested.outcome
     if outcome is None:
-        return answer({"batch_id": ingested.batch_id, "state": ingested.state, "received": received})
+        return {"batch_id": ingested.batch_id, "state": ingested.state, "received": received}
     counts = {"accepted": outcome.accepted, "duplicates": outcome.duplicates, "rejected": outcome.rejected}
     for name, count in counts.items():
         if count:
-            service.metrics.entries.labels(channel, name).inc(count)
-    errors = outcome.errors[:ERRORS_SHOWN]
-    return answer({"batch_id": ingested.batch_id, "state": ingested.state} | counts | {"errors": errors})
+            service.metrics.count(service.metrics.entries, channel, name, count)
+    return {
+        "batch_id": ingested.batch_id,
+        "state": ingested.state,
+        **counts,
+        "errors": outcome.errors[:ERRORS_SHOWN],
+    }

@@ -14,7 +14,8 @@ from sqlalchemy import text
 from service.domain.addresses import Channel
 from service.domain.suppression import Policy
 from service.flows import push, write
-from service.flows.ingest import Ingested, Intake, rules_of
+from service.flows.ingest import Ingested, rules_of
+from service.flows.intake import Intake
 from service.flows.push import Pusher, limits_of
 from service.flows.write import Statement
 from service.kahuna import NO_RETRY, Credentials, KahunaClient, webhook

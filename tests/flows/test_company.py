@@ -11,7 +11,7 @@ import pytest
 
 from service.domain.addresses import Channel
 from service.flows import write
-from service.flows.ingest import SMALL
+from service.flows.intake import SMALL
 from service.flows.write import Statement
 from tests.flows.speaking import World
 from tests.flows.test_ingest import counts, suppressed, unsub

@@ -16,7 +16,8 @@ from structlog.testing import capture_logs
 from service.app import build
 from service.domain.addresses import Channel
 from service.errors import StorageUnavailable
-from service.flows.ingest import AT_ONCE, Ingested, Intake, rules_of
+from service.flows.ingest import Ingested, rules_of
+from service.flows.intake import AT_ONCE, Intake
 from service.flows.shelter import FAILURES, Shelter
 from service.flows.weather import Weather
 from service.kahuna import webhook

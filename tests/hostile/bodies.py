@@ -89,14 +89,15 @@ def make(chance: Random) -> Made:
 
 def array(chance: Random, channel: Channel) -> str:
     """An array of entries, most of them as they should be."""
-    entries = [entry(chance, channel) for _ in range(chance.randrange(MOST_ENTRIES))]
+    tame = chance.random() < 0.3
+    entries = [entry(chance, channel, tame=tame) for _ in range(chance.randrange(MOST_ENTRIES))]
     blanks = [chance.choice(BLANKS) for _ in range(4)]
     return f"{blanks[0]}[{blanks[1]}{(blanks[2] + ',' + blanks[3]).join(entries)}]{blanks[1]}"
 
 
-def entry(chance: Random, channel: Channel) -> str:
-    """An entry: sound, with a twist, or something else altogether."""
-    roll = chance.random()
+def entry(chance: Random, channel: Channel, *, tame: bool) -> str:
+    """An entry: sound, with a twist, or something else altogether; of the tame ones but a few are not sound."""
+    roll = chance.uniform(0.45, 1) if tame else chance.random()
     if roll < 0.1:
         return value(chance)
     fields = sound(chance, channel)

@@ -14,7 +14,7 @@ from service.domain.facts import Action, Fact, Source, reasons_of
 from service.domain.suppression import DAY, Policy, fold
 from service.store import outbox, suppressions
 from service.store.database import Connection, Database
-from service.store.suppressions import Entry, Provenance
+from service.store.suppressions import Entry, Merged, Provenance
 
 POLICY = Policy(soft_bounce_count=2, soft_bounce_window=3 * DAY, soft_bounce_lifetime=4 * DAY)
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -40,7 +40,8 @@ async def store(connection: Connection, batch: list[Said], address: str) -> int:
         entries = [Entry(address, address, r, a, at, n) for n, (r, a, at, who) in enumerate(batch) if who == source]
         origin: Any = "kahuna_webhook" if source == "kahuna" else "api"
         provenance = Provenance("default", "email", source, origin, NOW, batches=(uuid.uuid4(),))
-        new += sum((await suppressions.apply(connection, entries, provenance, POLICY)).values())
+        merged = await suppressions.apply(connection, entries, provenance, POLICY)
+        new += sum(merged.new.values())
     return new
 
 
@@ -92,7 +93,9 @@ async def test_every_reason_of_both_channels_can_be_stored(database: Database) -
             reasons = reasons_of(channel)  # type: ignore[arg-type]  # the loop's tuple widens the literal
             provenance = Provenance("default", channel, "local", "api", NOW, audit_id=uuid.uuid4())  # type: ignore[arg-type]
             entries = [Entry(address, address, reason, "suppress", 100) for reason in reasons]
-            assert await suppressions.apply(connection, entries, provenance, POLICY) == {None: len(reasons)}
+            assert await suppressions.apply(connection, entries, provenance, POLICY) == Merged(
+                {None: len(reasons)}, {address}
+            )
             rows = await suppressions.causes_of(connection, "default", channel, address)  # type: ignore[arg-type]
             assert {row.cause.reason for row in rows} == set(reasons)
 
