@@ -22,6 +22,7 @@ from rich.table import Table
 
 from service import app, demo, embedded, operation, settings, shell, up, worker
 from service.errors import KahunaSyncError, SettingsError
+from service.flows import ingest, upkeep
 from service.front import FrontConfig
 from service.kahuna import webhook
 from service.kahuna.simulator import SimulatorConfig, build_simulator
@@ -74,7 +75,7 @@ def up_command(port: int | None, demonstrate: bool, simulator_port: int) -> None
         _refuse_taken(loaded.host, loaded.port)
         environ["DATABASE_URL"] = loaded.database_url or ""
         environ["SPOOL_DIR"] = str(loaded.spool_dir or loaded.data_dir / "spool")
-        asyncio.run(migrations.upgrade(loaded.database_direct_url or environ["DATABASE_URL"]))
+        asyncio.run(_migrate(loaded))
         stack.enter_context(up.only_one(loaded.data_dir))
         commands = [["web"], ["worker"]]
         walk: Coroutine[Any, Any, None] | None = None
@@ -135,8 +136,15 @@ def worker_command(parent: int | None) -> None:
 def migrate_command() -> None:
     """Bring the database to the newest schema."""
     with started(os.environ) as loaded:
-        asyncio.run(migrations.upgrade(loaded.database_direct_url or loaded.database_url or ""))
+        asyncio.run(_migrate(loaded))
         click.echo(f"The database is at revision {migrations.head()}.", err=True)
+
+
+async def _migrate(loaded: Settings) -> None:
+    """The newest schema, and the partitions of now and soon, so that not even the first callback goes astray."""
+    await migrations.upgrade(loaded.database_direct_url or loaded.database_url or "")
+    async with Database.of(loaded) as database:
+        await upkeep.make_ahead(database, ingest.rules_of(loaded), app.utc_now)
 
 
 @cli.command("simulator")
