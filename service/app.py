@@ -32,6 +32,9 @@ Application: TypeAlias = Starlette
 Q = TypeVar("Q")
 A = TypeVar("A")
 
+BULK_AT_ONCE: Final = 2
+"""Large callbacks that are read and stored at the same time."""
+
 LOOKUPS_AT_ONCE: Final = 2
 """Shared lookups under way; each has a connection of the pool."""
 
@@ -82,6 +85,7 @@ def _lifespan(
         clock=clock,
         budget=Budget(settings.body_budget_bytes),
         reading=asyncio.Semaphore(1),
+        bulk=asyncio.Semaphore(BULK_AT_ONCE),
         revisions=migrations.revisions(),
         head=migrations.head(),
     )

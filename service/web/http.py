@@ -74,6 +74,7 @@ class Service:
     clock: Callable[[], datetime]
     budget: Budget
     reading: asyncio.Semaphore
+    bulk: asyncio.Semaphore
     revisions: frozenset[str] = field(default=frozenset())
     head: str = ""
 

@@ -6,6 +6,7 @@ import hmac
 import random
 import zlib
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any, Final, NamedTuple
 
 from starlette.routing import Route
@@ -32,6 +33,9 @@ ERRORS_SHOWN: Final = 100
 
 MOST_MEMBERS: Final = 16
 """Members of one gzip body: each costs a copy of what follows it, before anything is verified."""
+
+BULK_BODY: Final = 256 * 1024
+"""Bytes from which on a body is read and stored only with few others of its size."""
 
 SMALL_BODY: Final = 16 * 1024
 """Bytes up to which a body is read on the spot."""
@@ -137,17 +141,22 @@ async def _receive(call: Call, channel: Channel) -> tuple[dict[str, Any], str]:
             # However small it is: what comes out of it may be as large as the limit.
             body = await asyncio.to_thread(_decompressed, body, limit)
             take(len(body))
-        words = service.rules.words[namespace.name]
-        if len(body) <= SMALL_BODY:
-            callback = _verified(body, channel, signature, namespace, words)
-        else:
-            # It must not hold up the others; and one at a time, since it takes many times its size.
-            async with service.reading:
-                callback = await asyncio.to_thread(_verified, body, channel, signature, namespace, words)
-        ingested = await service.door.ingest(_batch(call, namespace, channel, body), callback)
+        # A large one takes many times its size in memory until it is stored.
+        async with service.bulk if len(body) > BULK_BODY else nullcontext():
+            callback = await _read(service, namespace, channel, body, signature)
+            ingested = await service.door.ingest(_batch(call, namespace, channel, body), callback)
     finally:
         service.budget.give_back(taken)
     return _answer(service, channel, ingested, len(callback.values)), ingested.state
+
+
+async def _read(service: Service, namespace: Namespace, channel: Channel, body: bytes, signature: str) -> Callback:
+    words = service.rules.words[namespace.name]
+    if len(body) <= SMALL_BODY:
+        return _verified(body, channel, signature, namespace, words)
+    # It must not hold up the others; and one at a time, since it takes many times its size.
+    async with service.reading:
+        return await asyncio.to_thread(_verified, body, channel, signature, namespace, words)
 
 
 def _namespace(call: Call) -> Namespace:
