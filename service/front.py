@@ -74,12 +74,37 @@ class _Connection(HttpToolsProtocol):
         """Reads on. Of a head that does not end, only so much is kept."""
         if self._refused:
             return
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._feed(data)
+        except httptools.HttpParserError:
+            self.send_400_response("")
         if self._reading_head:
             self._raw_bytes += len(data)
             if self._raw_bytes > self.config.head_limit:
                 self._refuse("head-too-large")
         self._watch()
+
+    def _feed(self, data: bytes) -> None:
+        while True:
+            try:
+                return self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as asked:
+                data = self._without_upgrade() + data[asked.args[0] :]
+
+    def _without_upgrade(self) -> bytes:
+        """The head of a request that offers to go on in another protocol, without the offer: the parser would take its
+        body for that protocol. Some clients offer HTTP/2 with every request."""
+        lines = [self.parser.get_method() + b" " + self.url + b" HTTP/1.1"]
+        for name, value in self.headers:
+            if name == b"connection":
+                words = (word.strip() for word in value.split(b","))
+                lines.append(b"connection: " + b",".join(word for word in words if word.lower() != b"upgrade"))
+            elif name != b"upgrade":
+                lines.append(name + b": " + value)
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        return b"\r\n".join([*lines, b"", b""])
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """Nothing more will come. A callback that is whole is answered all the same; who listens otherwise is gone."""
@@ -108,11 +133,15 @@ class _Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """A request is under way, unless its path is none."""
+        if self._offers_upgrade():
+            return
         super().on_headers_complete()
         self._reading_head = False
 
     def on_message_complete(self) -> None:
         """A request is whole."""
+        if self._offers_upgrade():
+            return
         self._partial = False
         super().on_message_complete()
 
@@ -129,6 +158,9 @@ class _Connection(HttpToolsProtocol):
             return
         too_large = max(self._head_bytes, self._raw_bytes) > self.config.head_limit
         self._refuse("head-too-large" if too_large else "not-http")
+
+    def _offers_upgrade(self) -> bool:
+        return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
 
     def _count(self, size: int) -> None:
         self._head_bytes += size

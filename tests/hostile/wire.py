@@ -75,6 +75,8 @@ def refused(talk: Talk, *statuses: int) -> Talk:
 _CHUNK: Final = b"%x\r\n%s\r\n" % (len(BODY), BODY)
 _GET: Final = b"GET /livez HTTP/1.1\r\nHost: hostile\r\n\r\n"
 _LAST: Final = b"GET /livez HTTP/1.1\r\nHost: hostile\r\nConnection: close\r\n\r\n"
+_OFFER: Final = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQBAAAA")
+_OFFERING: Final = _GET.replace(b"\r\n\r\n", b"\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")
 _EMPTY: Final = sign([], KEY)
 
 TALKS: Final[Mapping[str, Talk]] = MappingProxyType(
@@ -139,9 +141,13 @@ TALKS: Final[Mapping[str, Talk]] = MappingProxyType(
         "HTTP/9.9": Talk([_LAST.replace(b"1.1", b"9.9")], [400]),
         "TLS": Talk([b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500)], [400]),
         "nothing but zeros": Talk([bytes(100_000)], [400]),
-        "another protocol, asked for": Talk(
-            [head("Connection: Upgrade", "Upgrade: h2c", end=False) + BODY, HalfClose()], [200], [[400]]
+        "another protocol, offered": Talk([head(*_OFFER, end=False) + BODY + head() + BODY], [200, 200]),
+        "another protocol, offered in two parts": Talk(
+            [head(*_OFFER, end=False)[:60], Pause(0.1), head(*_OFFER, end=False)[60:], Pause(0.1), BODY + _LAST],
+            [200, 200],
         ),
+        "another protocol, offered with chunks": chunked(_CHUNK, b"0\r\n\r\n", more=_OFFER),
+        "another protocol, offered again and again": Talk([_OFFERING * 500 + _LAST], [200] * 501),
         # One after the other.
         "a hundred at once": Talk([_GET * 99 + _LAST], [200] * 100),
         "two callbacks at once": Talk([head(end=False) + BODY + head() + BODY], [200, 200]),
