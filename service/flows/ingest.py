@@ -230,6 +230,8 @@ def rejected_of(members: Sequence[Member], found: Sequence[Sorted]) -> list[tupl
 
 def errors_of(found: Sorted) -> list[dict[str, Any]]:
     """What was wrong with the entries of a batch, as its outcome tells it."""
+    if not found.rejected:
+        return []
     return [{"index": index, "error": error} for index, error in sorted(found.rejected.items())]
 
 
@@ -323,7 +325,10 @@ def is_away(error: Exception) -> bool:
 
 def log(batch: Received, ingested: Ingested) -> None:
     """The one line about a batch that came in."""
+    said = {"batch_id": ingested.batch_id, "namespace": batch.namespace, "channel": batch.channel}
     outcome = ingested.outcome
-    counts = {} if outcome is None else {name: n for name, n in outcome._asdict().items() if isinstance(n, int)}
-    name = "batch.recorded" if outcome is None else "batch.applied"
-    logger().info(name, batch_id=ingested.batch_id, namespace=batch.namespace, channel=batch.channel, **counts)
+    if outcome is None:
+        logger().info("batch.recorded", **said)
+    else:
+        counts = {"accepted": outcome.accepted, "duplicates": outcome.duplicates, "rejected": outcome.rejected}
+        logger().info("batch.applied", **said, **counts)

@@ -119,11 +119,12 @@ class Intake:
         entries = [entry for one in found for entry in one.facts]
         async with self._database.straight() as connection:
             stored = await arrivals.store(connection, told, entries, provenance, self._rules.policy)
-            rejected = rejected_of(members, found)
-            await batches.quarantine_entries(connection, [one for one in rejected if one[0].id in stored.new])
+            new = sorted(stored.new)
+            rejected = rejected_of([members[place] for place in new], [found[place] for place in new])
+            await batches.quarantine_entries(connection, rejected)
             scope = outbox.Scope(shared.namespace, shared.channel, now, self._rules.policy)
             await outbox.owe(connection, scope, stored.at_odds)
-        return [_ingested(one, stored.new.get(one.batch.id)) for one in told]
+        return [_ingested(one, stored.new.get(place)) for place, one in enumerate(told)]
 
     async def _take_opt_ins(self, members: Sequence[Member]) -> list[Ingested | None]:
         """With what these need on the way: somebody may have to see one before it permits anything."""

@@ -8,9 +8,7 @@ the domain does, and to trust: the signature covers the addresses alone, so reas
 import hmac
 from base64 import b64encode
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
@@ -92,21 +90,36 @@ _EMAIL_ENTRIES: Final = msgspec.json.Decoder(list[_EmailEntry])
 _SMS_ENTRIES: Final = msgspec.json.Decoder(list[_SmsEntry])
 
 
-@dataclass(frozen=True)
 class Callback:
     """A body that was read once: first for its signature, then, if that is right, for its entries. `values` are as many
     as its entries, `signed_values` the addresses exactly as in the body, in its order, repetitions kept, those of bad
     entries among them. `words` are what an e-mail entry may say, with our reason for each."""
 
-    channel: Channel
-    values: Sequence[object] = field(repr=False)
-    signed_values: list[str] = field(repr=False)
-    undecodable: Collection[int] = ()
-    words: Mapping[str, str] = field(default_factory=lambda: EMAIL_WORDS, repr=False)
+    __slots__ = ("_entries", "channel", "signed_values", "undecodable", "values", "words")
 
-    @cached_property
+    def __init__(
+        self,
+        channel: Channel,
+        values: Sequence[object],
+        signed_values: list[str],
+        undecodable: Collection[int],
+        words: Mapping[str, str],
+    ) -> None:
+        self.channel = channel
+        self.values = values
+        self.signed_values = signed_values
+        self.undecodable = undecodable
+        self.words = words
+        self._entries: list[Entry] | None = None
+
+    @property
     def entries(self) -> list[Entry]:
         """Every entry in the body's order. Made only when asked, so that a forged body costs no more than its parse."""
+        if self._entries is None:
+            self._entries = self._read()
+        return self._entries
+
+    def _read(self) -> list[Entry]:
         key, claim, words = _KEYS[self.channel], _CLAIMS[self.channel], self.words
         return [
             value.reading(index, words)
@@ -176,7 +189,7 @@ def raw_entries(body: bytes, indexes: Collection[int]) -> dict[int, bytes]:
 
 def sign(values: Iterable[str], key: Secret) -> str:
     """The signature that Kahuna puts on a callback with these addresses."""
-    return _signature(b"".join(sorted(map(_utf8, values))), key)
+    return _signature(b"".join(sorted(map(_utf8, values))), key).decode()
 
 
 def verify(values: Iterable[str], signature: str, keys: Sequence[Secret]) -> bool:
@@ -198,12 +211,12 @@ def verify(values: Iterable[str], signature: str, keys: Sequence[Secret]) -> boo
 
 def _signed(message: bytes, signature: str, keys: Sequence[Secret]) -> bool:
     claimed = signature.strip().encode(errors="replace")
-    matches = [hmac.compare_digest(_signature(message, key).encode(), claimed) for key in keys]
+    matches = [hmac.compare_digest(_signature(message, key), claimed) for key in keys]
     return any(matches)
 
 
-def _signature(message: bytes, key: Secret) -> str:
-    return b64encode(hmac.digest(key.reveal().encode(), message, "sha1")).decode()
+def _signature(message: bytes, key: Secret) -> bytes:
+    return b64encode(hmac.digest(key.reveal().encode(), message, "sha1"))
 
 
 def _utf8(value: str) -> bytes:

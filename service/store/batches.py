@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 import zstandard
+from asyncpg.pgproto import pgproto
 from sqlalchemy import (
     BigInteger,
     DateTime,
@@ -32,6 +33,9 @@ from service.store.tables import batches, digests
 MOST_AT_ONCE: Final = 1000
 BYTES_AT_ONCE: Final = 16 * 1024 * 1024
 """Batches of the archive that are read at once, and the bytes of their bodies after which no other is begun."""
+
+TOO_SMALL: Final = 127
+"""Bytes of a body up to which it is not worth compressing: one entry."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -103,12 +107,17 @@ class Applied(NamedTuple):
 def new_id(now: datetime, chance: int) -> uuid.UUID:
     """The id of a batch received now: version 7, so that those of one moment lie together in every index, and those of
     one month in one partition. It is no secret: `chance` may be any 74 random bits."""
-    return uuid.UUID(int=first_id(now).int | 7 << 76 | (chance >> 62) << 64 | 2 << 62 | chance & (1 << 62) - 1)
+    number = _milliseconds(now) << 80 | 7 << 76 | (chance >> 62) << 64 | 2 << 62 | chance & (1 << 62) - 1
+    return pgproto.UUID(number.to_bytes(16, "big"))
 
 
 def first_id(moment: datetime) -> uuid.UUID:
     """What no batch received before this moment has an id above of, and none after it one below."""
-    return uuid.UUID(int=int(moment.timestamp() * 1000) << 80)
+    return uuid.UUID(int=_milliseconds(moment) << 80)
+
+
+def _milliseconds(moment: datetime) -> int:
+    return int(moment.timestamp() * 1000)
 
 
 # Built once: they are part of every callback. Digests are locked in their order, whatever that of the callbacks.
@@ -184,9 +193,17 @@ async def archive(connection: AsyncConnection, rows: Sequence[tuple[Received, Ou
 
 
 def compressor() -> Callable[[bytes], bytes]:
-    """What makes a body fit for the archive. One for all bodies of a transaction: making it costs more than a small
-    body."""
-    return zstandard.ZstdCompressor().compress
+    """What makes a body fit for the archive: a zstandard frame. One for all bodies of a transaction, since making it
+    costs more than a small body."""
+    compress = zstandard.ZstdCompressor().compress
+    return lambda body: _stored(body) if len(body) <= TOO_SMALL else compress(body)
+
+
+def _stored(body: bytes) -> bytes:
+    """The frame of a body that nothing can be gained from, which holds it as it is: what the library says of nearly
+    every small one, after a search. (RFC 8878: magic, one segment of a size of one byte, one last block, raw.)"""
+    size = len(body)
+    return b"\x28\xb5\x2f\xfd\x20" + bytes((size,)) + (size << 3 | 1).to_bytes(3, "little") + body
 
 
 async def finish(connection: AsyncConnection, batch_id: uuid.UUID, outcome: Outcome, now: datetime) -> None:

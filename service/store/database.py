@@ -49,6 +49,9 @@ OUTDATED_STATES: Final = frozenset({"42P01", "42703"})
 SNAPSHOT_PATIENCE: Final = 30.0
 """Seconds that a snapshot waits for its tables: a migration or an upkeep may be at them."""
 
+BENCH: Final = 2
+"""Connections kept ready for `Database.straight`, of those that the pool may open."""
+
 GOODBYE: Final = 0.5
 """Seconds that a server may take to say goodbye."""
 
@@ -64,6 +67,13 @@ _WITHOUT_LIMITS: Final = text(
 )
 
 
+class Seated(NamedTuple):
+    """A connection that waits for its next transaction outside the pool, and the driver's own behind it."""
+
+    connection: AsyncConnection
+    driver: "asyncpg.Connection[asyncpg.Record]"
+
+
 class Database:
     """The one way to PostgreSQL. `begin` writes in a transaction; `read` runs single statements without one."""
 
@@ -73,6 +83,8 @@ class Database:
         self._autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._settings_per_transaction = settings_per_transaction
         self._distrusted = False
+        self._bench: list[Seated] = []
+        self._closed = False
         event.listen(engine.sync_engine, "checkout", self._on_checkout)
 
     @classmethod
@@ -115,19 +127,41 @@ class Database:
     @asynccontextmanager
     async def straight(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that the driver itself begins and ends, for the hottest path, whose statements go straight to
-        the driver too. Whatever else takes a connection works in it as in any other."""
-        async with _weather(), self._autocommit.connect() as connection:
-            driver = await driver_of(connection)
+        the driver too. Whatever else takes a connection works in it as in any other.
+
+        A few connections are kept out of the pool for it: to take one from there costs more than the transaction.
+        """
+        async with _weather():
+            seated = await self._from_bench()
+            connection, driver = seated
             try:
                 async with driver.transaction():
                     if self._settings_per_transaction is not None:
                         await driver.execute(self._settings_per_transaction)
                     yield connection
             except BaseException:
-                # One that may still be in the transaction must not go back among the others.
+                # One that may still be in the transaction must not be used again.
                 if driver.is_closed() or driver.is_in_transaction():
                     await connection.invalidate()
+                await connection.close()
                 raise
+            await self._to_bench(seated)
+
+    async def _from_bench(self) -> "Seated":
+        while self._bench:
+            seated = self._bench.pop()
+            if not seated.driver.is_closed():
+                return seated
+            await seated.connection.invalidate()
+            await seated.connection.close()
+        connection = await self._autocommit.connect()
+        return Seated(connection, await driver_of(connection))
+
+    async def _to_bench(self, seated: "Seated") -> None:
+        if len(self._bench) < BENCH and not self._closed:
+            self._bench.append(seated)
+        else:
+            await seated.connection.close()
 
     async def answers(self, seconds: float) -> bool:
         """Whether the database takes writes now. Asked on a connection of its own, since those at hand may be the ones
@@ -142,6 +176,8 @@ class Database:
         """Has every connection replaced before it is used again: a server that went away without a word leaves some
         behind that would wait for ever."""
         self._distrusted = True
+        for seated in self._bench:
+            seated.driver.terminate()
 
     def _on_checkout(self, *_: object) -> None:
         if self._distrusted:
@@ -168,6 +204,9 @@ class Database:
 
     async def close(self) -> None:
         """Closes every connection; one whose server no longer answers is dropped, which takes half a second each."""
+        self._closed = True
+        while self._bench:
+            await self._bench.pop().connection.close()
         while True:
             try:
                 async with asyncio.timeout(GOODBYE):

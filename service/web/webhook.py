@@ -68,10 +68,10 @@ class Webhook:
         try:
             document, state = await _receive(call, self._channel)
         except (RequestError, StorageUnavailable) as error:
-            metrics.count(metrics.callbacks, self._channel, str(error.status))
+            metrics.callbacks.add(self._channel, str(error.status))
             await problem_of(error)(scope, receive, send)
             return
-        metrics.count(metrics.callbacks, self._channel, state)
+        metrics.callbacks.add(self._channel, state)
         await send_json(send, document)
 
 
@@ -160,8 +160,8 @@ async def _read(service: Service, namespace: Namespace, channel: Channel, body: 
 
 
 def _namespace(call: Call) -> Namespace:
-    name, settings = call.parameters.get("namespace"), call.service.settings
-    namespace = settings.main_namespace if name is None else settings.namespace(name)
+    name, service = call.parameters.get("namespace"), call.service
+    namespace = service.settings.main_namespace if name is None else service.rules.namespaces.get(name)
     if namespace is None or ("token" in call.parameters and namespace.callback_token is None):
         raise NotFound("There is no webhook at this path; check the namespace in it.", "unknown-namespace")
     return namespace
@@ -214,7 +214,8 @@ def _verified(
 
 
 def _batch(call: Call, namespace: Namespace, channel: Channel, body: bytes) -> Received:
-    headers = {name: value for name, value in call.headers.items() if name != "content-length"}
+    headers = call.headers
+    headers.pop("content-length", None)
     now = call.service.clock()
     batch_id = new_id(now, random.getrandbits(74))
     digest = hashlib.sha256(body).digest()
@@ -228,7 +229,7 @@ def _answer(service: Service, channel: Channel, ingested: Ingested, received: in
     counts = {"accepted": outcome.accepted, "duplicates": outcome.duplicates, "rejected": outcome.rejected}
     for name, count in counts.items():
         if count:
-            service.metrics.count(service.metrics.entries, channel, name, count)
+            service.metrics.entries.add(channel, name, count=count)
     return {
         "batch_id": ingested.batch_id,
         "state": ingested.state,
