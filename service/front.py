@@ -25,6 +25,11 @@ KEEP_ALIVE: Final = 75
 be us."""
 
 
+BESIDE_BODY: Final = 1024 * 1024
+FRAMES: Final = 8
+"""Bytes that may come beside a body, and for each of its bytes: one a chunk has six."""
+
+
 class FrontConfig(uvicorn.Config):
     """How the web process listens: request line and headers in at most `head_limit` bytes and `head_seconds`."""
 
@@ -55,8 +60,8 @@ class _Connection(HttpToolsProtocol):
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**given)
-        self._partial = self._reading_head = self._refused = False
-        self._head_bytes = self._raw_bytes = 0
+        self._partial = self._reading_head = self._refused = self._too_large = self._begun = False
+        self._raw_bytes = self._body_bytes = self._chunk = 0
         self._clock: Any = None
 
     def connection_made(self, transport: Any) -> None:
@@ -75,15 +80,25 @@ class _Connection(HttpToolsProtocol):
         if self._refused:
             return
         self._unset_keepalive_if_required()
+        self._chunk, self._begun = len(data), False
         try:
             self._feed(data)
         except httptools.HttpParserError:
             self.send_400_response("")
-        if self._reading_head:
-            self._raw_bytes += len(data)
-            if self._raw_bytes > self.config.head_limit:
-                self._refuse("head-too-large")
-        self._watch()
+        if self._partial:
+            self._weigh()
+        # A request that is under way has its own clocks.
+        if self._clock is not None or not self._is_busy():
+            self._watch()
+
+    def _weigh(self) -> None:
+        """Counts what came of a message that is not whole: what is neither its body nor the frames of its chunks has a
+        bound, though the parser has made nothing of it yet."""
+        if not self._begun:  # else what came before it, in the same piece, would be counted too
+            self._raw_bytes += self._chunk
+        allowed = self.config.head_limit if self._reading_head else BESIDE_BODY + FRAMES * self._body_bytes
+        if self._raw_bytes > allowed:
+            self._refuse("head-too-large")
 
     def _feed(self, data: bytes) -> None:
         while True:
@@ -117,26 +132,26 @@ class _Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """The first byte of a request, which has a clock and a limit of its own."""
         super().on_message_begin()
-        self._partial = self._reading_head = True
-        self._head_bytes = self._raw_bytes = 0
+        self._partial = self._reading_head = self._begun = True
+        self._raw_bytes = self._body_bytes = 0
         self._stop_clock()
-
-    def on_url(self, url: bytes) -> None:
-        """A part of the request line."""
-        self._count(len(url))
-        super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """A header, or what came as one behind a body in chunks."""
-        self._count(len(name) + len(value) + 4)
-        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """A request is under way, unless its path is none."""
+        # What came so far is more than the head; only if that is too much is the head itself weighed.
+        if self._raw_bytes + self._chunk > self.config.head_limit and self._head_size() > self.config.head_limit:
+            self._too_large = True
+            # The parser turns it into its own error, and that becomes the refusal.
+            raise httptools.HttpParserCallbackError
         if self._offers_upgrade():
             return
         super().on_headers_complete()
         self._reading_head = False
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body."""
+        self._body_bytes += len(body)
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """A request is whole."""
@@ -156,17 +171,13 @@ class _Connection(HttpToolsProtocol):
         if self._is_busy() and not self.cycle.more_body:
             self.cycle.keep_alive = False
             return
-        too_large = max(self._head_bytes, self._raw_bytes) > self.config.head_limit
-        self._refuse("head-too-large" if too_large else "not-http")
+        self._refuse("head-too-large" if self._too_large else "not-http")
 
     def _offers_upgrade(self) -> bool:
         return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
 
-    def _count(self, size: int) -> None:
-        self._head_bytes += size
-        if self._head_bytes > self.config.head_limit:
-            # The parser turns it into its own error, and that becomes the refusal.
-            raise httptools.HttpParserCallbackError
+    def _head_size(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     def _is_busy(self) -> bool:
         return bool(self.cycle) and not self.cycle.response_complete

@@ -99,9 +99,11 @@ TALKS: Final[Mapping[str, Talk]] = MappingProxyType(
         "one chunk": chunked(_CHUNK + b"0\r\n\r\n"),
         "a byte a chunk": chunked(*(b"1\r\n%c\r\n" % byte for byte in BODY), b"0\r\n\r\n"),
         "odd extensions": chunked(_CHUNK.replace(b"\r\n", b';a=b;c="d e"\r\n', 1) + b"0;last\r\n\r\n"),
-        "an endless extension": refused(chunked(b"1;" + b"x" * 4 * MIB), 408),
+        "an endless extension": refused(chunked(b"1;" + b"x" * 4 * MIB), 400),
+        "a long extension": refused(chunked(b"1;" + b"x" * 100_000), 408),
         "trailers": chunked(_CHUNK + b"0\r\nX-Odd: 1\r\n\r\n"),
-        "trailers without end": refused(chunked(_CHUNK + b"0\r\n" + b"X-Odd: 1\r\n" * 20_000), 400),
+        "trailers without end": refused(chunked(_CHUNK + b"0\r\n" + b"X-Odd: 1\r\n" * 300_000), 400),
+        "a trailer without end": refused(chunked(_CHUNK + b"0\r\nX-Odd: ", *[b"x" * MIB] * 64), 400),
         "a size past any number": refused(chunked(b"f" * 17 + b"\r\n"), 400),
         "a huge size": Talk([head("Transfer-Encoding: chunked", length=None) + b"fffffffffff\r\n" + BODY], [408]),
         "a size below zero": refused(chunked(b"-1\r\n" + BODY), 400),
@@ -150,6 +152,9 @@ TALKS: Final[Mapping[str, Talk]] = MappingProxyType(
         "another protocol, offered again and again": Talk([_OFFERING * 500 + _LAST], [200] * 501),
         # One after the other.
         "a hundred at once": Talk([_GET * 99 + _LAST], [200] * 100),
+        "thousands, the last in two parts": Talk(
+            [_GET * 3000 + head()[:50], Pause(0.2), head()[50:] + BODY], [200] * 3001
+        ),
         "two callbacks at once": Talk([head(end=False) + BODY + head() + BODY], [200, 200]),
         "a callback, then nonsense": Talk([head(end=False) + BODY + b"\0\0\0\0"], [200]),
         "a hundred, then nonsense": Talk([_GET * 100 + b"\0\0\0"], [200] * 100),
