@@ -13,7 +13,7 @@ from service.store import arrivals, batches
 from service.store.arrivals import Arrival
 from service.store.batches import Received
 from service.store.database import Connection, Database
-from service.store.suppressions import Provenance
+from service.store.suppressions import Entry, Provenance
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 LOW, MIDDLE, HIGH = (bytes([n]) * 32 for n in (1, 2, 3))
@@ -29,11 +29,12 @@ async def claimed(database: Database, digests: list[bytes]) -> int:
 
 
 async def stored(database: Database, digests: list[bytes]) -> int:
-    told = [Arrival(received(one), 0, []) for one in digests]
+    told = [Arrival(received(one), 1, []) for one in digests]
+    said = [Entry("a@example.com", "a@example.com", "manual", "suppress", 1, 0, batch=n) for n in range(len(told))]
     ids = tuple(one.batch.id for one in told)
     provenance = Provenance("default", "email", "kahuna", "kahuna_webhook", NOW, batches=ids)
     async with database.straight() as connection:
-        return len((await arrivals.store(connection, told, [], provenance, Policy())).new)
+        return len((await arrivals.store(connection, told, said, provenance, Policy())).new)
 
 
 async def waiting(connection: Connection, count: int) -> None:
