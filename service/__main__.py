@@ -8,9 +8,9 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -18,9 +18,10 @@ import click
 import httpx
 import uvicorn
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from service import app, demo, embedded, operation, settings, shell, up, worker
+from service.domain.addresses import CHANNELS, Channel
 from service.errors import KahunaSyncError, SettingsError
 from service.flows import ingest, upkeep
 from service.front import FrontConfig
@@ -180,28 +181,64 @@ def token_group() -> None:
 @click.option("--name", required=True, help="Who will use it; shown in lists and in the audit log.")
 @click.option("--scopes", required=True, help="Comma-separated, of: read, write, admin.")
 @click.option("--namespace", help="The only namespace that it may speak of.")
-def token_create(name: str, scopes: str, namespace: str | None) -> None:
+@click.option("--channel", type=click.Choice(CHANNELS), help="The only channel that it may speak of; not with admin.")
+@click.option("--expires", help="When it ends: in days (90d) or hours (12h), or a time (2027-01-31T12:00:00Z).")
+def token_create(name: str, scopes: str, namespace: str | None, channel: Channel | None, expires: str | None) -> None:
     """Print a new token, once: only its hash is stored."""
-    wanted = [scope.strip() for scope in scopes.split(",") if scope.strip()]
+    wanted = list(dict.fromkeys(scope.strip() for scope in scopes.split(",") if scope.strip()))
     if not wanted or set(wanted) - set(access.SCOPES):
         raise click.BadParameter(f"must be some of {', '.join(access.SCOPES)}", param_hint="--scopes")
+    if channel is not None and "admin" in wanted:
+        raise click.BadParameter("cannot limit the scope admin, which is about both channels", param_hint="--channel")
     if not name.strip():
         raise click.BadParameter("must say who will use it", param_hint="--name")
     if namespace is not None:
         settings.chosen(settings.load(os.environ), namespace)
+    now = datetime.now(UTC)
+    ends = None if expires is None else _end(expires, now)
 
     async def create(database: Database) -> str:
         async with database.begin() as connection:
-            others = [one for one in await access.all_tokens(connection) if one.name == name and not one.revoked_at]
-            if others:
-                says = "`token revoke` ends all of them"
-                click.echo(f"There is a live token of this name already; both work, and {says}.", err=True)
-            token = await access.create_token(connection, name, wanted, namespace, datetime.now(UTC))
-            deed = access.Deed("shell", "token.created", namespace, detail={"name": name, "scopes": wanted})
-            await access.write_down(connection, deed, datetime.now(UTC))
+            _tell_of_others(name, now, await access.all_tokens(connection))
+            token = await access.create_token(
+                connection, name, wanted, namespace, now, channel=channel, expires_at=ends
+            )
+            detail = {"name": name, "scopes": wanted, "channel": channel, "expires_at": ends and ends.isoformat()}
+            await access.write_down(connection, access.Deed("shell", "token.created", namespace, detail=detail), now)
         return token
 
     click.echo(with_database(create))
+
+
+def _end(text: str, now: datetime) -> datetime:
+    """When a token ends: so long from now, or at a time."""
+    try:
+        if re.fullmatch(r"[0-9]{1,5}[dh]", text):
+            ends = now + timedelta(**{"days" if text.endswith("d") else "hours": int(text[:-1])})
+        else:
+            said = datetime.fromisoformat(text)
+            ends = now if said.tzinfo is None else said.astimezone(UTC)
+    except (ValueError, OverflowError):
+        ends = now
+    if ends <= now:
+        raise click.BadParameter(
+            "must be such as 90d, 12h or 2027-01-31T12:00:00Z, and to come", param_hint="--expires"
+        )
+    return ends
+
+
+def _tell_of_others(name: str, now: datetime, tokens: Sequence[Any]) -> None:
+    """Two live tokens of a name are how one is replaced, so that is allowed, and said."""
+    others = [str(one.id)[:8] for one in tokens if one.name == name and _state(one, now) == "live"]
+    if others:
+        says = f"both work. Once the new one is in use: kahuna-sync token revoke {' '.join(others)}"
+        click.echo(f"There is a live token of this name already; {says}", err=True)
+
+
+def _state(token: Any, now: datetime) -> str:
+    if token.revoked_at is not None:
+        return f"revoked {token.revoked_at:%Y-%m-%d}"
+    return "expired" if token.expires_at is not None and token.expires_at <= now else "live"
 
 
 @token_group.command("list")
@@ -212,29 +249,40 @@ def token_list() -> None:
         async with database.read() as connection:
             return await access.all_tokens(connection)
 
-    table = Table("name", "scopes", "namespace", "created", "revoked")
+    table = Table(Column("id", no_wrap=True), Column("name", no_wrap=True), "scopes", "namespace", "channel")
+    for title in ("created", "last used", "expires", "state"):
+        table.add_column(title)
     for row in with_database(read):
-        created, revoked = (f"{at:%Y-%m-%d %H:%M}Z" if at else "" for at in (row.created_at, row.revoked_at))
-        table.add_row(row.name, ",".join(row.scopes), row.namespace or "all", created, revoked)
-    Console().print(table)
+        times = [f"{at:%Y-%m-%d %H:%M}Z" if at else "" for at in (row.created_at, row.last_used_at, row.expires_at)]
+        limits = (row.namespace or "all", row.channel or "all")
+        state = _state(row, datetime.now(UTC))
+        table.add_row(str(row.id)[:8], row.name, ",".join(row.scopes), *limits, *times, state)
+    # What reads a file or a pipe wants whole lines.
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
 @token_group.command("revoke")
-@click.argument("name")
-def token_revoke(name: str) -> None:
-    """End every token of this name."""
+@click.argument("which", nargs=-1, required=True)
+def token_revoke(which: tuple[str, ...]) -> None:
+    """End every token of a name, or one by its id. WHICH is a name, or an id as `token list` shows it.
 
-    async def revoke(database: Database) -> int:
+    Every web process knows it within TOKEN_CACHE_SECONDS.
+    """
+
+    async def revoke(database: Database) -> list[str]:
+        ended = []
         async with database.begin() as connection:
-            count = await access.revoke_token(connection, name, datetime.now(UTC))
-            deed = access.Deed("shell", "token.revoked", detail={"name": name, "count": count})
-            await access.write_down(connection, deed, datetime.now(UTC))
-        return count
+            for one in which:
+                for row in await access.revoke_tokens(connection, one, datetime.now(UTC)):
+                    deed = access.Deed("shell", "token.revoked", detail={"name": row.name, "id": str(row.id)})
+                    await access.write_down(connection, deed, datetime.now(UTC))
+                    ended.append(row.name)
+        return ended
 
-    count = with_database(revoke)
-    if not count:
-        raise SettingsError("There is no live token of this name; see kahuna-sync token list.")
-    click.echo(f"Revoked {count}.", err=True)
+    ended = with_database(revoke)
+    if not ended:
+        raise SettingsError("There is no live token of this name or id; see kahuna-sync token list.")
+    click.echo(f"Revoked {len(ended)}: {', '.join(ended)}.", err=True)
 
 
 @cli.command("send")

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
+from importlib.metadata import version
 from typing import Final, TypeAlias, TypeVar
 
 from starlette.applications import Starlette
@@ -21,13 +22,27 @@ from service.store import access, migrations, suppressions
 from service.store.database import Connection, Database
 from service.store.spool import Spool
 from service.telemetry import Metrics, logger
-from service.web import admin, archive, health, webhook
+from service.web import admin, archive, checking, contract, health, history, listing, reference, webhook
 from service.web import suppressions as queries
+from service.web.callers import Callers
+from service.web.contract import AnyOperation
 from service.web.http import Budget, Service, Telling, on_error, on_http_exception
 
 Application: TypeAlias = Starlette
 """What a server runs; the command line knows it by this name only."""
 
+
+OPERATIONS: Final[tuple[AnyOperation, ...]] = (
+    *webhook.OPERATIONS,
+    *queries.OPERATIONS,
+    *history.OPERATIONS,
+    *checking.OPERATIONS,
+    *listing.OPERATIONS,
+    *admin.OPERATIONS,
+    *archive.OPERATIONS,
+    *health.OPERATIONS,
+)
+"""All that the application answers, but for what describes them."""
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -45,6 +60,11 @@ LOOKUPS_WAITING: Final = 10_000
 """Questions that may wait before the next is told to come again."""
 
 
+CHECKS_AT_ONCE: Final = 2
+"""Checks of more than a thousand addresses, or groups of such a stream, under way; the others wait their turn, so that
+the memory and the connections that they take have a bound."""
+
+
 def utc_now() -> datetime:
     """The one clock of the process."""
     return datetime.now(UTC)
@@ -54,9 +74,10 @@ def build(settings: Settings, clock: Callable[[], datetime] = utc_now) -> Applic
     """The web application of these settings."""
     metrics = Metrics()
     application = Starlette(
-        routes=[*webhook.ROUTES, *queries.ROUTES, *admin.ROUTES, *archive.ROUTES, *health.ROUTES],
+        routes=contract.routes([*OPERATIONS, *reference.operations(OPERATIONS, version("kahuna-sync"))]),
         middleware=[
             Middleware(Telling, metrics=metrics),
+            Middleware(queries.Shortcut),
             Middleware(webhook.Shortcut, namespaces=[namespace.name for namespace in settings.namespaces]),
         ],
         exception_handlers={KahunaSyncError: on_error, HTTPException: on_http_exception},
@@ -79,13 +100,19 @@ def _lifespan(
         intake=intake,
         shelter=_shelter(settings, database, intake, rules),
         lookups=_sharing(database, patience, suppressions.causes_of_each),
-        callers=_sharing(database, patience, access.callers_of),
+        callers=Callers(
+            _sharing(database, patience, access.callers_of).ask,
+            clock,
+            settings.token_cache_seconds,
+            settings.token_calls_per_second,
+        ),
         rules=rules,
         metrics=metrics,
         clock=clock,
         budget=Budget(settings.body_budget_bytes),
         reading=asyncio.Semaphore(1),
         bulk=asyncio.Semaphore(BULK_AT_ONCE),
+        checking=asyncio.Semaphore(CHECKS_AT_ONCE),
         revisions=migrations.revisions(),
         head=migrations.head(),
     )
@@ -97,7 +124,7 @@ def _lifespan(
             "web.started", host=settings.host, port=settings.port, namespaces=len(settings.namespaces), spool=spooling
         )
         try:
-            async with _sheltered(service.shelter):
+            async with _beside(service):
                 yield {"service": service}
         finally:
             await service.database.close()
@@ -137,10 +164,16 @@ def _shelter(settings: Settings, database: Database, intake: Intake, rules: Rule
 
 
 @asynccontextmanager
-async def _sheltered(shelter: Shelter | None) -> AsyncIterator[None]:
-    """With the look-out for the database, and the draining of the spool, running beside the block. A drain that is cut
-    short has either committed or not: the file is still there, and at worst a redelivery."""
-    tasks = [asyncio.create_task(work) for work in (shelter.weather.watch(), shelter.drain())] if shelter else []
+async def _beside(service: Service) -> AsyncIterator[None]:
+    """With what runs beside the block: the notes of which tokens are used, the look-out for the database, the draining
+    of the spool. A drain that is cut short has either committed or not: the file is still there, and at worst a
+    redelivery."""
+    shelter = service.shelter
+    works = [service.callers.keep_noting(service.database)]
+    works += [shelter.weather.watch(), shelter.drain()] if shelter else []
+    tasks = [asyncio.create_task(work) for work in works]
+    # A task that has not begun would end without its last words.
+    await asyncio.sleep(0)
     try:
         yield
     finally:

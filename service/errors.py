@@ -14,8 +14,11 @@
         ├── TooSlow              408
         ├── Conflict             409
         ├── TooLarge             413
+        ├── TooLong              414
         ├── UnsupportedEncoding  415
-        └── Unprocessable        422
+        ├── UnsupportedMediaType 415
+        ├── Unprocessable        422
+        └── TooManyCalls         429
 
 Messages tell the reader what to do next. None holds a key, a token or an address. This module knows no HTTP
 library: `status` is the number that the web floor answers with.
@@ -98,6 +101,13 @@ class TooLarge(RequestError):
     slug = "body-too-large"
 
 
+class TooLong(RequestError):
+    """414: the path with its query is longer than anything that can be asked."""
+
+    status = 414
+    slug = "path-too-long"
+
+
 class UnsupportedEncoding(RequestError):
     """415: a Content-Encoding other than identity or gzip."""
 
@@ -105,11 +115,29 @@ class UnsupportedEncoding(RequestError):
     slug = "unsupported-encoding"
 
 
+class UnsupportedMediaType(RequestError):
+    """415: a body whose Content-Type is none that this call takes."""
+
+    status = 415
+    slug = "unsupported-media-type"
+
+
 class Unprocessable(RequestError):
     """422: understood, but it cannot be true."""
 
     status = 422
     slug = "unprocessable"
+
+
+class TooManyCalls(RequestError):
+    """429: this caller must wait. `retry_after` is in seconds."""
+
+    status = 429
+    slug = "rate-limited"
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class StorageUnavailable(KahunaSyncError):

@@ -149,6 +149,12 @@ class Settings:
     body_budget_bytes: int = setting(
         256 * 1024 * 1024, "Bytes of callback bodies that one process holds at once before it answers 503"
     )
+    token_cache_seconds: float = setting(
+        5.0, "Seconds that a process believes what it knows of an API token; a revoked one may live on as long"
+    )
+    token_calls_per_second: float | None = setting(
+        None, "Calls per second that one API token may make of one process before it gets 429. Unset: any number"
+    )
     soft_bounce_count: int = setting(3, "Soft bounces within the window that suppress")
     soft_bounce_window_days: int = setting(14, "Days within which they must fall")
     soft_bounce_lifetime_days: int = setting(30, "Days after the last of them until the suppression ends")
@@ -179,7 +185,10 @@ class Settings:
 
     def namespace(self, name: str) -> Namespace | None:
         """The namespace of that name, if there is one."""
-        return next((n for n in self.namespaces if n.name == name), None)
+        for one in self.namespaces:
+            if one.name == name:
+                return one
+        return None
 
     @property
     def main_namespace(self) -> Namespace | None:

@@ -8,6 +8,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,13 @@ def template(server_url: str) -> str:
 @pytest.fixture
 def database_url(server_url: str, template: str) -> Iterator[str]:
     """A database of the test's own, at head and empty."""
+    with cloned(server_url, template) as url:
+        yield url
+
+
+@contextmanager
+def cloned(server_url: str, template: str) -> Iterator[str]:
+    """A database like the template, as long as the block lasts."""
     name = f"test_{next(_NUMBERS)}"
     asyncio.run(_administer(server_url, f"create database {name} template {template} strategy file_copy"))
     yield url_of(server_url, name)
@@ -74,6 +82,11 @@ def database_url(server_url: str, template: str) -> Iterator[str]:
 @pytest.fixture
 def settings(database_url: str) -> Settings:
     """Settings of a service with two namespaces, on a database of its own."""
+    return settings_for(database_url)
+
+
+def settings_for(database_url: str) -> Settings:
+    """Settings of a service with two namespaces."""
     return Settings(
         database_url=database_url,
         namespaces=(namespace("default"), namespace("other", "other-api-key")),

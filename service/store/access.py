@@ -1,16 +1,18 @@
 """Owns who may do what, and who did: API tokens, kept as hashes, and the audit log."""
 
 import hashlib
+import re
 import secrets
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import LargeBinary, any_, bindparam, insert, select, update
+from sqlalchemy import LargeBinary, Text, any_, bindparam, cast, insert, or_, select, text, update
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service.domain.addresses import Channel
 from service.domain.facts import Fact
 from service.domain.suppression import Policy
 from service.store.database import pages
@@ -20,36 +22,78 @@ SCOPES: Final = ("read", "write", "admin")
 
 _PREFIX: Final = "ks_"
 
-# Built once: it is asked with every request.
-_CALLERS: Final = select(tokens.c.hash, tokens.c.name, tokens.c.scopes, tokens.c.namespace).where(
-    tokens.c.hash == any_(bindparam("hashes", type_=ARRAY(LargeBinary))), tokens.c.revoked_at.is_(None)
+# Built once: it is asked with every request whose caller is not known from a moment ago.
+_CALLERS: Final = select(
+    tokens.c.hash,
+    tokens.c.name,
+    tokens.c.scopes,
+    tokens.c.namespace,
+    tokens.c.channel,
+    tokens.c.id,
+    tokens.c.expires_at,
+).where(tokens.c.hash == any_(bindparam("hashes", type_=ARRAY(LargeBinary))), tokens.c.revoked_at.is_(None))
+
+# In the order of their ids, so that replicas which write at the same time wait for one another, and not in a circle.
+_NOTE_USES: Final = text(
+    """
+    with used as (
+        select * from unnest(cast(:ids as uuid[]), cast(:times as timestamptz[])) as given(id, at)
+    ), locked as (
+        select id from tokens where id in (select id from used) order by id for update
+    )
+    update tokens set last_used_at = greatest(tokens.last_used_at, used.at)
+    from used join locked using (id) where tokens.id = used.id
+    """
 )
 
 
 class Caller(NamedTuple):
-    """Who a token stands for. `namespace` is the only one it may speak of, or None for all."""
+    """Who a token stands for. `namespace` and `channel` are the only ones it may speak of, or None for all; `token_id`
+    is no secret."""
 
     name: str
     scopes: frozenset[str]
     namespace: str | None
+    channel: Channel | None = None
+    token_id: uuid.UUID | None = None
+    expires_at: datetime | None = None
 
 
 async def create_token(
-    connection: AsyncConnection, name: str, scopes: Sequence[str], namespace: str | None, now: datetime
+    connection: AsyncConnection,
+    name: str,
+    scopes: Sequence[str],
+    namespace: str | None,
+    now: datetime,
+    *,
+    channel: Channel | None = None,
+    expires_at: datetime | None = None,
 ) -> str:
-    """A new token: the only time that it can be read. It is random enough for a plain hash."""
+    """A new token: the only time that it can be read. It is random enough for a plain hash. One with the scope admin
+    cannot be limited to a channel, since what operators ask is about both."""
     token = _PREFIX + secrets.token_urlsafe(32)
-    row = {"id": uuid.uuid4(), "name": name, "hash": _hash(token), "scopes": list(scopes)}
-    await connection.execute(insert(tokens).values(row | {"namespace": namespace, "created_at": now}))
+    limits = {"namespace": namespace, "channel": channel, "expires_at": expires_at}
+    row = {"id": uuid.uuid4(), "name": name, "hash": digest_of(token), "scopes": list(scopes), "created_at": now}
+    await connection.execute(insert(tokens).values(row | limits))
     return token
 
 
-async def callers_of(connection: AsyncConnection, given: Sequence[str]) -> list[Caller | None]:
-    """Whom these tokens stand for, in their order. Found by their hashes, so its time tells nothing of them."""
-    hashes = [_hash(token) for token in given]
-    rows = await connection.execute(_CALLERS, {"hashes": list(set(hashes))})
-    callers = {row.hash: Caller(row.name, frozenset(row.scopes), row.namespace) for row in rows}
-    return [callers.get(one) for one in hashes]
+def digest_of(token: str) -> bytes:
+    """What a token is known by: nobody who can read the database, or our memory, can use it."""
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+
+
+async def callers_of(connection: AsyncConnection, digests: Sequence[bytes]) -> list[Caller | None]:
+    """Whom the tokens with these digests stand for, in their order. The search sees digests alone, which nobody can
+    choose, so its time tells nothing of a token."""
+    rows = (await connection.execute(_CALLERS, {"hashes": list(set(digests))})).all()
+    callers = {row.hash: Caller(row.name, frozenset(row.scopes), *row[3:]) for row in rows}
+    return [callers.get(one) for one in digests]
+
+
+async def note_uses(connection: AsyncConnection, uses: Mapping[uuid.UUID, datetime]) -> None:
+    """Writes down when tokens, by their ids, were last used."""
+    await connection.execute(_NOTE_USES, {"ids": list(uses), "times": list(uses.values())})
 
 
 async def all_tokens(connection: AsyncConnection) -> Sequence[Any]:
@@ -57,10 +101,14 @@ async def all_tokens(connection: AsyncConnection) -> Sequence[Any]:
     return (await connection.execute(select(tokens).order_by(tokens.c.created_at))).all()
 
 
-async def revoke_token(connection: AsyncConnection, name: str, now: datetime) -> int:
-    """Ends every token of this name; returns how many there were."""
-    live = update(tokens).where(tokens.c.name == name, tokens.c.revoked_at.is_(None))
-    return (await connection.execute(live.values(revoked_at=now))).rowcount
+async def revoke_tokens(connection: AsyncConnection, which: str, now: datetime) -> Sequence[Any]:
+    """Ends every token of this name, and the one whose id is this or begins with it (8 digits at least); returns those
+    that it ended."""
+    meant = tokens.c.name == which
+    if re.fullmatch(r"[0-9a-f]{8}[0-9a-f-]{0,28}", which):
+        meant = or_(meant, cast(tokens.c.id, Text).startswith(which))
+    live = update(tokens).where(meant, tokens.c.revoked_at.is_(None))
+    return (await connection.execute(live.values(revoked_at=now).returning(tokens.c.id, tokens.c.name))).all()
 
 
 class Deed(NamedTuple):
@@ -97,7 +145,17 @@ async def stated(connection: AsyncConnection) -> AsyncIterator[list[Fact]]:
 async def policies(connection: AsyncConnection) -> list[Policy]:
     """The numbers of every verdict so far; what an older release did not write down has its default."""
     details = (await connection.execute(select(audit.c.detail).where(audit.c.action == "policy.set"))).scalars()
-    return [Policy(**{name: d[name] for name in Policy._fields if name in d}) for d in details]
+    return [_policy_of(detail) for detail in details]
+
+
+async def policy_at(connection: AsyncConnection, moment: datetime) -> Policy | None:
+    """The numbers of the verdict in force at a moment; before anybody wrote them down, the first ones that were. None:
+    there are none."""
+    is_set = audit.c.action == "policy.set"
+    before = select(audit.c.detail).where(is_set, audit.c.at <= moment).order_by(audit.c.at.desc()).limit(1)
+    first = select(audit.c.detail).where(is_set).order_by(audit.c.at).limit(1)
+    detail = (await connection.execute(before)).scalar() or (await connection.execute(first)).scalar()
+    return None if detail is None else _policy_of(detail)
 
 
 async def note_policy(connection: AsyncConnection, policy: dict[str, Any], now: datetime) -> bool:
@@ -109,5 +167,5 @@ async def note_policy(connection: AsyncConnection, policy: dict[str, Any], now: 
     return True
 
 
-def _hash(token: str) -> bytes:
-    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+def _policy_of(detail: dict[str, Any]) -> Policy:
+    return Policy(**{name: detail[name] for name in Policy._fields if name in detail})

@@ -112,8 +112,9 @@ def new_id(now: datetime, chance: int) -> uuid.UUID:
 
 
 def first_id(moment: datetime) -> uuid.UUID:
-    """What no batch received before this moment has an id above of, and none after it one below."""
-    return uuid.UUID(int=_milliseconds(moment) << 80)
+    """What no batch received before this moment has an id above of, and none after it one below. Before 1970 there are
+    no ids, and no batches."""
+    return uuid.UUID(int=max(_milliseconds(moment), 0) << 80)
 
 
 def _milliseconds(moment: datetime) -> int:

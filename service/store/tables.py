@@ -289,6 +289,10 @@ tokens = Table(
     word("namespace", nullable=True),
     moment("created_at"),
     moment("revoked_at", nullable=True),
+    word("channel", nullable=True),
+    moment("expires_at", nullable=True),
+    moment("last_used_at", nullable=True),
+    CheckConstraint("channel is null or not 'admin' = any (scopes)", name="tokens_channel"),
     comment="API tokens: only a hash is kept",
 )
 

@@ -1,26 +1,24 @@
 """Owns what operators ask and decide: reconciliations, corrections, opt-ins that wait."""
 
 import uuid
-from typing import Any, Final, Literal
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
-from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from service.domain.addresses import Channel
-from service.errors import NotFound, Unprocessable
+from service.errors import NotFound
 from service.flows import reconcile, review
 from service.store import outbox, reconciliations, reviews
 from service.store.reconciliations import Run
-from service.web.asking import asked, asked_by_id, id_in, limit_in
-from service.web.http import answer, body_of, service_of, shown
-
-STATES: Final = ("pending", "sending", "sent", "rejected", "dead", "superseded", "unsupported")
+from service.web.asking import Page, id_in, told
+from service.web.contract import Answer, AnyOperation, Asked, Body, Call, Operation, Shown, Text
+from service.web.http import answer, shown
 
 
 class RunRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of a new reconciliation."""
+    """What to compare, and whether what differs is settled without being asked again."""
 
     channel: Channel
     source: Literal["ledger"]
@@ -28,130 +26,340 @@ class RunRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Decision(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of a decision: a note for the audit log."""
+    """A note for the audit log."""
 
-    note: str | None = None
+    note: Text | None = None
 
 
-async def start_run(request: Request) -> Response:
-    """POST: queue a reconciliation; the worker carries it out."""
-    caller, namespace, _ = await asked(request)
-    wanted = await body_of(request, RunRequest)
-    service = service_of(request)
-    run = Run(uuid.uuid4(), namespace, wanted.channel, wanted.source, wanted.auto_approve, caller.name)
+class Corrections(Page, frozen=True, kw_only=True):
+    """Which corrections."""
+
+    state: Annotated[
+        Literal["pending", "sending", "sent", "rejected", "dead", "superseded", "unsupported"],
+        msgspec.Meta(description="Corrections in this state."),
+    ] = "pending"
+
+
+class Reviews(Page, frozen=True, kw_only=True):
+    """Which reviews."""
+
+    state: Annotated[Literal["pending", "approved", "refused"], msgspec.Meta(description="Opt-ins in this state.")] = (
+        "pending"
+    )
+
+
+class QueuedRun(msgspec.Struct):
+    """A reconciliation that a worker will carry out."""
+
+    id: uuid.UUID
+    state: Literal["queued"]
+
+
+class RunShown(msgspec.Struct):
+    """A reconciliation: what it compares, how far it is, and what it counted."""
+
+    id: uuid.UUID
+    namespace: str
+    channel: Channel
+    source: str
+    auto_approve: bool
+    state: str
+    actor: str
+    created_at: datetime
+    finished_at: datetime | None
+    error: str | None
+    counts: dict[str, Any]
+
+
+class Runs(msgspec.Struct):
+    """Reconciliations, the newest first."""
+
+    reconciliations: list[RunShown]
+
+
+class DifferenceShown(msgspec.Struct):
+    """One slot of Kahuna's on which both sides differ, and what would settle it."""
+
+    address: str
+    slot: str
+    kind: str
+    action: str | None
+    evidence: dict[str, Any]
+    occurred_at: Shown | None
+
+
+class Differences(msgspec.Struct):
+    """What a reconciliation found."""
+
+    differences: list[DifferenceShown]
+
+
+class CorrectionShown(msgspec.Struct):
+    """What Kahuna is owed, and what became of it."""
+
+    id: int
+    namespace: str
+    channel: Channel
+    address: str
+    slot: str
+    action: str
+    state: str
+    attempts: int
+    reason: str | None
+    evidence: dict[str, Any] | None
+    occurred_at: Shown | None
+    created_at: datetime
+    next_attempt_at: datetime
+    settled_at: datetime | None
+
+
+class CorrectionsShown(msgspec.Struct):
+    """Corrections, the newest first."""
+
+    corrections: list[CorrectionShown]
+
+
+class ReviewShown(msgspec.Struct):
+    """An opt-in that waits for a person, or was decided by one."""
+
+    id: uuid.UUID
+    namespace: str
+    channel: Channel
+    address: str
+    reason: str
+    why: str
+    state: str
+    batch_id: uuid.UUID
+    received_at: datetime
+    occurred_at: Shown | None
+    decided_by: str | None
+    decided_at: datetime | None
+    note: str | None
+
+
+class ReviewsShown(msgspec.Struct):
+    """Opt-ins, the oldest first."""
+
+    reviews: list[ReviewShown]
+
+
+async def start_run(call: Call[Asked, RunRequest]) -> Response:
+    """Queue a reconciliation; the worker carries it out."""
+    wanted, service = call.body, call.service
+    run = Run(uuid.uuid4(), call.namespace, wanted.channel, wanted.source, wanted.auto_approve, call.caller.name)
     await reconcile.queue(service.database, run, service.clock)
     location = f"/v1/admin/reconciliations/{run.id}"
-    return answer({"id": run.id, "state": "queued"}, 202, {"Location": location})
+    return answer(QueuedRun(run.id, "queued"), 202, {"Location": location})
 
 
-async def list_runs(request: Request) -> Response:
-    """GET: the newest reconciliations."""
-    _, namespace, given = await asked(request, "limit")
-    async with service_of(request).database.read() as connection:
-        rows = await reconciliations.newest(connection, namespace, limit_in(given))
-    return answer({"reconciliations": [_run(row) for row in rows]})
+async def list_runs(call: Call[Page, None]) -> Runs:
+    """The newest reconciliations."""
+    namespace = call.namespace
+    async with call.service.database.read() as connection:
+        rows = await reconciliations.newest(connection, namespace, call.query.limit)
+    return Runs([told(RunShown, row) for row in rows])
 
 
-async def runs(request: Request) -> Response:
-    """One route for both, so that a 405 names both."""
-    return await (start_run(request) if request.method == "POST" else list_runs(request))
+async def one_run(call: Call[Asked, None]) -> RunShown:
+    """One reconciliation, with what it counted."""
+    return told(RunShown, await _run_asked_for(call))
 
 
-async def one_run(request: Request) -> Response:
-    """GET: one reconciliation, with what it counted."""
-    run, _ = await _run_asked_for(request)
-    return answer(_run(run))
+async def list_differences(call: Call[Page, None]) -> Differences:
+    """What a reconciliation found."""
+    run = await _run_asked_for(call)
+    async with call.service.database.read() as connection:
+        rows = await reconciliations.differences_of(connection, run.id, call.query.limit)
+    return Differences([told(DifferenceShown, row, occurred_at=shown(row.occurred_at)) for row in rows])
 
 
-async def differences(request: Request) -> Response:
-    """GET: what a reconciliation found."""
-    run, given = await _run_asked_for(request, "limit")
-    async with service_of(request).database.read() as connection:
-        rows = await reconciliations.differences_of(connection, run.id, limit_in(given))
-    return answer({"differences": [_difference(row) for row in rows]})
+async def list_corrections(call: Call[Corrections, None]) -> CorrectionsShown:
+    """The newest corrections in a state."""
+    namespace = call.namespace
+    async with call.service.database.read() as connection:
+        rows = await outbox.by_state(connection, namespace, call.query.state, call.query.limit)
+    return CorrectionsShown([told(CorrectionShown, row, occurred_at=shown(row.occurred_at)) for row in rows])
 
 
-async def corrections(request: Request) -> Response:
-    """GET: the newest corrections in a state."""
-    _, namespace, given = await asked(request, "state", "limit")
-    state = given.get("state", "pending")
-    if state not in STATES:
-        raise Unprocessable(f"state must be one of {', '.join(STATES)}.", "invalid-parameter")
-    async with service_of(request).database.read() as connection:
-        rows = await outbox.by_state(connection, namespace, state, limit_in(given))
-    return answer({"corrections": [_correction(row) for row in rows]})
+async def list_reviews(call: Call[Reviews, None]) -> ReviewsShown:
+    """Opt-ins that wait for a person, oldest first, or were decided by one."""
+    namespace = call.namespace
+    async with call.service.database.read() as connection:
+        rows = await reviews.by_state(connection, namespace, call.query.state, call.query.limit)
+    return ReviewsShown([_review(row) for row in rows])
 
 
-async def list_reviews(request: Request) -> Response:
-    """GET: opt-ins that wait for a person, oldest first, or were decided by one."""
-    _, namespace, given = await asked(request, "state", "limit")
-    state = given.get("state", "pending")
-    if state not in ("pending", "approved", "refused"):
-        raise Unprocessable("state must be one of pending, approved, refused.", "invalid-parameter")
-    async with service_of(request).database.read() as connection:
-        rows = await reviews.by_state(connection, namespace, state, limit_in(given))
-    return answer({"reviews": [_review(row) for row in rows]})
+async def approve_review(call: Call[Asked, Decision]) -> ReviewShown:
+    """This opt-in is genuine; it becomes a fact."""
+    return await _decide(call, "approved")
 
 
-async def approve_review(request: Request) -> Response:
-    """POST: this opt-in is genuine; it becomes a fact."""
-    return await _decide(request, "approved")
+async def refuse_review(call: Call[Asked, Decision]) -> ReviewShown:
+    """This opt-in is not to be believed."""
+    return await _decide(call, "refused")
 
 
-async def refuse_review(request: Request) -> Response:
-    """POST: this opt-in is not to be believed."""
-    return await _decide(request, "refused")
+async def _run_asked_for(call: Call[Any, None]) -> Any:
+    limit = call.namespace_limit
+    async with call.service.database.read() as connection:
+        row = await reconciliations.one(connection, id_in(call))
+    if row is None or limit not in (None, row.namespace):
+        raise NotFound("There is no such reconciliation; list them with GET /v1/admin/reconciliations.")
+    return row
 
 
-ROUTES: Final = [
-    Route("/v1/admin/reconciliations", runs, methods=["GET", "POST"]),
-    Route("/v1/admin/reconciliations/{id}", one_run, methods=["GET"]),
-    Route("/v1/admin/reconciliations/{id}/differences", differences, methods=["GET"]),
-    Route("/v1/admin/corrections", corrections, methods=["GET"]),
-    Route("/v1/admin/reviews", list_reviews, methods=["GET"]),
-    Route("/v1/admin/reviews/{id}/approve", approve_review, methods=["POST"]),
-    Route("/v1/admin/reviews/{id}/refuse", refuse_review, methods=["POST"]),
-]
-
-
-async def _run_asked_for(request: Request, *allowed: str) -> tuple[Any, dict[str, str]]:
-    _, namespace, given = await asked_by_id(request, *allowed)
-    async with service_of(request).database.read() as connection:
-        row = await reconciliations.one(connection, id_in(request))
-    if row is None or namespace not in (None, row.namespace):
-        raise NotFound("There is no such reconciliation.")
-    return row, given
-
-
-async def _decide(request: Request, decision: str) -> Response:
-    actor, namespace, _ = await asked_by_id(request)
-    has_body = request.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in request.headers
-    note = (await body_of(request, Decision)).note if has_body else None
-    service = service_of(request)
-    policy, clock = service.rules.policy, service.clock
+async def _decide(call: Call[Asked, Decision], decision: str) -> ReviewShown:
+    service = call.service
     decided = await review.decide(
-        service.database, id_in(request), decision, actor, note, policy, clock, allowed_namespace=namespace
+        service.database,
+        id_in(call),
+        decision,
+        call.caller.name,
+        call.body.note,
+        service.rules.policy,
+        service.clock,
+        allowed_namespace=call.namespace_limit,
     )
-    return answer(_review(decided))
+    return _review(decided)
 
 
-def _run(row: Any) -> dict[str, Any]:
-    names = ("id", "namespace", "channel", "source", "auto_approve", "state", "actor", "created_at", "finished_at")
-    return {name: getattr(row, name) for name in names} | {"error": row.error, "counts": row.counts}
+def _review(row: Any) -> ReviewShown:
+    return told(ReviewShown, row, occurred_at=shown(row["occurred_at"]))
 
 
-def _difference(row: Any) -> dict[str, Any]:
-    names = ("address", "slot", "kind", "action", "evidence")
-    return {name: getattr(row, name) for name in names} | {"occurred_at": shown(row.occurred_at)}
+_RUN_ID: Final = "0b6e7b5c-4f0e-4d0a-9d6a-1f2e3d4c5b6a"
 
+_RUN: Final = {
+    "id": _RUN_ID,
+    "namespace": "default",
+    "channel": "email",
+    "source": "ledger",
+    "auto_approve": False,
+    "state": "planned",
+    "actor": "support",
+    "created_at": "2026-01-31T12:00:00Z",
+    "finished_at": "2026-01-31T12:00:05Z",
+    "error": None,
+    "counts": {"missing_there": 1},
+}
 
-def _correction(row: Any) -> dict[str, Any]:
-    names = ("id", "namespace", "channel", "address", "slot", "action", "state", "attempts", "reason", "evidence")
-    times = {name: getattr(row, name) for name in ("created_at", "next_attempt_at", "settled_at")}
-    return {name: getattr(row, name) for name in names} | {"occurred_at": shown(row.occurred_at)} | times
+_DIFFERENCE: Final = {
+    "address": "ann@example.com",
+    "slot": "unsubscribe",
+    "kind": "missing_there",
+    "action": "suppress",
+    "evidence": {},
+    "occurred_at": "2026-01-31T12:00:00Z",
+}
 
+_CORRECTION: Final = {
+    "id": 1,
+    "namespace": "default",
+    "channel": "email",
+    "address": "ann@example.com",
+    "slot": "unsubscribe",
+    "action": "suppress",
+    "state": "pending",
+    "attempts": 0,
+    "reason": None,
+    "evidence": None,
+    "occurred_at": "2026-01-31T12:00:00Z",
+    "created_at": "2026-01-31T12:00:01Z",
+    "next_attempt_at": "2026-01-31T12:00:01Z",
+    "settled_at": None,
+}
 
-def _review(row: Any) -> dict[str, Any]:
-    names = ("id", "namespace", "channel", "address", "reason", "why", "state", "batch_id", "received_at")
-    decided = {name: row[name] for name in ("decided_by", "decided_at", "note")}
-    return {name: row[name] for name in names} | {"occurred_at": shown(row["occurred_at"])} | decided
+_REVIEW: Final = {
+    "id": "7c9e6679-7425-40de-944b-e07fc1f90ae7",
+    "namespace": "default",
+    "channel": "sms",
+    "address": "15550100001",
+    "reason": "do_not_call",
+    "why": "local-stop",
+    "state": "pending",
+    "batch_id": "019c13a5-5c80-7000-8000-0123456789ab",
+    "received_at": "2026-01-31T12:00:01Z",
+    "occurred_at": "2026-01-31T12:00:00Z",
+    "decided_by": None,
+    "decided_at": None,
+    "note": None,
+}
+
+_RUNS: Final = "/v1/admin/reconciliations"
+
+_DECIDED: Final = Answer(200, ReviewShown, "The opt-in, as decided.", _REVIEW | {"state": "approved"})
+
+OPERATIONS: Final[list[AnyOperation]] = [
+    Operation(
+        "POST",
+        _RUNS,
+        start_run,
+        scope="admin",
+        query=Asked,
+        body=Body(RunRequest, {"channel": "email", "source": "ledger"}),
+        answers=[
+            Answer(
+                202,
+                QueuedRun,
+                "It is queued.",
+                {"id": _RUN_ID, "state": "queued"},
+                headers={"Location": "Where it is shown."},
+            )
+        ],
+    ),
+    Operation(
+        "GET",
+        _RUNS,
+        list_runs,
+        scope="admin",
+        query=Page,
+        answers=[Answer(200, Runs, "The newest ones.", {"reconciliations": [_RUN]})],
+    ),
+    Operation(
+        "GET",
+        f"{_RUNS}/{{id}}",
+        one_run,
+        scope="admin",
+        query=Asked,
+        answers=[Answer(200, RunShown, "The reconciliation.", _RUN)],
+        problems=["not-found"],
+    ),
+    Operation(
+        "GET",
+        f"{_RUNS}/{{id}}/differences",
+        list_differences,
+        scope="admin",
+        query=Page,
+        answers=[Answer(200, Differences, "What it found.", {"differences": [_DIFFERENCE]})],
+        problems=["not-found"],
+    ),
+    Operation(
+        "GET",
+        "/v1/admin/corrections",
+        list_corrections,
+        scope="admin",
+        query=Corrections,
+        answers=[Answer(200, CorrectionsShown, "The newest ones.", {"corrections": [_CORRECTION]})],
+    ),
+    Operation(
+        "GET",
+        "/v1/admin/reviews",
+        list_reviews,
+        scope="admin",
+        query=Reviews,
+        answers=[Answer(200, ReviewsShown, "Opt-ins in this state.", {"reviews": [_REVIEW]})],
+    ),
+    *(
+        Operation(
+            "POST",
+            f"/v1/admin/reviews/{{id}}/{verb}",
+            handler,
+            scope="admin",
+            query=Asked,
+            body=Body(Decision, {"note": "Confirmed by telephone"}, optional=True),
+            answers=[_DECIDED],
+            problems=["not-found", "already-decided"],
+        )
+        for verb, handler in (("approve", approve_review), ("refuse", refuse_review))
+    ),
+]

@@ -1,198 +1,269 @@
 """Owns what operators ask of the archive and the quarantine: the batches as received, replay, requeue, discard."""
 
-import re
 import uuid
 from base64 import b64encode
 from datetime import datetime
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
-from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
-from service.domain.addresses import CHANNELS, Channel
+from service.domain.addresses import Channel
 from service.errors import NotFound, Unprocessable
 from service.flows import quarantine as deeds
 from service.flows import replay
 from service.flows.replay import Replayed
 from service.store import archive, quarantine
 from service.store.quarantine import Place
-from service.web.asking import asked, asked_by_id, choice_in, cursor_for, id_in, limit_in, moment_in, place_at
-from service.web.http import answer, body_of, caller_with, namespace_for, parameters, service_of
+from service.web.asking import Walk, cursor_for, id_in, in_utc, place_at, told
+from service.web.contract import Answer, AnyOperation, Asked, Body, Call, Moment, Operation, Text
+from service.web.http import namespace_for
 
 ERRORS_SHOWN: Final = 100
 
-BATCH_STATES: Final = ("recorded", "applied")
-ENTRY_STATES: Final = ("open", "requeued", "discarded")
-
-_Moment: TypeAlias = Annotated[datetime, msgspec.Meta(tz=True)]
 _Index: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
-_Error: TypeAlias = Annotated[str, msgspec.Meta(pattern="^[a-z0-9-]{1,100}$")]
+_Error: TypeAlias = Annotated[str, msgspec.Meta(pattern="^[a-z0-9-]{1,100}$", examples=["unknown-reason"])]
+_Channel: TypeAlias = Annotated[Channel | None, msgspec.Meta(description="Of this channel only.")]
+_Place: TypeAlias = tuple[Moment, uuid.UUID, _Index]
+
+
+class Batches(Walk, frozen=True, kw_only=True):
+    """Which batches."""
+
+    channel: _Channel = None
+    state: Annotated[Literal["recorded", "applied"] | None, msgspec.Meta(description="Batches in this state only.")] = (
+        None
+    )
+    since: Annotated[Moment | None, msgspec.Meta(description="Received at this time or later.")] = None
+    until: Annotated[Moment | None, msgspec.Meta(description="Received before this time.")] = None
+
+
+class Entries(Walk, frozen=True, kw_only=True):
+    """Which entries."""
+
+    channel: _Channel = None
+    state: Annotated[Literal["open", "requeued", "discarded"], msgspec.Meta(description="Entries in this state.")] = (
+        "open"
+    )
+    error: Annotated[_Error | None, msgspec.Meta(description="Entries refused for this reason.")] = None
+    batch_id: Annotated[uuid.UUID | None, msgspec.Meta(description="Entries of this batch.")] = None
+
+
+class Replay(Asked, frozen=True, kw_only=True):
+    """How to apply a batch again."""
+
+    dry_run: Annotated[bool, msgspec.Meta(description="Only say what it would change.")] = False
 
 
 class Requeue(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of a call that requeues many: which entries, and where an earlier call stopped."""
+    """Which entries to read again, and where an earlier call stopped."""
 
-    namespace: str | None = None
+    namespace: Text | None = None
     channel: Channel | None = None
     error: _Error | None = None
     batch_id: uuid.UUID | None = None
-    cursor: str | None = None
+    cursor: Text | None = None
 
 
 class Discard(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of a discard: why."""
+    """Why it is taken out of the way."""
 
-    reason: Annotated[str, msgspec.Meta(pattern=r"\S")]
-
-
-async def list_batches(request: Request) -> Response:
-    """GET: the newest batches."""
-    _, namespace, given = await asked(request, "channel", "state", "since", "until", "limit", "cursor")
-    channel, state = choice_in(given, "channel", CHANNELS), choice_in(given, "state", BATCH_STATES)
-    wanted = archive.Asked(namespace, channel, state, moment_in(given, "since"), moment_in(given, "until"))
-    limit, before = limit_in(given), place_at(given.get("cursor"), tuple[uuid.UUID])
-    async with service_of(request).database.read() as connection:
-        rows = await archive.listed(connection, wanted, before[0] if before else None, limit)
-    cursor = cursor_for(rows[-1].id) if len(rows) == limit else None
-    return answer({"batches": [_batch(row) for row in rows], "next": cursor})
+    reason: Annotated[str, msgspec.Meta(pattern="^[^\\x00]*[^\\s\\x00][^\\x00]*$")]
 
 
-async def one_batch(request: Request) -> Response:
-    """GET: a batch with its headers and its body, as received."""
-    row, body = await _batch_asked_for(request)
+class EntryError(msgspec.Struct):
+    """An entry that went to quarantine, by its index in the body, and why."""
+
+    index: int
+    error: str
+
+
+class BatchShown(msgspec.Struct, kw_only=True):
+    """A batch as it was received, and what came of it. The counts are null until it was applied."""
+
+    id: uuid.UUID
+    namespace: str
+    channel: Channel
+    origin: str
+    state: str
+    received_at: datetime
+    applied_at: datetime | None
+    body_bytes: int
+    accepted: int | None
+    duplicates: int | None
+    rejected: int | None
+    attempts: int
+    next_attempt_at: datetime | None
+    last_error: str | None
+
+
+class BatchesShown(msgspec.Struct):
+    """Batches, the newest first; `next` is the cursor of the page after, null if there is none."""
+
+    batches: list[BatchShown]
+    next: str | None
+
+
+class WholeBatch(BatchShown, kw_only=True):
+    """A batch with its headers and its body. A body that is no UTF-8 is shown in base64."""
+
+    headers: dict[str, str]
+    errors: list[EntryError]
+    body: str
+    body_encoding: Literal["utf-8", "base64"]
+
+
+class ReplayedShown(msgspec.Struct):
+    """What a replay did, or would do: `new` counts the facts and opt-ins that wait which nobody knew, `requeued` the
+    entries that are understood by now."""
+
+    batch_id: uuid.UUID
+    state: Literal["applied"]
+    accepted: int
+    duplicates: int
+    rejected: int
+    new: int
+    requeued: int
+    errors: list[EntryError]
+    dry_run: bool
+
+
+class EntryShown(msgspec.Struct):
+    """An entry that could not be understood, and what was decided of it. One that is no UTF-8 is shown in base64."""
+
+    batch_id: uuid.UUID
+    entry_index: int
+    namespace: str
+    channel: Channel
+    error: str
+    received_at: datetime
+    state: str
+    entry: str
+    entry_encoding: Literal["utf-8", "base64"]
+    decided_by: str | None
+    decided_at: datetime | None
+    note: str | None
+
+
+class EntriesShown(msgspec.Struct):
+    """Entries, the newest first; `next` is the cursor of the page after, null if there is none."""
+
+    entries: list[EntryShown]
+    next: str | None
+
+
+class RequeuedShown(msgspec.Struct):
+    """What came of many: `entries` were read again, `requeued` of them understood; `new` counts what nobody knew,
+    `failed` the batches that could not be applied. `next` is the cursor for the next call, null at the end."""
+
+    entries: int
+    requeued: int
+    new: int
+    failed: int
+    next: str | None
+
+
+async def list_batches(call: Call[Batches, None]) -> BatchesShown:
+    """The newest batches."""
+    query = call.query
+    since, until = in_utc(query.since, "since"), in_utc(query.until, "until")
+    wanted = archive.Asked(call.namespace, query.channel, query.state, since, until)
+    before = place_at(query.cursor, tuple[uuid.UUID])
+    async with call.service.database.read() as connection:
+        rows = await archive.listed(connection, wanted, before[0] if before else None, query.limit)
+    cursor = cursor_for(rows[-1].id) if len(rows) == query.limit else None
+    return BatchesShown([told(BatchShown, row) for row in rows], cursor)
+
+
+async def one_batch(call: Call[Asked, None]) -> WholeBatch:
+    """A batch with its headers and its body, as received."""
+    row, body = await _batch_asked_for(call)
     text, encoding = _as_text(body)
     errors = (row.errors or [])[:ERRORS_SHOWN]
-    return answer(
-        _batch(row) | {"headers": row.headers, "errors": errors, "body": text, "body_encoding": encoding},
-    )
+    return told(WholeBatch, row, errors=errors, body=text, body_encoding=encoding)
 
 
-async def one_body(request: Request) -> Response:
-    """GET: the body of a batch, byte for byte."""
-    _, body = await _batch_asked_for(request)
+async def one_body(call: Call[Asked, None]) -> Response:
+    """The body of a batch, byte for byte."""
+    _, body = await _batch_asked_for(call)
     # Whatever is in it, no browser is to make anything of it.
     headers = {"X-Content-Type-Options": "nosniff", "Content-Disposition": "attachment"}
     return Response(body, headers=headers, media_type="application/octet-stream")
 
 
-async def replay_batch(request: Request) -> Response:
-    """POST: apply a batch again by the rules of today; with `dry_run=true`, only say what that would change."""
-    actor, namespace, given = await asked_by_id(request, "dry_run")
-    dry_run = choice_in(given, "dry_run", ("true", "false")) == "true"
-    service = service_of(request)
+async def replay_batch(call: Call[Replay, None]) -> ReplayedShown:
+    """Apply a batch again by the rules of today; with `dry_run=true`, only say what that would change."""
+    service, dry_run = call.service, call.query.dry_run
+    limit = call.namespace_limit
     replayed = await replay.replay_one(
-        service.database, id_in(request), service.rules, service.clock, actor, namespace, dry_run=dry_run
+        service.database, id_in(call), service.rules, service.clock, call.caller.name, limit, dry_run=dry_run
     )
-    return answer(_replayed(replayed) | {"dry_run": dry_run})
+    return _replayed(replayed, dry_run=dry_run)
 
 
-async def list_entries(request: Request) -> Response:
-    """GET: the newest entries that could not be understood, or what was decided of them."""
-    _, namespace, given = await asked(request, "channel", "state", "error", "batch_id", "limit", "cursor")
-    wanted = quarantine.Asked(
-        namespace,
-        choice_in(given, "state", ENTRY_STATES) or "open",
-        choice_in(given, "channel", CHANNELS),
-        _error_in(given),
-        _batch_id_in(given),
-    )
-    limit, before = limit_in(given), place_at(given.get("cursor"), tuple[_Moment, uuid.UUID, _Index])
-    async with service_of(request).database.read() as connection:
-        rows = await quarantine.listed(connection, wanted, Place(*before) if before else None, limit)
-    cursor = cursor_for(*(getattr(rows[-1], name) for name in Place._fields)) if len(rows) == limit else None
-    return answer({"entries": [_entry(row) for row in rows], "next": cursor})
+async def list_entries(call: Call[Entries, None]) -> EntriesShown:
+    """The newest entries that could not be understood, or what was decided of them."""
+    query = call.query
+    wanted = quarantine.Asked(call.namespace, query.state, query.channel, query.error, query.batch_id)
+    before = place_at(query.cursor, _Place)
+    async with call.service.database.read() as connection:
+        rows = await quarantine.listed(connection, wanted, Place(*before) if before else None, query.limit)
+    last = (getattr(rows[-1], name) for name in Place._fields) if len(rows) == query.limit else None
+    return EntriesShown([_entry(row) for row in rows], cursor_for(*last) if last else None)
 
 
-async def one_entry(request: Request) -> Response:
-    """GET: an entry that could not be understood, and what was decided of it."""
-    _, namespace, _ = await asked_by_id(request)
-    async with service_of(request).database.read() as connection:
-        row = await quarantine.one(connection, *_place_in(request))
-    if row is None or namespace not in (None, row.namespace):
+async def one_entry(call: Call[Asked, None]) -> EntryShown:
+    """An entry that could not be understood, and what was decided of it."""
+    limit = call.namespace_limit
+    async with call.service.database.read() as connection:
+        row = await quarantine.one(connection, *_place_in(call))
+    if row is None or limit not in (None, row.namespace):
         raise NotFound("There is no such entry; list them with GET /v1/admin/quarantine.")
-    return answer(_entry(row))
+    return _entry(row)
 
 
-async def requeue_entry(request: Request) -> Response:
-    """POST: read this entry again by the rules of today."""
-    actor, namespace, _ = await asked_by_id(request)
-    service = service_of(request)
-    place = _place_in(request)
-    row = await deeds.requeue_one(service.database, place, actor, service.rules, service.clock, namespace)
-    return answer(_entry(row))
+async def requeue_entry(call: Call[Asked, None]) -> EntryShown:
+    """Read this entry again by the rules of today."""
+    service, limit = call.service, call.namespace_limit
+    place, actor = _place_in(call), call.caller.name
+    return _entry(await deeds.requeue_one(service.database, place, actor, service.rules, service.clock, limit))
 
 
-async def requeue_entries(request: Request) -> Response:
-    """POST: read many entries again; `next` says where to go on."""
-    caller = await caller_with(request, "admin")
-    given = parameters(request, "namespace").get("namespace")
-    wanted = await body_of(request, Requeue)
+async def requeue_entries(call: Call[Asked, Requeue]) -> RequeuedShown:
+    """Read many entries again; `next` says where to go on."""
+    wanted, service, given = call.body, call.service, call.query.namespace
     if given is not None and wanted.namespace not in (None, given):
-        raise Unprocessable("The path and the body name two namespaces; name one.", "invalid-parameter")
-    namespace = namespace_for(request, caller, given or wanted.namespace)
-    service = service_of(request)
+        raise Unprocessable("The path and the body name two namespaces; name one.", "two-namespaces")
+    namespace = namespace_for(service, call.caller, given or wanted.namespace)
     entries = quarantine.Asked(namespace, "open", wanted.channel, wanted.error, wanted.batch_id)
-    after = place_at(wanted.cursor, tuple[_Moment, uuid.UUID, _Index])
+    after = place_at(wanted.cursor, _Place)
     done = await deeds.requeue_many(
-        service.database, entries, Place(*after) if after else None, caller.name, service.rules, service.clock
+        service.database, entries, Place(*after) if after else None, call.caller.name, service.rules, service.clock
     )
-    return answer(done._asdict() | {"next": cursor_for(*done.next) if done.next else None})
+    return told(RequeuedShown, done, next=cursor_for(*done.next) if done.next else None)
 
 
-async def discard_entry(request: Request) -> Response:
-    """POST: take this entry out of the way, for a reason."""
-    actor, namespace, _ = await asked_by_id(request)
-    reason = (await body_of(request, Discard)).reason
-    service = service_of(request)
-    row = await deeds.discard(service.database, _place_in(request), actor, reason, service.clock, namespace)
-    return answer(_entry(row))
+async def discard_entry(call: Call[Asked, Discard]) -> EntryShown:
+    """Take this entry out of the way, for a reason."""
+    service, limit = call.service, call.namespace_limit
+    place, actor = _place_in(call), call.caller.name
+    return _entry(await deeds.discard(service.database, place, actor, call.body.reason, service.clock, limit))
 
 
-_ENTRY: Final = "/v1/admin/quarantine/{batch_id}/{entry_index}"
-
-ROUTES: Final = [
-    Route("/v1/admin/batches", list_batches, methods=["GET"]),
-    Route("/v1/admin/batches/{id}", one_batch, methods=["GET"]),
-    Route("/v1/admin/batches/{id}/body", one_body, methods=["GET"]),
-    Route("/v1/admin/batches/{id}/replay", replay_batch, methods=["POST"]),
-    Route("/v1/admin/quarantine", list_entries, methods=["GET"]),
-    Route("/v1/admin/quarantine/requeue", requeue_entries, methods=["POST"]),
-    Route(_ENTRY, one_entry, methods=["GET"]),
-    Route(f"{_ENTRY}/requeue", requeue_entry, methods=["POST"]),
-    Route(f"{_ENTRY}/discard", discard_entry, methods=["POST"]),
-]
-
-
-async def _batch_asked_for(request: Request) -> tuple[Any, bytes]:
-    _, namespace, _ = await asked_by_id(request)
-    async with service_of(request).database.read() as connection:
-        found = await archive.one(connection, id_in(request))
-    if found is None or namespace not in (None, found[0].namespace):
+async def _batch_asked_for(call: Call[Asked, None]) -> tuple[Any, bytes]:
+    limit = call.namespace_limit
+    async with call.service.database.read() as connection:
+        found = await archive.one(connection, id_in(call))
+    if found is None or limit not in (None, found[0].namespace):
         raise NotFound("There is no such batch; list them with GET /v1/admin/batches.")
     return found
 
 
-def _place_in(request: Request) -> tuple[uuid.UUID, int]:
-    text = request.path_params["entry_index"]
-    if not text.isdecimal() or len(text) > 9:
+def _place_in(call: Call[Any, Any]) -> tuple[uuid.UUID, int]:
+    text = call.request.path_params["entry_index"]
+    if not (text.isascii() and text.isdecimal()) or len(text) > 9:
         raise NotFound("There is no such entry; list them with GET /v1/admin/quarantine.")
-    return id_in(request, "batch_id"), int(text)
-
-
-def _error_in(given: dict[str, str]) -> str | None:
-    error = given.get("error")
-    if error is not None and not re.fullmatch(r"[a-z0-9-]{1,100}", error):
-        raise Unprocessable("error must be a slug such as unknown-reason.", "invalid-parameter")
-    return error
-
-
-def _batch_id_in(given: dict[str, str]) -> uuid.UUID | None:
-    try:
-        return uuid.UUID(given["batch_id"]) if "batch_id" in given else None
-    except ValueError:
-        raise Unprocessable("batch_id must be the id of a batch.", "invalid-parameter") from None
+    return id_in(call, "batch_id"), int(text)
 
 
 def _as_text(body: bytes) -> tuple[str, str]:
@@ -203,21 +274,177 @@ def _as_text(body: bytes) -> tuple[str, str]:
         return b64encode(body).decode(), "base64"
 
 
-def _batch(row: Any) -> dict[str, Any]:
-    names = ("id", "namespace", "channel", "origin", "state", "received_at", "applied_at", "body_bytes")
-    counts = ("accepted", "duplicates", "rejected", "attempts", "next_attempt_at", "last_error")
-    return {name: getattr(row, name) for name in (*names, *counts)}
-
-
-def _replayed(replayed: Replayed) -> dict[str, Any]:
+def _replayed(replayed: Replayed, *, dry_run: bool) -> ReplayedShown:
     outcome = replayed.outcome
     counts = {"accepted": outcome.accepted, "duplicates": outcome.duplicates, "rejected": outcome.rejected}
-    did = {"new": replayed.new, "requeued": replayed.requeued, "errors": outcome.errors[:ERRORS_SHOWN]}
-    return {"batch_id": replayed.batch_id, "state": "applied"} | counts | did
+    errors = outcome.errors[:ERRORS_SHOWN]
+    return told(ReplayedShown, replayed, state="applied", errors=errors, dry_run=dry_run, **counts)
 
 
-def _entry(row: Any) -> dict[str, Any]:
-    names = ("batch_id", "entry_index", "namespace", "channel", "error", "received_at", "state")
-    decided = {name: getattr(row, name) for name in ("decided_by", "decided_at", "note")}
+def _entry(row: Any) -> EntryShown:
     text, encoding = _as_text(row.entry)
-    return {name: getattr(row, name) for name in names} | {"entry": text, "entry_encoding": encoding} | decided
+    return told(EntryShown, row, entry=text, entry_encoding=encoding)
+
+
+_BATCH_ID: Final = "019c13a5-5c80-7000-8000-0123456789ab"
+
+_BATCH: Final = {
+    "id": _BATCH_ID,
+    "namespace": "default",
+    "channel": "email",
+    "origin": "kahuna_webhook",
+    "state": "applied",
+    "received_at": "2026-01-31T12:00:01Z",
+    "applied_at": "2026-01-31T12:00:01Z",
+    "body_bytes": 78,
+    "accepted": 0,
+    "duplicates": 0,
+    "rejected": 1,
+    "attempts": 1,
+    "next_attempt_at": None,
+    "last_error": None,
+}
+
+_ERRORS: Final = {"errors": [{"index": 0, "error": "unknown-reason"}]}
+
+_WHOLE: Final = {
+    "headers": {"content-type": "application/json"},
+    "body": '[{"email": "ann@example.com", "reason": "bored", "timestamp": 1769860800}]',
+    "body_encoding": "utf-8",
+}
+
+_REPLAYED: Final = {
+    "batch_id": _BATCH_ID,
+    "state": "applied",
+    "accepted": 1,
+    "duplicates": 0,
+    "rejected": 0,
+    "new": 1,
+    "requeued": 1,
+    "errors": [],
+    "dry_run": True,
+}
+
+_ENTRY: Final = {
+    "batch_id": _BATCH_ID,
+    "entry_index": 0,
+    "namespace": "default",
+    "channel": "email",
+    "error": "unknown-reason",
+    "received_at": "2026-01-31T12:00:01Z",
+    "state": "open",
+    "entry": '{"email": "ann@example.com", "reason": "bored", "timestamp": 1769860800}',
+    "entry_encoding": "utf-8",
+    "decided_by": None,
+    "decided_at": None,
+    "note": None,
+}
+
+_DECIDED: Final = {"decided_by": "support", "decided_at": "2026-02-01T09:30:00Z"}
+
+_REQUEUED: Final = {"entries": 1, "requeued": 1, "new": 1, "failed": 0, "next": None}
+
+_BATCHES: Final = "/v1/admin/batches"
+_ENTRIES: Final = "/v1/admin/quarantine"
+_ONE: Final = f"{_ENTRIES}/{{batch_id}}/{{entry_index}}"
+
+OPERATIONS: Final[list[AnyOperation]] = [
+    Operation(
+        "GET",
+        _BATCHES,
+        list_batches,
+        scope="admin",
+        query=Batches,
+        answers=[Answer(200, BatchesShown, "A page of them.", {"batches": [_BATCH], "next": None})],
+        problems=["invalid-cursor"],
+    ),
+    Operation(
+        "GET",
+        f"{_BATCHES}/{{id}}",
+        one_batch,
+        scope="admin",
+        query=Asked,
+        answers=[Answer(200, WholeBatch, "The batch.", _BATCH | _ERRORS | _WHOLE)],
+        problems=["not-found"],
+    ),
+    Operation(
+        "GET",
+        f"{_BATCHES}/{{id}}/body",
+        one_body,
+        scope="admin",
+        query=Asked,
+        answers=[
+            Answer(
+                200,
+                bytes,
+                "The bytes, decompressed.",
+                media_type="application/octet-stream",
+                headers={"Content-Disposition": "`attachment`.", "X-Content-Type-Options": "`nosniff`."},
+            )
+        ],
+        problems=["not-found"],
+    ),
+    Operation(
+        "POST",
+        f"{_BATCHES}/{{id}}/replay",
+        replay_batch,
+        scope="admin",
+        query=Replay,
+        answers=[Answer(200, ReplayedShown, "What it did, or would do.", _REPLAYED)],
+        problems=["not-found", "batch-gone"],
+    ),
+    Operation(
+        "GET",
+        _ENTRIES,
+        list_entries,
+        scope="admin",
+        query=Entries,
+        answers=[Answer(200, EntriesShown, "A page of them.", {"entries": [_ENTRY], "next": None})],
+        problems=["invalid-cursor"],
+    ),
+    Operation(
+        "POST",
+        f"{_ENTRIES}/requeue",
+        requeue_entries,
+        scope="admin",
+        query=Asked,
+        body=Body(Requeue, {"error": "unknown-reason"}),
+        answers=[Answer(200, RequeuedShown, "What came of them.", _REQUEUED)],
+        problems=["invalid-cursor", "two-namespaces"],
+    ),
+    Operation(
+        "GET",
+        _ONE,
+        one_entry,
+        scope="admin",
+        query=Asked,
+        answers=[Answer(200, EntryShown, "The entry.", _ENTRY)],
+        problems=["not-found"],
+    ),
+    Operation(
+        "POST",
+        f"{_ONE}/requeue",
+        requeue_entry,
+        scope="admin",
+        query=Asked,
+        answers=[Answer(200, EntryShown, "The entry, understood now.", _ENTRY | _DECIDED | {"state": "requeued"})],
+        problems=["not-found", "already-decided", "batch-gone"],
+    ),
+    Operation(
+        "POST",
+        f"{_ONE}/discard",
+        discard_entry,
+        scope="admin",
+        query=Asked,
+        body=Body(Discard, {"reason": "A test of the sender's"}),
+        answers=[
+            Answer(
+                200,
+                EntryShown,
+                "The entry, discarded.",
+                _ENTRY | _DECIDED | {"state": "discarded", "note": "A test of the sender's"},
+            )
+        ],
+        problems=["not-found", "already-decided"],
+    ),
+]

@@ -1,68 +1,55 @@
-"""Owns what an operator's question says: who asks, about which namespace, which page, which id."""
+"""Owns what operators' questions have in common: a page of a list, an id in the path, a row as a document."""
 
 import uuid
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
-from starlette.requests import Request
 
 from service.errors import NotFound, Unprocessable
-from service.store.access import Caller
-from service.web.http import caller_with, moment_from, namespace_for, parameters
+from service.web.contract import Asked, Call
 
 DEFAULT_LIMIT: Final = 100
 LARGEST_LIMIT: Final = 1000
 
-_T = TypeVar("_T")
+T = TypeVar("T", bound=msgspec.Struct)
 
 
-async def asked(request: Request, *allowed: str) -> tuple[Caller, str, dict[str, str]]:
-    """Who asks with the scope admin, the namespace, and the parameters."""
-    caller = await caller_with(request, "admin")
-    given = parameters(request, "namespace", *allowed)
-    return caller, namespace_for(request, caller, given.get("namespace")), given
+class Page(Asked, frozen=True, kw_only=True):
+    """A question whose answer is some rows."""
+
+    limit: Annotated[int, msgspec.Meta(ge=1, le=LARGEST_LIMIT, description="Rows at most.")] = DEFAULT_LIMIT
 
 
-async def asked_by_id(request: Request, *allowed: str) -> tuple[str, str | None, dict[str, str]]:
-    """Who asks for something by its id, the only namespace that it may be in (None if any will do), the parameters."""
-    caller = await caller_with(request, "admin")
-    given = parameters(request, "namespace", *allowed)
-    named = given.get("namespace")
-    return caller.name, caller.namespace if named is None else namespace_for(request, caller, named), given
+class Walk(Page, frozen=True, kw_only=True):
+    """A question whose answer goes on where an earlier one ended."""
+
+    cursor: Annotated[str | None, msgspec.Meta(description="The `next` of an earlier page, with the same filters.")] = (
+        None
+    )
 
 
-def id_in(request: Request, name: str = "id") -> uuid.UUID:
+def id_in(call: Call[Any, Any], name: str = "id") -> uuid.UUID:
     """The id in the path."""
     try:
-        return uuid.UUID(request.path_params[name])
+        return uuid.UUID(call.request.path_params[name])
     except ValueError:
         raise NotFound("There is nothing with this id.") from None
 
 
-def limit_in(given: dict[str, str]) -> int:
-    """How many rows were asked for."""
-    text = given.get("limit", str(DEFAULT_LIMIT))
-    if not text.isdecimal() or len(text) > 4 or not 1 <= int(text) <= LARGEST_LIMIT:
-        raise Unprocessable(f"limit must be a number from 1 to {LARGEST_LIMIT}.", "invalid-parameter")
-    return int(text)
+def told(kind: type[T], row: Any, **more: Any) -> T:
+    """A row, or a mapping, as the document that shows it; `more` has the fields that the row has not, or not so."""
+    fields = [one.name for one in msgspec.structs.fields(kind) if one.name not in more]
+    found = {name: row[name] if isinstance(row, Mapping) else getattr(row, name) for name in fields}
+    return msgspec.convert(found | more, kind)
 
 
-def choice_in(given: dict[str, str], name: str, choices: tuple[_T, ...]) -> _T | None:
-    """The one of these words that was given; None if the parameter is left out."""
-    value = given.get(name)
-    if value is None:
-        return None
-    if value not in choices:
-        raise Unprocessable(f"{name} must be one of {', '.join(map(str, choices))}.", "invalid-parameter")
-    return choices[choices.index(value)]
-
-
-def moment_in(given: dict[str, str], name: str) -> datetime | None:
-    """The time that was given, in UTC; None if the parameter is left out."""
+def in_utc(at: datetime | None, name: str) -> datetime | None:
+    """A time that was given, as the database takes it."""
     try:
-        return moment_from(given[name], name).astimezone(UTC) if name in given else None
+        return None if at is None else at.astimezone(UTC)
     except OverflowError:
         raise Unprocessable(f"{name} is beyond all calendars.", "invalid-time") from None
 
@@ -80,4 +67,6 @@ def place_at(cursor: str | None, kind: Any) -> Any:
         place = msgspec.json.decode(urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)), type=kind)
         return tuple(part.astimezone(UTC) if isinstance(part, datetime) else part for part in place)
     except (ValueError, OverflowError):
-        raise Unprocessable("cursor must be the `next` of an earlier page.", "invalid-parameter") from None
+        raise Unprocessable(
+            "cursor must be the `next` of an earlier page; begin without one.", "invalid-cursor"
+        ) from None

@@ -2,13 +2,12 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
+import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import GaugeMetricFamily
-from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from service.errors import StorageUnavailable
 from service.flows import push
@@ -17,21 +16,33 @@ from service.store import batches, migrations, outbox, reviews, spool
 from service.store.database import Connection
 from service.store.spool import Stock
 from service.telemetry import logger
-from service.web.http import Service, answer, parameters, service_of
+from service.web.contract import Answer, AnyOperation, Call, Nothing, Operation
+from service.web.http import Service, answer
 
 _T = TypeVar("_T")
 
 
-async def livez(request: Request) -> Response:
+class Alive(msgspec.Struct):
     """The process answers."""
-    parameters(request)
-    return answer({"status": "alive"})
+
+    status: Literal["alive"]
 
 
-async def readyz(request: Request) -> Response:
+class Readiness(msgspec.Struct):
+    """Whether callbacks can be taken; each check in words. `degraded`: they are taken, but a person should look."""
+
+    status: Literal["ready", "degraded", "not-ready"]
+    checks: dict[str, str]
+
+
+async def livez(_call: Call[Nothing, None]) -> Alive:
+    """The process answers."""
+    return Alive("alive")
+
+
+async def readyz(call: Call[Nothing, None]) -> Response:
     """Ready for callbacks: the database is there, with every table that this code needs, or a spool in its place."""
-    parameters(request)
-    service = service_of(request)
+    service = call.service
     try:
         checks, troubles = await _asked(service, lambda connection: _checks(service, connection))
     except StorageUnavailable:
@@ -41,13 +52,12 @@ async def readyz(request: Request) -> Response:
     if service.shelter is not None:
         checks["spool"], amiss = _told(await _stock(service.shelter))
         troubles |= {"spool": checks["spool"]} if amiss else {}
-    return answer({"status": "degraded" if troubles else "ready", "checks": checks | troubles})
+    return answer(Readiness("degraded" if troubles else "ready", checks | troubles))
 
 
-async def metrics(request: Request) -> Response:
+async def metrics(call: Call[Nothing, None]) -> Response:
     """Figures for Prometheus. Those that the database knows are left out while it is away."""
-    parameters(request)
-    service = service_of(request)
+    service = call.service
     text = generate_latest(service.metrics.registry)
     if service.shelter is not None:
         stock = await _stock(service.shelter)
@@ -59,10 +69,42 @@ async def metrics(request: Request) -> Response:
     return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
-ROUTES: Final = [
-    Route("/livez", livez, methods=["GET"]),
-    Route("/readyz", readyz, methods=["GET"]),
-    Route("/metrics", metrics, methods=["GET"]),
+_CHECKS: Final = {"database": "ok", "migrations": "ok"}
+
+OPERATIONS: Final[list[AnyOperation]] = [
+    Operation(
+        "GET",
+        "/livez",
+        livez,
+        scope=None,
+        query=Nothing,
+        answers=[Answer(200, Alive, "It does.", {"status": "alive"})],
+    ),
+    Operation(
+        "GET",
+        "/readyz",
+        readyz,
+        scope=None,
+        query=Nothing,
+        answers=[
+            Answer(200, Readiness, "Callbacks can be taken.", {"status": "ready", "checks": _CHECKS}),
+            Answer(
+                503,
+                Readiness,
+                "They cannot.",
+                {"status": "not-ready", "checks": {"database": "cannot be reached"}},
+                headers={"Retry-After": "Seconds until the next try."},
+            ),
+        ],
+    ),
+    Operation(
+        "GET",
+        "/metrics",
+        metrics,
+        scope=None,
+        query=Nothing,
+        answers=[Answer(200, str, "In Prometheus' text format.", media_type="text/plain")],
+    ),
 ]
 
 
@@ -93,11 +135,11 @@ async def _without_database(service: Service) -> Response:
     if refusal is not None:
         return _unready(checks | {"spool": refusal})
     told, _ = _told(await _stock(service.shelter))
-    return answer({"status": "degraded", "checks": checks | {"spool": f"takes callbacks; {told}"}})
+    return answer(Readiness("degraded", checks | {"spool": f"takes callbacks; {told}"}))
 
 
 def _unready(checks: dict[str, str]) -> Response:
-    return answer({"status": "not-ready", "checks": checks}, 503, {"Retry-After": "5"})
+    return answer(Readiness("not-ready", checks), 503, {"Retry-After": "5"})
 
 
 async def _stock(shelter: Shelter) -> Stock | None:

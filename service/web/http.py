@@ -1,6 +1,7 @@
 """Owns what all routes share: who is calling, which namespace, what the body says, how answers and problems look."""
 
 import asyncio
+import zlib
 from collections.abc import Callable, Coroutine, Generator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,9 +22,11 @@ from service.errors import (
     RequestError,
     StorageUnavailable,
     TooLarge,
+    TooManyCalls,
     TooSlow,
     Unauthenticated,
     Unprocessable,
+    UnsupportedEncoding,
 )
 from service.flows.ingest import Rules
 from service.flows.intake import Intake
@@ -34,11 +37,19 @@ from service.store.access import Caller
 from service.store.database import Database
 from service.store.suppressions import CauseRow, Subject
 from service.telemetry import REQUEST_ID, Metrics, RequestIds, logger
+from service.web.callers import Callers
+from service.web.problems import PROBLEMS, document
 
 _T = TypeVar("_T", bound=msgspec.Struct)
 
 API_BODY_LIMIT: Final = 1024 * 1024
-"""Bytes of a JSON body under /v1."""
+"""Bytes of a JSON body under /v1, unless its route says otherwise."""
+
+SMALL_BODY: Final = 64 * 1024
+"""Bytes of JSON that are decoded on the spot."""
+
+MOST_MEMBERS: Final = 16
+"""Members of one gzip body: each costs a copy of what follows it, before anything is verified."""
 
 
 class Budget:
@@ -67,7 +78,7 @@ class Service:
     database: Database
     intake: Intake
     lookups: Together[Subject, list[CauseRow]]
-    callers: Together[str, Caller | None]
+    callers: Callers
     shelter: Shelter | None
     rules: Rules
     metrics: Metrics
@@ -75,6 +86,7 @@ class Service:
     budget: Budget
     reading: asyncio.Semaphore
     bulk: asyncio.Semaphore
+    checking: asyncio.Semaphore
     revisions: frozenset[str] = field(default=frozenset())
     head: str = ""
 
@@ -91,19 +103,28 @@ class Service:
 
 def service_of(request: Request) -> Service:
     """The service that this request came to."""
-    service: Service = request.state.service
+    service: Service = request.scope["state"]["service"]
     return service
 
 
-def answer(document: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+def answer(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """A JSON answer."""
-    return Response(msgspec.json.encode(document), status, headers, "application/json")
+    return Response(msgspec.json.encode(content), status, headers, "application/json")
 
 
 def problem(status: int, slug: str, detail: str, headers: Mapping[str, str] | None = None) -> Response:
     """An RFC 9457 answer; `type` is a stable slug."""
-    document = {"type": slug, "title": slug.replace("-", " ").capitalize(), "status": status, "detail": detail}
-    return Response(msgspec.json.encode(document), status, headers, "application/problem+json")
+    return Response(msgspec.json.encode(document(slug, detail, status)), status, headers, "application/problem+json")
+
+
+class Ready(Response):
+    """An answer whose headers are spelt out: working them out takes longer than sending it."""
+
+    def __init__(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes = b"") -> None:
+        self.status_code = status
+        self.raw_headers = headers
+        self.body = body
+        self.background = None
 
 
 async def send_json(send: Send, document: Any) -> None:
@@ -122,8 +143,7 @@ async def on_error(_request: Request, error: Exception) -> Response:
 def problem_of(error: Exception) -> Response:
     """The problem that an error of ours is. Any other is raised again."""
     if isinstance(error, RequestError):
-        headers = {"WWW-Authenticate": "Bearer"} if type(error) is Unauthenticated else None
-        return problem(error.status, error.reason, str(error), headers)
+        return problem(error.status, error.reason, str(error), _headers_of(error))
     if isinstance(error, StorageUnavailable):
         return problem(503, error.slug, str(error), {"Retry-After": str(error.retry_after)})
     if isinstance(error, KahunaSyncError):
@@ -131,11 +151,18 @@ def problem_of(error: Exception) -> Response:
     raise error
 
 
+def _headers_of(error: RequestError) -> dict[str, str] | None:
+    if isinstance(error, TooManyCalls):
+        return {"Retry-After": str(error.retry_after)}
+    return {"WWW-Authenticate": "Bearer"} if type(error) is Unauthenticated else None
+
+
 async def on_http_exception(_request: Request, error: Exception) -> Response:
     """The problem that a refusal of the router is."""
     if not isinstance(error, HTTPException):
         raise error
-    known = {404: ("not-found", "There is nothing at this path."), 405: ("method-not-allowed", "See the Allow header.")}
+    known = {404: ("not-found", "There is nothing at this path; /docs shows those that there are.")}
+    known[405] = ("method-not-allowed", PROBLEMS["method-not-allowed"].says)
     slug, detail = known.get(error.status_code, ("refused", error.detail))
     return problem(error.status_code, slug, detail, error.headers)
 
@@ -175,9 +202,7 @@ class Telling:
         except Exception:  # noqa: BLE001 (the last one to see it: it is logged, and answered without a traceback)
             logger().exception("request.failed", route=_route_of(scope))
             if status == 0:
-                await problem(500, "internal-error", "This is a fault of ours; it is logged.")(
-                    scope, receive, send_with_id
-                )
+                await problem(500, "internal-error", PROBLEMS["internal-error"].says)(scope, receive, send_with_id)
         finally:
             REQUEST_ID.reset(token)
             self._metrics.requests.add(perf_counter() - started, _route_of(scope), str(status))
@@ -190,55 +215,77 @@ def _route_of(scope: Scope) -> str:
 
 async def caller_with(request: Request, scope: str) -> Caller:
     """Who is calling, if the token carries this scope."""
-    kind, _, token = request.headers.get("Authorization", "").partition(" ")
-    if kind.lower() != "bearer" or not token.strip():
+    token = _bearer(request.scope)
+    if not token:
         raise Unauthenticated("Send an API token as `Authorization: Bearer <token>`.")
-    caller = await service_of(request).callers.ask(token.strip())
+    caller = await service_of(request).callers.of(token)
     if caller is None:
-        raise Unauthenticated("This API token is unknown or revoked; ask for another.")
+        raise Unauthenticated("This API token is unknown, revoked or expired; ask for another.")
     if scope not in caller.scopes:
-        raise Forbidden(f"This API token lacks the scope {scope}.", "missing-scope")
+        has = ", ".join(sorted(caller.scopes))
+        raise Forbidden(f"This API token lacks the scope {scope} (it has {has}); use one that has it.", "missing-scope")
     return caller
 
 
-def parameters(request: Request, *allowed: str) -> dict[str, str]:
-    """The query parameters. An unknown or repeated one is an error, since silence would hide a misspelling."""
-    given: dict[str, str] = {}
-    for name, value in request.query_params.multi_items():
-        if name not in allowed:
-            raise BadRequest(f"Unknown query parameter; allowed: {', '.join(allowed) or 'none'}.", "unknown-parameter")
-        if name in given:
-            raise BadRequest(f"The query parameter {name} is given twice.", "repeated-parameter")
-        given[name] = value
-    return given
+def header_in(scope: Scope, wanted: bytes) -> str:
+    """The first header of this name, or nothing. Part of every call, so the headers are not made into a mapping."""
+    for name, value in scope["headers"]:
+        if name == wanted:
+            text: str = value.decode("latin-1")
+            return text
+    return ""
 
 
-def namespace_for(request: Request, caller: Caller, given: str | None) -> str:
+def _bearer(scope: Scope) -> str:
+    """The token that was sent, if any."""
+    kind, _, token = header_in(scope, b"authorization").partition(" ")
+    return token.strip() if kind.lower() == "bearer" else ""
+
+
+def namespace_for(service: Service, caller: Caller, given: str | None) -> str:
     """The namespace that the call speaks of: the one given, else the token's, else the only one."""
-    settings = service_of(request).settings
+    settings = service.settings
     only = settings.namespaces[0].name if len(settings.namespaces) == 1 else None
     name = given or caller.namespace or only
     if name is None:
-        raise BadRequest("Say which namespace with ?namespace=; there are several.", "namespace-required")
+        raise BadRequest(f"Say which namespace with ?namespace=; there are {_all(settings)}.", "namespace-required")
     if caller.namespace not in (None, name):
-        raise Forbidden("This API token speaks of another namespace only.", "other-namespace")
+        raise Forbidden(f"This API token speaks of the namespace {caller.namespace} only.", "other-namespace")
     if settings.namespace(name) is None:
-        raise NotFound("There is no such namespace.", "unknown-namespace")
+        raise NotFound(f"There is no such namespace; there are {_all(settings)}.", "unknown-namespace")
     return name
 
 
-async def body_of(request: Request, kind: type[_T]) -> _T:
-    """The JSON body, as the shape that the route takes."""
+def _all(settings: Settings) -> str:
+    return ", ".join(namespace.name for namespace in settings.namespaces)
+
+
+async def body_of(request: Request, kind: type[_T], limit: int = API_BODY_LIMIT, *, optional: bool = False) -> _T:
+    """The JSON body, as the shape that the route takes. Without an optional one: the shape's defaults."""
+    encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in ("identity", "gzip", ""):
+        raise UnsupportedEncoding("Send the body as it is, or with Content-Encoding: gzip.")
     declared, seconds = request.headers.get("Content-Length", ""), service_of(request).settings.body_timeout_seconds
-    body = await read_body(request.receive, declared, API_BODY_LIMIT, seconds)
+    body = await read_body(request.receive, declared, limit, seconds)
+    if encoding == "gzip":
+        body = await asyncio.to_thread(decompressed, body, limit)
     if not body.strip():
+        if optional:
+            return kind()
         raise BadRequest(f"There is no body. Send a JSON object with {_fields_of(kind)}.", "not-json")
     try:
-        return _storable(msgspec.json.decode(body, type=kind))
+        return _storable(await _decoded(body, kind))
     except msgspec.ValidationError as error:
         raise Unprocessable(f"The body is not what this call takes: {error}.", "invalid-body") from None
     except (ValueError, RecursionError):
         raise BadRequest("The body is not JSON.", "not-json") from None
+
+
+async def _decoded(body: bytes, kind: type[_T]) -> _T:
+    """A large body is decoded beside the event loop."""
+    if len(body) <= SMALL_BODY:
+        return msgspec.json.decode(body, type=kind)
+    return await asyncio.to_thread(msgspec.json.decode, body, type=kind)
 
 
 def _fields_of(kind: Any) -> str:
@@ -338,9 +385,30 @@ class _Deadline:
             raise TooSlow("The body did not arrive in time.") from None
 
 
+def decompressed(body: bytes, limit: int) -> bytes:
+    """The body behind gzip, of which never more than the limit is made."""
+    parts = bytearray()
+    rest = body
+    try:
+        for _ in range(MOST_MEMBERS):
+            unzip = zlib.decompressobj(wbits=31)
+            parts += unzip.decompress(rest, limit + 1 - len(parts))
+            if len(parts) > limit or unzip.unconsumed_tail:
+                raise TooLarge(f"The decompressed body is over {limit} bytes.")
+            if not unzip.eof:
+                raise BadRequest("The gzip body is cut off.", "not-gzip")
+            rest = unzip.unused_data
+            if not rest:
+                return bytes(parts)
+    except zlib.error:
+        raise BadRequest("The body is not gzip, as Content-Encoding says.", "not-gzip") from None
+    raise BadRequest(f"The gzip body has more than {MOST_MEMBERS} members; compress it as one.", "not-gzip")
+
+
 def shown(seconds: int | None) -> str | None:
     """Unix seconds as RFC 3339 in UTC."""
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    # isoformat takes a third of the time of strftime, and its last six characters are the offset.
+    return None if seconds is None else f"{datetime.fromtimestamp(seconds, UTC).isoformat()[:-6]}Z"
 
 
 def moment_from(text: str, name: str) -> datetime:

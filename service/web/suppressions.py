@@ -1,145 +1,224 @@
 """Owns the questions and the writes of internal services: the status of one address, a stop, a new consent."""
 
 import hashlib
-import re
-from collections.abc import Sequence
+import uuid
 from datetime import datetime
-from typing import Any, Final, get_args
-from urllib.parse import unquote_to_bytes
+from typing import Annotated, Final, Literal, TypeAlias
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.domain.addresses import CHANNELS, Channel
-from service.domain.facts import Fact
-from service.domain.suppression import Purpose, Verdict, fold, verdict
-from service.errors import BadRequest, NotFound, Unprocessable
+from service.domain.facts import EMAIL_REASONS, SMS_REASONS
+from service.domain.suppression import Purpose, Standing, Verdict, verdict
+from service.errors import KahunaSyncError, Unprocessable
 from service.flows import write
-from service.flows.write import Statement, normalised
-from service.store import suppressions
-from service.store.suppressions import CauseRow, FactRow, Subject
-from service.web.http import (
-    answer,
-    body_of,
-    caller_with,
-    moment_from,
-    namespace_for,
-    parameters,
-    seconds_from,
-    service_of,
-    shown,
-)
+from service.flows.past import state_at
+from service.flows.write import Statement
+from service.store.suppressions import CauseRow, Subject
+from service.web import contract
+from service.web.contract import Answer, AnyOperation, Asked, Body, Call, Moment, Operation, Shown, Text
+from service.web.http import Ready, Service, header_in, problem_of, seconds_from, shown
+from service.web.subject import subject_of
+
+_PREFIX: Final = "/v1/suppressions/"
+_STATUS_PATH: Final = "/v1/suppressions/{channel}/{address:path}"
+
+Reason: TypeAlias = Annotated[str, msgspec.Meta(extra_json_schema={"enum": sorted({*EMAIL_REASONS, *SMS_REASONS})})]
+"""A reason of either channel; `write` refuses one of the other, with those that there are."""
+
+
+class Question(Asked, frozen=True, kw_only=True):
+    """What a question about one address may say."""
+
+    at: Annotated[
+        Moment | None,
+        msgspec.Meta(
+            description="Answer as of this moment, which must not be in the future.", examples=["2026-01-31T12:00:00Z"]
+        ),
+    ] = None
+    basis: Annotated[
+        Literal["recorded", "occurred"],
+        msgspec.Meta(
+            description="With `at`: `recorded` is what this call would have said then, `occurred` what was true then "
+            "as it is known today."
+        ),
+    ] = "recorded"
+    purpose: Annotated[
+        Purpose,
+        msgspec.Meta(
+            description="What the message is for. An unsubscribe does not stop a `transactional` e-mail, such as a "
+            "password reset; everything else does."
+        ),
+    ] = "marketing"
 
 
 class Stop(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of a PUT: why, when it happened (RFC 3339; left out: now), and a note for the audit log."""
+    """Why, when it happened (left out: now), and a note for the audit log."""
 
-    reason: str
-    occurred_at: str | None = None
-    note: str | None = None
+    reason: Reason
+    occurred_at: Shown | None = None
+    note: Text | None = None
 
 
 class Consent(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of a reactivation: where and when the new consent was given."""
+    """Where and when the new consent was given."""
 
-    evidence: str
-    occurred_at: str
+    evidence: Annotated[str, msgspec.Meta(extra_json_schema={"pattern": "^[^\\u0000]*[^\\s\\u0000][^\\u0000]*$"})]
+    occurred_at: Shown
 
 
-async def status(request: Request) -> Response:
-    """GET and HEAD: may we message this address, and why not? 200 also for an address never seen."""
-    caller = await caller_with(request, "read")
-    given = parameters(request, "namespace", "at", "basis", "purpose")
-    namespace = namespace_for(request, caller, given.get("namespace"))
-    channel, address = _subject(request)
-    purpose = _choice(given, "purpose", get_args(Purpose), "marketing")
-    basis = _choice(given, "basis", ("recorded", "occurred"), "recorded")
-    service = service_of(request)
-    at = _past(moment_from(given["at"], "at"), service.now) if "at" in given else None
-    if at is None:
-        causes = await service.lookups.ask(Subject(namespace, channel, address))
+class Cause(msgspec.Struct):
+    """One reason for which the address was ever suppressed, and whether it is in force. `batch_id` names the batch
+    that it came in."""
+
+    reason: str
+    active: bool
+    occurred_at: Shown | None
+    recorded_at: datetime | None
+    origin: str | None
+    batch_id: uuid.UUID | None
+    until: Shown | None
+
+
+class Status(msgspec.Struct):
+    """Whether an address is suppressed: since when, until when (null: no end), and for which causes."""
+
+    namespace: str
+    channel: Channel
+    address: str
+    suppressed: bool
+    since: Shown | None
+    until: Shown | None
+    causes: list[Cause]
+
+
+async def status(call: Call[Question, None]) -> Response:
+    """May we message this address, and why not? 200 also for an address never seen."""
+    service, query = call.service, call.query
+    subject = subject_of(call)
+    if query.at is None:
+        moment, policy = service.now, service.rules.policy
+        causes = await service.lookups.ask(subject)
     else:
-        async with service.database.read() as connection:
-            facts = await suppressions.facts_of(connection, namespace, channel, address)
-        causes = _causes_at(facts, at, basis, request)
-    moment = int((at or service.now).timestamp())
-    judged = verdict({row.cause.reason: row.cause for row in causes}, moment, service.rules.policy, purpose)
-    return _tagged(request, _document(namespace, channel, address, judged, causes))
+        moment = _past(query.at, service.now)
+        causes, policy = await state_at(service.database, subject, moment, query.basis, service.rules.policy)
+    judged = verdict({row.cause.reason: row.cause for row in causes}, int(moment.timestamp()), policy, query.purpose)
+    return _tagged(call.request, _document(subject, judged, causes))
 
 
-async def suppress(request: Request) -> Response:
-    """PUT: stop messages to this address."""
-    caller = await caller_with(request, "write")
-    namespace = namespace_for(request, caller, parameters(request, "namespace").get("namespace"))
-    channel, address = _subject(request)
-    said = await body_of(request, Stop)
-    service = service_of(request)
+async def suppress(call: Call[Asked, Stop]) -> Status:
+    """Stop messages to this address.
+
+    Saying the same again changes nothing, so a call that got no answer may be repeated with its `occurred_at`.
+    """
+    subject, said, service = subject_of(call), call.body, call.service
     occurred_at = seconds_from(said.occurred_at, "occurred_at")
-    statement = Statement(caller.name, namespace, channel, request.path_params["address"], occurred_at)
+    statement = Statement(call.caller.name, *subject[:2], call.request.path_params["address"], occurred_at)
     policy = service.rules.policy
     causes = await write.suppress(service.database, statement, said.reason, said.note, policy, service.clock)
-    return _now(request, namespace, channel, address, causes)
+    return _now(service, subject, causes)
 
 
-async def one(request: Request) -> Response:
-    """One route for both, so that a 405 names both."""
-    return await (suppress(request) if request.method == "PUT" else status(request))
+async def reactivate(call: Call[Asked, Consent]) -> Status:
+    """A new consent ends every stop of the channel up to its time.
 
-
-async def reactivate(request: Request) -> Response:
-    """POST: a new consent ends every stop of the channel up to its time."""
-    caller = await caller_with(request, "write")
-    namespace = namespace_for(request, caller, parameters(request, "namespace").get("namespace"))
-    channel, address = _subject(request)
-    consent = await body_of(request, Consent)
+    A stop at or after that time stands, and the answer is 409.
+    """
+    subject, consent, service = subject_of(call), call.body, call.service
     if not consent.evidence.strip():
         raise Unprocessable("evidence must say where the new consent was given.", "invalid-body")
-    service = service_of(request)
     occurred_at = seconds_from(consent.occurred_at, "occurred_at")
-    statement = Statement(caller.name, namespace, channel, request.path_params["address"], occurred_at)
+    statement = Statement(call.caller.name, *subject[:2], call.request.path_params["address"], occurred_at)
     policy = service.rules.policy
     causes = await write.reactivate(service.database, statement, consent.evidence, policy, service.clock)
-    return _now(request, namespace, channel, address, causes)
+    return _now(service, subject, causes)
 
 
-ROUTES: Final = [
-    Route("/v1/suppressions/{channel}/{address:path}/reactivate", reactivate, methods=["POST"]),
-    Route("/v1/suppressions/{channel}/{address:path}", one, methods=["GET", "PUT"]),
+_EXAMPLE: Final = {
+    "namespace": "default",
+    "channel": "email",
+    "address": "ann@example.com",
+    "suppressed": True,
+    "since": "2026-01-31T12:00:00Z",
+    "until": None,
+    "causes": [
+        {
+            "reason": "unsubscribe",
+            "active": True,
+            "occurred_at": "2026-01-31T12:00:00Z",
+            "recorded_at": "2026-01-31T12:00:01.234567Z",
+            "origin": "kahuna_webhook",
+            "batch_id": "019c13a5-5c80-7000-8000-0123456789ab",
+            "until": None,
+        }
+    ],
+}
+
+_ANSWER: Final = Answer(200, Status, "The status of the address.", _EXAMPLE)
+
+OPERATIONS: Final[list[AnyOperation]] = [
+    Operation(
+        "POST",
+        "/v1/suppressions/{channel}/{address:path}/reactivate",
+        reactivate,
+        scope="write",
+        query=Asked,
+        body=Body(Consent, {"evidence": "Sign-up form of 2026-02-01", "occurred_at": "2026-02-01T09:30:00Z"}),
+        answers=[_ANSWER],
+        problems=["impossible-time", "invalid-time", "newer-stop"],
+    ),
+    Operation(
+        "GET",
+        _STATUS_PATH,
+        status,
+        scope="read",
+        query=Question,
+        headers={"If-None-Match": "The `ETag` of an earlier answer: 304 if nothing has changed."},
+        answers=[
+            _ANSWER._replace(headers={"ETag": "Names this answer.", "Cache-Control": "`no-store`."}),
+            Answer(304, None, "As the `If-None-Match` says.", headers={"ETag": "Names this answer."}),
+        ],
+        problems=["future-time"],
+    ),
+    Operation(
+        "PUT",
+        _STATUS_PATH,
+        suppress,
+        scope="write",
+        query=Asked,
+        body=Body(Stop, {"reason": "manual", "note": "Asked our support desk to stop"}),
+        answers=[_ANSWER],
+        problems=["impossible-time", "invalid-time", "unknown-reason"],
+    ),
 ]
 
 
-def _subject(request: Request) -> tuple[Channel, str]:
-    """The channel and the normal form of the address in the path, which the server has percent-decoded once."""
-    channel = request.path_params["channel"]
-    if channel not in CHANNELS:
-        raise NotFound("There is no such channel; use email or sms.", "unknown-channel")
-    _refuse_bad_encoding(request)
-    address = request.path_params["address"]
-    # A local part may hold a slash, a domain never: what follows one names something that does not exist here.
-    if channel == "email" and "/" in address.rpartition("@")[2] and "@" in address:
-        raise NotFound("There is nothing at this path below an address.")
-    return channel, normalised(channel, address)
+class Shortcut:
+    """Takes the question about one address straight to its endpoint, past the router, which tries the patterns of all
+    routes, and what stands around it. Everything else goes on: an address with a slash too, since what follows the
+    slash may be a path of its own."""
 
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._route = next(route for route in contract.routes(OPERATIONS) if route.path == _STATUS_PATH)
+        self._endpoint = self._route.endpoint
 
-def _refuse_bad_encoding(request: Request) -> None:
-    """Servers replace what is not UTF-8, and a question about one address would be answered for another."""
-    raw: bytes = request.scope.get("raw_path", b"")
-    try:
-        unquote_to_bytes(raw).decode()
-        well_formed = not re.search(rb"%(?![0-9A-Fa-f]{2})", raw)
-    except UnicodeDecodeError:
-        well_formed = False
-    if not well_formed:
-        raise BadRequest("The path is not percent-encoded UTF-8; encode the address again.", "bad-encoding")
-
-
-def _choice(given: dict[str, str], name: str, choices: Sequence[str], default: str) -> Any:
-    value = given.get(name, default)
-    if value not in choices:
-        raise Unprocessable(f"{name} must be one of {', '.join(choices)}.", "invalid-parameter")
-    return value
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "GET" or not scope["path"].startswith(_PREFIX):
+            await self._app(scope, receive, send)
+            return
+        channel, _, address = scope["path"][len(_PREFIX) :].partition("/")
+        if channel not in CHANNELS or not address or "/" in address:
+            await self._app(scope, receive, send)
+            return
+        scope["route"], scope["path_params"] = self._route, {"channel": channel, "address": address}
+        try:
+            await self._endpoint(scope, receive, send)
+        except KahunaSyncError as error:
+            await problem_of(error)(scope, receive, send)
 
 
 def _past(at: datetime, now: datetime) -> datetime:
@@ -148,61 +227,31 @@ def _past(at: datetime, now: datetime) -> datetime:
     return at
 
 
-def _causes_at(facts: list[FactRow], at: datetime, basis: str, request: Request) -> list[CauseRow]:
-    """The causes of a moment: from what was recorded by then, or from what had happened by then as known today."""
-    seconds = int(at.timestamp())
-    known = [f for f in facts if (f.recorded_at <= at if basis == "recorded" else f.fact.occurred_at <= seconds)]
-    causes = fold((row.fact for row in known), service_of(request).rules.policy)
-    deciding: dict[Fact, FactRow] = {row.fact: row for row in known}
-    return [_with_origin(cause, deciding) for cause in causes.values()]
-
-
-def _with_origin(cause: Any, rows: dict[Fact, FactRow]) -> CauseRow:
-    decided = [
-        row
-        for fact, row in rows.items()
-        if (fact.reason, (fact.action, fact.occurred_at)) == (cause.reason, cause.decided)
-    ]
-    first = min(decided, key=lambda row: row.recorded_at)
-    return CauseRow(cause, first.recorded_at, first.origin, first.batch_id)
-
-
-def _now(request: Request, namespace: str, channel: Channel, address: str, causes: list[CauseRow]) -> Response:
-    service = service_of(request)
+def _now(service: Service, subject: Subject, causes: list[CauseRow]) -> Status:
     judged = verdict({r.cause.reason: r.cause for r in causes}, int(service.now.timestamp()), service.rules.policy)
-    return answer(_document(namespace, channel, address, judged, causes))
+    return _document(subject, judged, causes)
 
 
-def _document(
-    namespace: str, channel: Channel, address: str, judged: Verdict, causes: list[CauseRow]
-) -> dict[str, Any]:
+def _document(subject: Subject, judged: Verdict, causes: list[CauseRow]) -> Status:
     rows = {row.cause.reason: row for row in causes}
-    return {
-        "namespace": namespace,
-        "channel": channel,
-        "address": address,
-        "suppressed": judged.suppressed,
-        "since": shown(judged.since),
-        "until": shown(judged.until),
-        "causes": [
-            {
-                "reason": standing.cause.reason,
-                "active": standing.active,
-                "occurred_at": shown(standing.cause.decided[1]) if standing.cause.decided else None,
-                "recorded_at": rows[standing.cause.reason].recorded_at,
-                "origin": rows[standing.cause.reason].origin,
-                "batch_id": rows[standing.cause.reason].batch_id,
-                "until": shown(standing.until) if standing.active else None,
-            }
-            for standing in judged.standings
-        ],
-    }
+    told = [cause_told(standing, rows[standing.cause.reason]) for standing in judged.standings]
+    return Status(*subject, judged.suppressed, shown(judged.since), shown(judged.until), told)
 
 
-def _tagged(request: Request, document: dict[str, Any]) -> Response:
-    """The document, or 304 if the caller has it already."""
-    tag = f'"{hashlib.sha256(msgspec.json.encode(document)).hexdigest()[:32]}"'
-    known = [t.strip().removeprefix("W/") for t in request.headers.get("If-None-Match", "").split(",")]
-    if tag in known or "*" in known:
-        return Response(status_code=304, headers={"ETag": tag})
-    return answer(document, headers={"ETag": tag, "Cache-Control": "no-store"})
+def cause_told(standing: Standing, row: CauseRow) -> Cause:
+    """A cause as answers show it."""
+    occurred_at = shown(standing.cause.decided[1]) if standing.cause.decided else None
+    until = shown(standing.until) if standing.active else None
+    return Cause(standing.cause.reason, standing.active, occurred_at, row.recorded_at, row.origin, row.batch_id, until)
+
+
+def _tagged(request: Request, document: Status) -> Response:
+    """The document, or 304 if the caller has it already. The tag names the bytes, so every replica gives the same."""
+    body = msgspec.json.encode(document)
+    tag = f'"{hashlib.blake2b(body, digest_size=16).hexdigest()}"'
+    etag = (b"etag", tag.encode())
+    given = header_in(request.scope, b"if-none-match")
+    if given and not {"*", tag}.isdisjoint(one.strip().removeprefix("W/") for one in given.split(",")):
+        return Ready(304, [etag])
+    headers = [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")]
+    return Ready(200, [*headers, etag, (b"cache-control", b"no-store")], body)

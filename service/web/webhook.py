@@ -4,11 +4,12 @@ import asyncio
 import hashlib
 import hmac
 import random
-import zlib
+import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
+import msgspec
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -27,12 +28,11 @@ from service.kahuna import webhook
 from service.kahuna.webhook import Callback
 from service.settings import Namespace
 from service.store.batches import Received, new_id
-from service.web.http import Service, problem_of, read_body, send_json
+from service.web import contract
+from service.web.contract import Answer, AnyOperation, Nothing, Operation, Stream
+from service.web.http import Service, decompressed, problem_of, read_body, send_json
 
 ERRORS_SHOWN: Final = 100
-
-MOST_MEMBERS: Final = 16
-"""Members of one gzip body: each costs a copy of what follows it, before anything is verified."""
 
 BULK_BODY: Final = 256 * 1024
 """Bytes from which on a body is read and stored only with few others of its size."""
@@ -56,6 +56,24 @@ class Call(NamedTuple):
     receive: Receive
 
 
+_PROBLEMS: Final = (
+    "unknown-namespace",
+    "signature-missing",
+    "callback-token",
+    "signature-wrong",
+    "unsupported-encoding",
+    "body-too-large",
+    "too-many-entries",
+    "body-too-slow",
+    "not-gzip",
+    "not-json",
+    "not-an-array",
+    "storage-unavailable",
+    "storage-outdated",
+    "storage-busy",
+)
+
+
 class Webhook:
     """An Email or SMS Sync Webhook, as an application of its own: the busiest routes go the shortest way."""
 
@@ -75,15 +93,71 @@ class Webhook:
         await send_json(send, document)
 
 
-ROUTES: Final = [
-    Route(path + token, endpoint, methods=["POST"])
-    for endpoint, paths in (
-        (Webhook("email"), ("/webhooks/{namespace}/email", "/api/email_callback")),
-        (Webhook("sms"), ("/webhooks/{namespace}/sms", "/api/sms_callback")),
+class Rejected(msgspec.Struct):
+    """An entry that went to quarantine, by its index in the body, and why."""
+
+    index: int
+    error: str
+
+
+class Applied(msgspec.Struct):
+    """Durable and applied. The three counts add up to the entries; `errors` is capped at 100, the counts are not."""
+
+    batch_id: uuid.UUID
+    state: Literal["applied"]
+    accepted: int
+    duplicates: int
+    rejected: int
+    errors: list[Rejected]
+
+
+class Kept(msgspec.Struct):
+    """Durable, to be applied soon: counts do not exist yet."""
+
+    batch_id: uuid.UUID
+    state: Literal["recorded", "spooled"]
+    received: int
+
+
+_EXAMPLE: Final = {
+    "batch_id": "019c13a5-5c80-7000-8000-0123456789ab",
+    "state": "applied",
+    "accepted": 1,
+    "duplicates": 0,
+    "rejected": 0,
+    "errors": [],
+}
+
+_EMAIL: Final = {"email": "ann@example.com", "reason": "unsub", "timestamp": 1769860800}
+_SMS: Final = {"number": "15550100001", "opt-in": False, "timestamp": 1769860800}
+
+
+def _stream(entry: Mapping[str, Any]) -> Stream:
+    says = "Entries, signed. Neither the Content-Type nor an entry that cannot be understood refuses the others."
+    return Stream(says, [entry], {"type": "array", "items": {}})
+
+
+OPERATIONS: Final[list[AnyOperation]] = [
+    Operation(
+        "POST",
+        path + token,
+        scope="signature",
+        query=Nothing,
+        app=endpoint,
+        says=f"{name} Sync Webhook of Kahuna's. The signature is the key: no API token is needed.",
+        streams={"application/json": stream},
+        answers=[Answer(200, Applied | Kept, "Every entry is durable.", _EXAMPLE)],
+        problems=_PROBLEMS,
+    )
+    for name, endpoint, stream, paths in (
+        ("The Email", Webhook("email"), _stream(_EMAIL), ("/webhooks/{namespace}/email", "/api/email_callback")),
+        ("The SMS", Webhook("sms"), _stream(_SMS), ("/webhooks/{namespace}/sms", "/api/sms_callback")),
     )
     for path in paths
     for token in ("", "/{token}")
 ]
+
+ROUTES: Final = contract.routes(OPERATIONS)
 
 
 class Shortcut:
@@ -139,7 +213,7 @@ async def _receive(call: Call, channel: Channel) -> tuple[dict[str, Any], str]:
         body = await read_body(call.receive, headers.get("content-length", ""), limit, seconds, take)
         if encoding == "gzip":
             # However small it is: what comes out of it may be as large as the limit.
-            body = await asyncio.to_thread(_decompressed, body, limit)
+            body = await asyncio.to_thread(decompressed, body, limit)
             take(len(body))
         # A large one takes many times its size in memory until it is stored.
         async with service.bulk if len(body) > BULK_BODY else nullcontext():
@@ -173,26 +247,6 @@ def _check_token(call: Call, namespace: Namespace) -> None:
     given = call.parameters.get("token", "").encode("utf-8", "surrogatepass")
     if not hmac.compare_digest(given, namespace.callback_token.reveal().encode()):
         raise SignatureRefused("The callback token at the end of the path is missing or wrong.", "callback-token")
-
-
-def _decompressed(body: bytes, limit: int) -> bytes:
-    """The body behind gzip, of which never more than the limit is made."""
-    parts = bytearray()
-    rest = body
-    try:
-        for _ in range(MOST_MEMBERS):
-            unzip = zlib.decompressobj(wbits=31)
-            parts += unzip.decompress(rest, limit + 1 - len(parts))
-            if len(parts) > limit or unzip.unconsumed_tail:
-                raise TooLarge(f"The decompressed body is over {limit} bytes.")
-            if not unzip.eof:
-                raise BadRequest("The gzip body is cut off.", "not-gzip")
-            rest = unzip.unused_data
-            if not rest:
-                return bytes(parts)
-    except zlib.error:
-        raise BadRequest("The body is not gzip, as Content-Encoding says.", "not-gzip") from None
-    raise BadRequest(f"The gzip body has more than {MOST_MEMBERS} members; compress it as one.", "not-gzip")
 
 
 def _verified(

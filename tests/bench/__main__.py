@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import click
 from rich.console import Console
@@ -19,9 +20,10 @@ from service.store import migrations
 from service.store.database import single_connection
 from tests.bench import bare
 from tests.bench.load import CONNECTIONS, KEY
-from tests.bench.works import LARGE_LIST, Bench, Rows, Server
+from tests.bench.works import ASKED_LIST, LARGE_LIST, LINES, Bench, Rows, Server
 
 PORT, BARE_PORT = 8740, 8741
+WORKS = ("callbacks", "questions", "growth")
 
 COLUMNS = {
     "per_second": ("per second", "{:,.0f}"),
@@ -65,7 +67,17 @@ async def token_of(environ: dict[str, str]) -> str:
     return (await made.communicate())[0].decode().strip()
 
 
-async def measure(url: str, environ: dict[str, str], rounds: int, grow_to: int) -> Rows:
+class Course(NamedTuple):
+    """What is measured: which works, how often, to a list of how many addresses, and with how many lines."""
+
+    works: tuple[str, ...]
+    rounds: int
+    grow_to: int
+    listed: int
+    lines: int
+
+
+async def measure(url: str, environ: dict[str, str], course: Course) -> Rows:
     """The rounds, then the growth of the list."""
     await migrations.upgrade(url)
     token = await token_of(environ)
@@ -78,10 +90,13 @@ async def measure(url: str, environ: dict[str, str], rounds: int, grow_to: int) 
         async with single_connection(url) as connection:
             await bare.make_tables(connection)
             bench = Bench(service, beside, connection, token)
-            for _ in range(rounds):
-                await bench.round()
-            if grow_to:
-                await bench.growth(grow_to)
+            for _ in range(course.rounds):
+                if "callbacks" in course.works:
+                    await bench.round()
+                if "questions" in course.works:
+                    await bench.questions(course.listed, course.lines)
+            if course.grow_to and "growth" in course.works:
+                await bench.growth(course.grow_to)
             return bench.rows
 
 
@@ -99,9 +114,12 @@ def table_of(rows: Rows, rounds: int) -> Table:
 @click.command()
 @click.option("--rounds", default=3, show_default=True, help="How often each work is measured.")
 @click.option("--grow-to", default=LARGE_LIST, show_default=True, help="Addresses of the large list; 0 leaves it out.")
+@click.option("--work", "works", type=click.Choice(WORKS), multiple=True, default=WORKS, help="Only this; repeatable.")
+@click.option("--list", "listed", default=ASKED_LIST, show_default=True, help="Addresses in the list that is asked.")
+@click.option("--lines", default=LINES, show_default=True, help="Lines of the streamed check.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Where the figures are written as JSON.")
 @click.option("--bare", "only_bare", is_flag=True, hidden=True)
-def main(rounds: int, grow_to: int, json_file: str | None, only_bare: bool) -> None:
+def main(json_file: str | None, only_bare: bool, **course: Any) -> None:
     """Measure the service beside bare Starlette and bare SQL, as ratios within this run."""
     if only_bare:
         bare.serve(BARE_PORT)
@@ -117,8 +135,8 @@ def main(rounds: int, grow_to: int, json_file: str | None, only_bare: bool) -> N
                 "KAHUNA_SECRET_KEY": "bench-secret-key",
                 "KAHUNA_BASE_URL": "http://127.0.0.1:9",
             }
-            rows = asyncio.run(measure(url, environ, rounds, grow_to))
-    Console(width=120).print(table_of(rows, rounds))
+            rows = asyncio.run(measure(url, environ, Course(**course)))
+    Console(width=120).print(table_of(rows, course["rounds"]))
     if json_file:
         Path(json_file).write_text(json.dumps(rows, indent=2), encoding="utf-8")
 

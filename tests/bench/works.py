@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from tests.bench import bare
+from tests.bench import bare, questions
 from tests.bench.load import Taken, ask, callback, callbacks, forget_peak, memory_of, pump, request
 
 BULK = 100_000
 SECONDS = 3.0
 SMALL_LIST, LARGE_LIST = 10_000, 10_000_000
-# Of the list that is made in SQL; the callbacks of the load add theirs.
+ASKED_LIST, LINES = 100_000, 100_000
+# Of the list that is made in SQL at once; the callbacks of the load add theirs.
 CHUNK = 250_000
 
 Row = dict[str, float]
@@ -72,11 +73,24 @@ class Bench:
         for entries, count in ((1, 30_000), (10, 10_000), (100, 2_000)):
             taken = await self._pump(self._service, callbacks(count, entries))
             self._note_load(f"callback of {entries}", taken, entries, posts)
+        await self._bulk()
+
+    async def questions(self, listed: int, lines: int) -> None:
+        """Every question once, to a list of so many addresses, and so many lines."""
+        await self._grow(listed)
         gets = await self._pump(self._beside, [request("GET", "/")] * 200_000)
         self._note_load("bare Starlette GET", gets)
-        known = request("GET", "/v1/suppressions/email/u1x1@example.com", Authorization=self._authorization)
-        self._note_load("status of one", await self._pump(self._service, [known] * 100_000), 1, gets)
-        await self._bulk()
+        asked = questions.addresses(listed, 20_000, time.time_ns())
+        path = "/v1/suppressions/email/"
+        calls = [request("GET", path + address, Authorization=self._authorization) for address in asked] * 5
+        self._note_load("status of one", await self._pump(self._service, calls), 1, gets)
+        for _ in range(questions.ROUNDS_OF_CHECK):
+            asked = questions.addresses(listed, questions.CHECKED, time.time_ns())
+            bare_seconds = await questions.bare_seconds(self._connection, asked)
+            seconds = await questions.check_seconds(self._service.port, self._authorization, asked)
+            self._note("check of 10,000: time over bare SQL", per_second=1 / seconds, ratio=seconds / bare_seconds)
+        figures = await questions.stream(*self._service, self._authorization, self._connection, listed, lines)
+        self._note(f"check of {lines:,} lines", **figures)
 
     async def _pump(self, server: Server, requests: list[bytes], seconds: float = SECONDS) -> Taken:
         return await pump(server.port, server.pid, requests, seconds)
@@ -121,13 +135,18 @@ class Bench:
         self._note(f"cost of a callback at {addresses:,}", per_second=large.per_second, ratio=ratio)
 
     async def _cost_at(self, addresses: int) -> Taken:
-        have = (await self._connection.execute(text("select count(*) from suppressions"))).scalar_one()
+        await self._grow(addresses)
+        runs = [await self._pump(self._service, callbacks(30_000, 1)) for _ in range(3)]
+        return sorted(runs, key=lambda run: run.per_second)[1]
+
+    async def _grow(self, addresses: int) -> None:
+        """Makes the list that long. What stands in it already, made or called in, is left as it is."""
+        known = "select count(*) from suppressions where address like 'g%@example.com'"
+        have = (await self._connection.execute(text(known))).scalar_one()
         for start in range(have, addresses, CHUNK):
             await self._connection.execute(_GROW, {"first": start, "last": min(start + CHUNK, addresses) - 1})
             await self._connection.commit()
         await self._settled()
-        runs = [await self._pump(self._service, callbacks(30_000, 1)) for _ in range(3)]
-        return sorted(runs, key=lambda run: run.per_second)[1]
 
     async def _settled(self) -> None:
         """What the growing left behind for the server to do is not to be paid by the load."""

@@ -51,10 +51,10 @@ class Site:
             path or f"/webhooks/default/{channel}", content=gzip.compress(body) if zipped else body, headers=headers
         )
 
-    async def token(self, *scopes: str, namespace: str | None = "default") -> Headers:
+    async def token(self, *scopes: str, namespace: str | None = "default", **limits: Any) -> Headers:
         """The headers of a caller whose new token has these scopes."""
         async with self.database.begin() as connection:
-            token = await access.create_token(connection, "tester", scopes, namespace, self.clock())
+            token = await access.create_token(connection, "tester", scopes, namespace, self.clock(), **limits)
         return {"Authorization": f"Bearer {token}"}
 
     async def execute(self, statement: str) -> None:

@@ -1,5 +1,6 @@
 """Questions and writes of internal services: the status document, who may ask, and what is refused in which words."""
 
+import gzip
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -260,6 +261,7 @@ async def test_without_a_token_that_is_known_nothing_is_told(site: Site, header:
 
 async def test_a_revoked_token_is_unknown(site: Site, everything: Headers) -> None:
     await site.execute("update tokens set revoked_at = now()")
+    site.clock.sleep(site.settings.token_cache_seconds)
     assert is_problem(await site.client.get(ANN, headers=everything), 401, "unauthenticated")
 
 
@@ -349,7 +351,7 @@ REFUSED_QUESTIONS = {
     "a day": ({"at": "2024-01-01"}, 422, "invalid-time"),
     "no offset": ({"at": "2024-01-01T00:00:00"}, 422, "invalid-time"),
     "the future": ({"at": "2026-03-01T12:00:01Z"}, 422, "future-time"),
-    "a namespace with a nul": ({"namespace": "a\0b"}, 403, "other-namespace"),
+    "a namespace with a nul": ({"namespace": "a\0b"}, 422, "invalid-parameter"),
 }
 
 
@@ -390,8 +392,14 @@ async def test_another_method_is_told_which_are_allowed(site: Site, everything: 
 
 
 async def test_there_is_nothing_elsewhere(site: Site, everything: Headers) -> None:
-    for path in ("/", "/v1", "/v2/suppressions/email/a@b", "/webhooks/default/fax", "/livez/", f"{ANN}/reactivate"):
+    for path in ("/", "/v1", "/v2/suppressions/email/a@b", "/webhooks/default/fax", "/livez/", f"{ANN}/nothing"):
         assert is_problem(await site.client.get(path, headers=everything), 404, "not-found")
+
+
+async def test_what_is_below_an_address_is_not_taken_for_an_address(site: Site, everything: Headers) -> None:
+    answer = await site.client.get(f"{ANN}/reactivate", headers=everything)
+    assert is_problem(answer, 405, "method-not-allowed")
+    assert answer.headers["Allow"] == "POST"
 
 
 async def test_a_stop_with_the_path_of_a_consent_makes_no_fact(site: Site, everything: Headers) -> None:
@@ -432,3 +440,32 @@ async def test_without_a_database_there_is_no_answer_yet(settings: Settings) -> 
         answer = await site.client.get(ANN, headers={"Authorization": "Bearer any"})
         assert is_problem(answer, 503, "storage-unavailable")
         assert int(answer.headers["Retry-After"]) > 0
+
+
+# Bodies that are compressed, and paths that are too long.
+
+
+async def put_zipped(site: Site, headers: Headers, body: bytes, encoding: str = "gzip") -> httpx.Response:
+    return await site.client.put(ANN, headers={**headers, "Content-Encoding": encoding}, content=body)
+
+
+async def test_a_body_may_be_compressed(site: Site, everything: Headers) -> None:
+    answer = await put_zipped(site, everything, gzip.compress(b'{"reason": "manual"}'))
+    assert (await document(answer))["suppressed"] is True
+
+
+async def test_a_body_that_is_not_what_its_encoding_says_is_refused(site: Site, everything: Headers) -> None:
+    whole = gzip.compress(b'{"reason": "manual"}')
+    for body in (b'{"reason": "manual"}', whole[:-5]):
+        assert is_problem(await put_zipped(site, everything, body), 400, "not-gzip")
+    assert is_problem(await put_zipped(site, everything, whole, "br"), 415, "unsupported-encoding")
+
+
+async def test_a_small_body_may_not_become_a_large_one(site: Site, everything: Headers) -> None:
+    bomb = gzip.compress(b" " * (2 * 1024 * 1024))
+    assert is_problem(await put_zipped(site, everything, bomb), 413, "body-too-large")
+
+
+async def test_a_path_that_nothing_can_mean_is_not_judged(site: Site, everything: Headers) -> None:
+    for path in (f"/v1/suppressions/email/{'a' * 17_000}@example.com", f"{ANN}?purpose={'a' * 17_000}"):
+        assert is_problem(await site.client.get(path, headers=everything), 414, "path-too-long")
