@@ -2,7 +2,7 @@
 
 # The first of these that is new enough makes the virtual environment. Name another with `make setup PYTHON=...`.
 PYTHON ?= python3.13 python3.12 python3.11 python3
-# Extra arguments for pytest, the benchmark or chaos, as in `make test ARGS="-k webhook"`.
+# Extra arguments for pytest, the benchmark, chaos or fuzz, as in `make test ARGS="-k webhook"`.
 ARGS ?=
 
 VENV := .venv
@@ -32,7 +32,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run test check fmt bench chaos lock clean
+.PHONY: help setup run test check fmt bench chaos fuzz lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -61,6 +61,9 @@ bench: setup ## Measure the speed beside bare Starlette and bare SQL (ARGS="--he
 
 chaos: setup ## Break the service under load and check its promises (ARGS="--help" for the choices)
 	$(BIN)/python -m tests.chaos $(ARGS)
+
+fuzz: setup ## Try a million hostile bodies and odd connections (ARGS="--help" for the choices)
+	$(BIN)/python -m tests.hostile $(ARGS)
 
 lock: $(UV) ## Resolve the locks anew (UPGRADE=--upgrade for newer versions)
 	$(COMPILE) --extra embedded --group dev --output-file requirements.lock pyproject.toml

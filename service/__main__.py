@@ -23,6 +23,8 @@ from rich.table import Column, Table
 from service import app, demo, embedded, operation, settings, shell, up, worker
 from service.domain.addresses import CHANNELS, Channel
 from service.errors import KahunaSyncError, SettingsError
+from service.flows import ingest, upkeep
+from service.front import FrontConfig
 from service.kahuna import webhook
 from service.kahuna.simulator import SimulatorConfig, build_simulator
 from service.operation import NAMESPACE, started, with_database
@@ -74,7 +76,7 @@ def up_command(port: int | None, demonstrate: bool, simulator_port: int) -> None
         _refuse_taken(loaded.host, loaded.port)
         environ["DATABASE_URL"] = loaded.database_url or ""
         environ["SPOOL_DIR"] = str(loaded.spool_dir or loaded.data_dir / "spool")
-        asyncio.run(migrations.upgrade(loaded.database_direct_url or environ["DATABASE_URL"]))
+        asyncio.run(_migrate(loaded))
         stack.enter_context(up.only_one(loaded.data_dir))
         commands = [["web"], ["worker"]]
         walk: Coroutine[Any, Any, None] | None = None
@@ -110,7 +112,9 @@ def web_command(parent: int | None) -> None:
         # What start-up made stays for good: looked through again and again, it costs a tenth of every callback.
         gc.freeze()
         gc.set_threshold(20_000, 50, 100)
-        _run(_serve(application, loaded.host, loaded.port, parent, partial(app.end_waits, application)))
+        limit, seconds = loaded.head_limit_bytes, loaded.head_timeout_seconds
+        config = FrontConfig(application, loaded.host, loaded.port, head_limit=limit, head_seconds=seconds)
+        _run(_serve(config, parent, partial(app.end_waits, application)))
 
 
 @cli.command("worker")
@@ -133,8 +137,15 @@ def worker_command(parent: int | None) -> None:
 def migrate_command() -> None:
     """Bring the database to the newest schema."""
     with started(os.environ) as loaded:
-        asyncio.run(migrations.upgrade(loaded.database_direct_url or loaded.database_url or ""))
+        asyncio.run(_migrate(loaded))
         click.echo(f"The database is at revision {migrations.head()}.", err=True)
+
+
+async def _migrate(loaded: Settings) -> None:
+    """The newest schema, and the partitions of now and soon, so that not even the first callback goes astray."""
+    await migrations.upgrade(loaded.database_direct_url or loaded.database_url or "")
+    async with Database.of(loaded) as database:
+        await upkeep.make_ahead(database, ingest.rules_of(loaded), app.utc_now)
 
 
 @cli.command("simulator")
@@ -158,7 +169,7 @@ def simulator_command(
     secret_from = "that of KAHUNA_SECRET_KEY" if namespace.secret_key else demo.SECRET_KEY
     api_from = "that of KAHUNA_API_KEY" if namespace.api_key else demo.API_KEY
     click.echo(f"Its Secret Key is {secret_from}, its API Key {api_from}", err=True)
-    _run(_serve(simulator, "127.0.0.1", port, parent))
+    _run(_serve(FrontConfig(simulator, "127.0.0.1", port), parent))
 
 
 @cli.group("token")
@@ -354,25 +365,8 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-async def _serve(
-    application: app.Application,
-    host: str,
-    port: int,
-    parent: int | None,
-    end_waits: Callable[[], None] = lambda: None,
-) -> None:
+async def _serve(config: uvicorn.Config, parent: int | None, end_waits: Callable[[], None] = lambda: None) -> None:
     """Serves until a signal, or until the parent is gone. What is under way may finish first."""
-    config = uvicorn.Config(
-        application,
-        host=host,
-        port=port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=10,
-        # Longer than load balancers keep an idle connection: whoever closes first must not be us.
-        timeout_keep_alive=75,
-    )
     server = _Server(config)
     stop = asyncio.Event()
     up.stop_on_signals(stop)

@@ -66,6 +66,8 @@ A = TypeVar("A")
 
 IMPORTS_AT_ONCE: Final = 2
 """Lists that one process takes in at the same time; each has a connection of the pool, and a share of its threads."""
+BULK_AT_ONCE: Final = 2
+"""Large callbacks that are read and stored at the same time."""
 
 LOOKUPS_AT_ONCE: Final = 2
 """Shared lookups under way; each has a connection of the pool."""
@@ -134,6 +136,7 @@ def _service(settings: Settings, metrics: Metrics, clock: Callable[[], datetime]
         clock=clock,
         budget=Budget(settings.body_budget_bytes),
         reading=asyncio.Semaphore(1),
+        bulk=asyncio.Semaphore(BULK_AT_ONCE),
         checking=asyncio.Semaphore(CHECKS_AT_ONCE),
         feed=Feed(database, names, settings.changes_poll_seconds, settings.database_direct_url),
         exports=asyncio.Semaphore(export.AT_ONCE),

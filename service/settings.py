@@ -21,6 +21,9 @@ from service.errors import SettingsError
 VENDOR_BASE_URL: Final = "https://tap-nexus.appspot.com"
 
 MOST_ENTRIES: Final = 100_000
+SHORTEST_LEASE: Final = 3
+"""Seconds: a claim is renewed three times in its length, and an event loop may be held up for a moment."""
+
 MOST_DAYS: Final = 36_500
 
 _T = TypeVar("_T")
@@ -144,6 +147,10 @@ class Settings:
     default_namespace: str | None = setting(
         None, "Namespace of the vendor's example paths. Unset: the only one, or the one named `default`"
     )
+    head_limit_bytes: int = setting(64 * 1024, "Bytes of a request line and its headers, together, at most")
+    head_timeout_seconds: float = setting(
+        15.0, "Seconds within which they must have arrived; a connection on which nobody asks ends after them too"
+    )
     body_limit_bytes: int = setting(10 * 1024 * 1024, "Largest callback body in bytes, as sent and once decompressed")
     body_timeout_seconds: float = setting(30.0, "Seconds within which a callback body must have arrived")
     body_budget_bytes: int = setting(
@@ -162,7 +169,9 @@ class Settings:
     push_batch_entries: int = setting(5000, "Corrections in one call of a Sync API, at most 100000")
     push_timeout_seconds: float = setting(60.0, "Seconds that one call of a Sync API may take as a whole")
     push_lease_seconds: float = setting(
-        300.0, "Seconds after which corrections that a dead worker had claimed are free again"
+        30.0,
+        "Seconds after which corrections that a dead worker had claimed are free again, at least 3; a living one "
+        "renews its claim",
     )
     push_request_budget: int = setting(64, "Calls that one bisection may spend on finding a refused entry")
     push_first_delay_seconds: float = setting(1.0, "Seconds before the first retry; doubles with each attempt")
@@ -401,7 +410,7 @@ def _check_numbers(settings: Settings) -> None:
         raise SettingsError("PORT must be at most 65535.")
     if settings.push_batch_entries > MOST_ENTRIES:
         raise SettingsError(f"PUSH_BATCH_ENTRIES must be at most {MOST_ENTRIES}, the vendor's own limit.")
-    if settings.push_lease_seconds < 2 * settings.push_timeout_seconds:
+    if settings.push_lease_seconds < SHORTEST_LEASE:
         raise SettingsError(
-            "PUSH_LEASE_SECONDS must be at least twice PUSH_TIMEOUT_SECONDS, or a slow call is sent twice."
+            f"PUSH_LEASE_SECONDS must be at least {SHORTEST_LEASE}, or a claim ends before it is renewed."
         )

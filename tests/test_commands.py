@@ -1,5 +1,6 @@
 """What commands say beside their result, for a person who is about to be puzzled."""
 
+import asyncio
 import socket
 import threading
 from collections.abc import Iterator
@@ -10,9 +11,12 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from sqlalchemy import text
 
 from service.__main__ import cli
 from service.errors import SettingsError
+from service.flows import upkeep
+from service.store.database import single_connection
 
 
 class Refusing(BaseHTTPRequestHandler):
@@ -76,3 +80,17 @@ def test_a_body_sent_to_the_webhook_of_the_other_channel_is_told_so(tmp_path: Pa
 def test_no_command_is_told_in_half_a_sentence(words: tuple[str, ...]) -> None:
     lines = run(*words, "--help").stdout.splitlines()[1:]
     assert not [line for line in lines if line.endswith("...")]
+
+
+def test_migrate_makes_the_first_months(database_url: str) -> None:
+    """So that not even the first callback goes to the default partitions."""
+    for _ in range(2):
+        result = CliRunner().invoke(cli, ["migrate"], env={"DATABASE_URL": database_url})
+        assert result.exit_code == 0
+    query = "select count(*) from pg_inherits where inhparent in ('batches'::regclass, 'changes'::regclass)"
+    assert asyncio.run(one_of(database_url, query)) == 2 * (1 + 1 + upkeep.AHEAD)
+
+
+async def one_of(url: str, query: str) -> Any:
+    async with single_connection(url) as connection:
+        return (await connection.execute(text(query))).scalar()

@@ -232,7 +232,7 @@ WRONG = {
     "whole": ("PORT", "1.5"),
     "port": ("PORT", "65536"),
     "entries": ("PUSH_BATCH_ENTRIES", "100001"),
-    "lease": ("PUSH_LEASE_SECONDS", "119"),
+    "lease": ("PUSH_LEASE_SECONDS", "2.9"),
     "scheme": ("KAHUNA_BASE_URL", f"ftp://{SECRET}"),
     "no host": ("KAHUNA_BASE_URL", "https://"),
     "no such port": ("KAHUNA_BASE_URL", "https://kahuna.test:99999"),

@@ -1,12 +1,14 @@
 """Owns the way of corrections to Kahuna: claimed under a lease, sent in batches, each answer written down at once.
 
-The vendor is called between transactions, never inside one. Killed at any point, nothing is lost: what was claimed is
-free again when its lease ends, and is then, at worst, sent twice.
+The vendor is called between transactions, never inside one. A lease is short, and renewed while the push is under way,
+however long a call takes. Killed at any point, nothing is lost: what was claimed is free again when its lease ends, and
+is then, at worst, sent twice.
 """
 
+import asyncio
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -19,7 +21,7 @@ from service.kahuna import errors, wire
 from service.kahuna.client import KahunaClient
 from service.settings import Settings
 from service.store import outbox
-from service.store.database import Database, until_settled
+from service.store.database import Database, is_conflict, until_settled
 from service.store.outbox import Circuit, Claimed, Scope, Settlement
 from service.telemetry import logger
 
@@ -34,6 +36,10 @@ _FAILURES: Final[Mapping[type[errors.KahunaError], Failure]] = {
     errors.Ambiguous: "unproved",
     errors.UnreadableAnswer: "unreadable",
 }
+
+
+BEATS: Final = 3
+"""Renewals in the time of a lease: two may fail before it ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +111,30 @@ class _Claim:
         )
 
     async def hold(self) -> bool:
-        """Renews the lease before another call; False if somebody else has taken the corrections over."""
+        """Renews the lease; False if nothing is under it, or somebody else has taken the corrections over."""
         until = self.pusher.clock() + self.pusher.limits.lease
         async with self.pusher.database.begin() as connection:
             return await outbox.renew(connection, self.lease, until) > 0
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """Renews the lease again and again while the block lasts."""
+        beating = asyncio.create_task(self._beat())
+        try:
+            yield
+        finally:
+            beating.cancel()
+            await asyncio.gather(beating, return_exceptions=True)
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(self.pusher.limits.lease.total_seconds() / BEATS)
+            try:
+                await self.hold()
+            except Exception as error:  # noqa: BLE001 (the push goes on; what it cannot settle another will)
+                # A database that is away or busy has two beats more; then another worker takes over, as it must.
+                if not isinstance(error, StorageUnavailable) and not is_conflict(error):
+                    logger().error("lease.not_renewed", namespace=self.pusher.namespace, exc_info=error)
 
 
 async def push_due(pusher: Pusher, channel: Channel) -> bool:
@@ -125,8 +151,10 @@ async def push_due(pusher: Pusher, channel: Channel) -> bool:
         claimed = await outbox.claim(connection, pusher.namespace, channel, limit, lease, now, until)
     if not claimed:
         return False
+    claim = _Claim(pusher, channel, lease, probing=circuit is not None)
     try:
-        await _send_all(_Claim(pusher, channel, lease, probing=circuit is not None), claimed)
+        async with claim.held():
+            await _send_all(claim, claimed)
     except BaseException:
         # Told to stop, or the database is away: another worker need not wait for the lease, if this can still be said.
         with suppress(StorageUnavailable):

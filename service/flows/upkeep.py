@@ -10,9 +10,10 @@ import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
-from service.errors import StorageBusy
+from service.errors import StorageBusy, StorageUnavailable
 from service.flows.ingest import Rules
 from service.flows.reconcile import TakenOver
 from service.flows.testimony import Testimony, testimony_of
@@ -90,49 +91,89 @@ async def run_due(database: Database, rules: Rules, retention: Retention, clock:
     return True
 
 
+async def make_ahead(database: Database, rules: Rules, clock: Callable[[], datetime]) -> None:
+    """Makes the months of now and soon, before the first callback comes, unless a worker is at it already; leaves the
+    rest to the worker, at once."""
+    now = clock()
+    async with database.begin() as connection:
+        lease = await leases.claim(connection, "upkeep", now, now + LEASE)
+    if lease is None:
+        return
+    upkeep = Upkeep(database, rules, clock, lease)
+    for receipts in (ARCHIVE, FEED):
+        error = await _failure_of(partial(_make_ahead, upkeep, receipts))
+        if error is not None:
+            _tell(error)
+    async with database.begin() as connection:
+        await leases.hold(connection, lease, clock())
+
+
 async def _attempt(upkeep: Upkeep, retention: Retention) -> timedelta:
-    """One run; returns when to look again."""
+    """One run; returns when to look again. What fails keeps nothing else from being done."""
+    steps: list[Callable[[], Awaitable[None]]] = [partial(_make_months, upkeep, one) for one in (ARCHIVE, FEED)]
+    for receipts, kept in ((FEED, retention.feed), (ARCHIVE, retention.archive)):
+        if kept is not None:
+            oldest = partitions.month_of(upkeep.clock() - kept)
+            steps.append(partial(_drop_months, upkeep, receipts, oldest))
+    failures = [error for step in steps if (error := await _failure_of(step)) is not None]
+    for error in {type(error): error for error in failures}.values():
+        _tell(error)
+    return SOON if any(not isinstance(error, TakenOver) and not is_forbidden(error) for error in failures) else EVERY
+
+
+async def _failure_of(step: Callable[[], Awaitable[None]]) -> Exception | None:
     try:
-        for receipts in (ARCHIVE, FEED):
-            await _make_months(upkeep, receipts)
-        for receipts, kept in ((FEED, retention.feed), (ARCHIVE, retention.archive)):
-            if kept is not None:
-                await _drop_months(upkeep, receipts, partitions.month_of(upkeep.clock() - kept))
-    except TakenOver:
-        logger().warning("upkeep.taken_over")
-    except StorageBusy:
-        logger().info("upkeep.postponed", because="others hold the tables")
-        return SOON
-    except Exception as error:
-        if not is_forbidden(error):
+        await step()
+    except StorageUnavailable as error:
+        if not isinstance(error, StorageBusy):
             raise
+        return error
+    except Exception as error:  # noqa: BLE001 (months that cannot be made must not keep others from being dropped)
+        return error
+    return None
+
+
+def _tell(error: Exception) -> None:
+    if isinstance(error, TakenOver):
+        logger().warning("upkeep.taken_over")
+    elif isinstance(error, StorageBusy):
+        logger().info("upkeep.postponed", because="others hold the tables")
+    elif is_forbidden(error):
         logger().error("upkeep.refused", fix="let the worker's database role own the tables; callbacks go on meanwhile")
-    return EVERY
+    else:
+        logger().error("upkeep.failed", exc_info=error)
 
 
 async def _make_months(upkeep: Upkeep, receipts: Receipts) -> None:
     """The current month and those ahead; then the past ones that the default partition has rows of."""
+    await _make_ahead(upkeep, receipts)
     current = partitions.month_of(upkeep.clock())
-    wanted = [current]
-    for _ in range(AHEAD):
-        wanted.append(wanted[-1].next)
-    there = set(await upkeep.do(partitions.months, receipts))
-    for month in wanted:
-        if month not in there:
-            await _make(upkeep, receipts, month, open_now=month == current)
+    last: Month | None = None
     while astray := await upkeep.do(partitions.astray, receipts, current):
-        if astray in there:
+        if astray == last:  # others put more there, who do not know the partition yet
             return
-        there.add(astray)
-        await _make(upkeep, receipts, astray, open_now=False)
+        last = astray
+        await _make(upkeep, receipts, astray)
 
 
-async def _make(upkeep: Upkeep, receipts: Receipts, month: Month, *, open_now: bool) -> None:
-    moved = await upkeep.do(partitions.make, receipts, month, open_now=open_now)
-    if moved is None:
-        logger().warning("partition.postponed", partition=month.partition_of(receipts), because="many rows are astray")
-    else:
-        logger().info("partition.made", partition=month.partition_of(receipts), moved=moved)
+async def _make_ahead(upkeep: Upkeep, receipts: Receipts) -> None:
+    month = partitions.month_of(upkeep.clock())
+    there = set(await upkeep.do(partitions.months, receipts))
+    for _ in range(AHEAD + 1):
+        if month not in there:
+            await _make(upkeep, receipts, month)
+        month = month.next
+
+
+async def _make(upkeep: Upkeep, receipts: Receipts, month: Month) -> None:
+    """All of a month, slice by slice: whoever is cut short is gone on from by the next."""
+    moved = 0
+    while True:
+        part = await upkeep.do(partitions.make, receipts, month)
+        moved += part.rows
+        if part.whole:
+            break
+    logger().info("partition.made", partition=month.partition_of(receipts), moved=moved)
 
 
 async def _drop_months(upkeep: Upkeep, receipts: Receipts, oldest_kept: Month) -> None:

@@ -16,11 +16,31 @@ import msgspec
 
 from service.domain.addresses import Channel
 from service.domain.facts import Action
-from service.kahuna.salvage import MAX_DEPTH, MAX_DIGITS, SURROGATE, NotAnArray, NotJson, salvage
+from service.kahuna.salvage import (
+    MAX_DEPTH,
+    MAX_DIGITS,
+    MAX_ENTRIES,
+    SURROGATE,
+    NotAnArray,
+    NotJson,
+    TooManyEntries,
+    salvage,
+    too_deep,
+)
 from service.kahuna.wire import EMAIL_WORDS
 from service.settings import Secret
 
-__all__ = ["Callback", "Entry", "NotAnArray", "NotJson", "raw_entries", "read", "sign", "verify"]
+__all__ = [
+    "Callback",
+    "Entry",
+    "NotAnArray",
+    "NotJson",
+    "TooManyEntries",
+    "raw_entries",
+    "read",
+    "sign",
+    "verify",
+]
 
 _BOM: Final = b"\xef\xbb\xbf"
 
@@ -102,16 +122,28 @@ class Callback:
 
 
 def read(body: bytes, channel: Channel, words: Mapping[str, str] = EMAIL_WORDS) -> Callback:
-    """The callback in this body. NotJson or NotAnArray if there is none."""
+    """The callback in this body. NotJson or NotAnArray if there is none, TooManyEntries if it has more than anybody
+    sends."""
     body = body.removeprefix(_BOM)
     try:
-        if channel == "email":
-            emails = _EMAIL_ENTRIES.decode(body)
-            return Callback(channel, emails, [entry.email for entry in emails], (), words)
-        numbers = _SMS_ENTRIES.decode(body)
-        return Callback(channel, numbers, [entry.number for entry in numbers], (), words)
+        known = _documented(body, channel, words)
     except (ValueError, RecursionError):
         return read_mildly(body, channel, words)
+    _bound(known.values)
+    return known
+
+
+def _documented(body: bytes, channel: Channel, words: Mapping[str, str]) -> Callback:
+    if channel == "email":
+        emails = _EMAIL_ENTRIES.decode(body)
+        return Callback(channel, emails, [entry.email for entry in emails], (), words)
+    numbers = _SMS_ENTRIES.decode(body)
+    return Callback(channel, numbers, [entry.number for entry in numbers], (), words)
+
+
+def _bound(values: Sequence[object]) -> None:
+    if len(values) > MAX_ENTRIES:
+        raise TooManyEntries
 
 
 def read_mildly(body: bytes, channel: Channel, words: Mapping[str, str] = EMAIL_WORDS) -> Callback:
@@ -125,6 +157,7 @@ def read_mildly(body: bytes, channel: Channel, words: Mapping[str, str] = EMAIL_
         return _callback(channel, [entry.value for entry in salvaged], bad, words)
     if not isinstance(values, list):
         raise NotAnArray
+    _bound(values)
     return _callback(channel, values, _too_deep(body, values), words)
 
 
@@ -188,30 +221,15 @@ def _text(body: bytes) -> str:
         raise NotJson from None
 
 
-def _too_deep(body: bytes, values: list[object]) -> frozenset[int]:
+def _too_deep(body: bytes, values: list[object]) -> Collection[int]:
     """The entries that `salvage` would call nested too deep, so that one body has one reading whoever decodes it."""
     brackets = body.count(b"[") + body.count(b"{") - 1
     if brackets <= MAX_DEPTH:
-        return frozenset()
+        return ()
     # Each container entry has a bracket of its own. Ordinary entries are flat and leave none over, which ends it here.
     if brackets - sum(isinstance(value, (dict, list)) for value in values) < MAX_DEPTH:
-        return frozenset()
-    return frozenset(index for index, value in enumerate(values) if _depth_exceeds(value, MAX_DEPTH))
-
-
-def _depth_exceeds(value: object, limit: int) -> bool:
-    """Level by level, for recursion is what must not happen here."""
-    level = _containers([value])
-    for _ in range(limit):
-        if not level:
-            return False
-        level = _containers(child for parent in level for child in parent)
-    return bool(level)
-
-
-def _containers(values: Iterable[object]) -> list[Collection[object]]:
-    """Those of the values that hold others, each as the collection of what it holds."""
-    return [value if isinstance(value, list) else value.values() for value in values if isinstance(value, (dict, list))]
+        return ()
+    return too_deep(body)
 
 
 def _text_at(value: object, key: str) -> str | None:

@@ -56,6 +56,9 @@ REFUSAL_STATES: Final = frozenset({"28000", "28P01", "3D000"})
 OUTDATED_STATES: Final = frozenset({"42P01", "42703"})
 """No such table or column."""
 
+SNAPSHOT_PATIENCE: Final = 30.0
+"""Seconds that a snapshot waits for its tables: a migration or an upkeep may be at them."""
+
 BENCH: Final = 2
 """Connections kept ready for `Database.straight`, of those that the pool may open."""
 
@@ -204,14 +207,20 @@ class Database:
             raise sqlalchemy.exc.InvalidatePoolError
 
     @asynccontextmanager
-    async def snapshot(self, *tables: str) -> AsyncIterator[AsyncConnection]:
+    async def snapshot(self, *tables: str, patience: float = SNAPSHOT_PATIENCE) -> AsyncIterator[AsyncConnection]:
         """Reads everything as of one moment, however long that takes. It writes nothing, so the feed does not wait for
-        it. Of `tables` no partition is dropped meanwhile: those that go are gone for every snapshot."""
+        it. Of `tables` no partition is dropped meanwhile: those that go are gone for every snapshot. StorageBusy if
+        others hold one of them for longer than the seconds of `patience`."""
         frozen = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         async with _weather(), frozen.begin() as connection:
             # The moment is that of the first query, so these come before it.
-            await connection.execute(text("set local lock_timeout = '30s'"))
-            await connection.execute(text(f"lock table {', '.join(tables)} in access share mode"))
+            await connection.execute(text(f"set local lock_timeout = {patience * 1000:.0f}"))
+            try:
+                await connection.execute(text(f"lock table {', '.join(tables)} in access share mode"))
+            except sqlalchemy.exc.DBAPIError as error:
+                if not is_conflict(error):
+                    raise
+                raise StorageBusy(f"Another session holds {' or '.join(tables)}; try again when it is done.") from error
             await connection.execute(_WITHOUT_LIMITS)
             yield connection
 

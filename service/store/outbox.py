@@ -216,9 +216,13 @@ async def claim(
 
 
 async def renew(connection: AsyncConnection, lease: uuid.UUID, until: datetime) -> int:
-    """Holds a claim for longer; returns how many corrections are still under it."""
-    query = update(corrections).where(corrections.c.lease_id == lease, corrections.c.state == "sending")
-    return (await connection.execute(query.values(lease_until=until))).rowcount
+    """Holds a claim for longer; returns how many corrections are still under it. Waits for nobody: a row that somebody
+    has locked is being settled or looked at, and has the next renewal."""
+    mine = (corrections.c.lease_id == lease, corrections.c.state == "sending")
+    free = select(corrections.c.id).where(*mine).with_for_update(skip_locked=True)
+    renewed = update(corrections).where(corrections.c.id.in_(free.scalar_subquery()))
+    await connection.execute(renewed.values(lease_until=until))
+    return (await connection.execute(select(func.count()).select_from(corrections).where(*mine))).scalar_one()
 
 
 async def release_expired(connection: AsyncConnection, now: datetime) -> int:

@@ -90,8 +90,8 @@ class _Part:
         with open(self.descriptor, "wb", closefd=False) as file:
             file.write(content)
 
-    def settle(self) -> None:
-        os.fsync(self.descriptor)
+    def settle(self, force: Callable[[int], None]) -> None:
+        force(self.descriptor)
         self.path.rename(self.final)
 
     def drop(self) -> None:
@@ -106,12 +106,20 @@ class _Part:
 
 
 class Spool:
-    """The spool in one folder, of at most `limit` bytes of disk."""
+    """The spool in one folder, of at most `limit` bytes of disk. `force` has what was written to a descriptor outlive a
+    power loss."""
 
-    def __init__(self, folder: Path, limit: int, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        limit: int,
+        monotonic: Callable[[], float] = time.monotonic,
+        force: Callable[[int], None] = os.fsync,
+    ) -> None:
         self._folder = folder
         self._limit = limit
         self._monotonic = monotonic
+        self._force = force
         self._turn = threading.Lock()
         self._known: dict[str, str] = {}
         self._size = 0
@@ -264,7 +272,7 @@ class Spool:
         whole = [part for part in parts if not isinstance(answers[part.key], StorageUnavailable)]
         for part in whole:
             try:
-                part.settle()
+                part.settle(self._force)
             except OSError as error:
                 self._undo([part])
                 answers[part.key] = _unkept(error)
@@ -283,7 +291,7 @@ class Spool:
             return
         descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            os.fsync(descriptor)
+            self._force(descriptor)
         finally:
             os.close(descriptor)
 
@@ -301,7 +309,7 @@ class Spool:
         part = _Part("", path, path)
         try:
             part.write(b"\0" * BLOCK)
-            os.fsync(part.descriptor)
+            self._force(part.descriptor)
         finally:
             part.close()
             part.drop()

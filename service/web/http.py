@@ -87,6 +87,7 @@ class Service:
     clock: Callable[[], datetime]
     budget: Budget
     reading: asyncio.Semaphore
+    bulk: asyncio.Semaphore
     checking: asyncio.Semaphore
     feed: Feed
     exports: asyncio.Semaphore

@@ -47,6 +47,7 @@ PROBLEMS: Final[Mapping[str, Problem]] = {
     ),
     # What was sent.
     "body-too-slow": Problem(408, "The body did not arrive in time; send it again."),
+    "too-many-entries": Problem(413, "The callback has more entries than anybody sends; send fewer at a time."),
     "body-too-large": Problem(413, "The body is over the limit that the detail names; send less at a time."),
     "path-too-long": Problem(414, "The path and the query are over the limit that the detail names."),
     "unsupported-encoding": Problem(415, "Send the body as it is, or with Content-Encoding: gzip."),

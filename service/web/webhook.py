@@ -6,6 +6,7 @@ import hmac
 import random
 import uuid
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
@@ -19,6 +20,7 @@ from service.errors import (
     RequestError,
     SignatureRefused,
     StorageUnavailable,
+    TooLarge,
     UnsupportedEncoding,
 )
 from service.flows.ingest import Ingested
@@ -31,6 +33,9 @@ from service.web.contract import Answer, AnyOperation, Nothing, Operation, Strea
 from service.web.http import Service, decompressed, problem_of, read_body, send_json
 
 ERRORS_SHOWN: Final = 100
+
+BULK_BODY: Final = 256 * 1024
+"""Bytes from which on a body is read and stored only with few others of its size."""
 
 SMALL_BODY: Final = 16 * 1024
 """Bytes up to which a body is read on the spot."""
@@ -58,6 +63,7 @@ _PROBLEMS: Final = (
     "signature-wrong",
     "unsupported-encoding",
     "body-too-large",
+    "too-many-entries",
     "body-too-slow",
     "not-gzip",
     "not-json",
@@ -209,17 +215,22 @@ async def _receive(call: Call, channel: Channel) -> tuple[dict[str, Any], str]:
             # However small it is: what comes out of it may be as large as the limit.
             body = await asyncio.to_thread(decompressed, body, limit)
             take(len(body))
-        words = service.rules.words[namespace.name]
-        if len(body) <= SMALL_BODY:
-            callback = _verified(body, channel, signature, namespace, words)
-        else:
-            # It must not hold up the others; and one at a time, since it takes many times its size.
-            async with service.reading:
-                callback = await asyncio.to_thread(_verified, body, channel, signature, namespace, words)
-        ingested = await service.door.ingest(_batch(call, namespace, channel, body), callback)
+        # A large one takes many times its size in memory until it is stored.
+        async with service.bulk if len(body) > BULK_BODY else nullcontext():
+            callback = await _read(service, namespace, channel, body, signature)
+            ingested = await service.door.ingest(_batch(call, namespace, channel, body), callback)
     finally:
         service.budget.give_back(taken)
     return _answer(service, channel, ingested, len(callback.values)), ingested.state
+
+
+async def _read(service: Service, namespace: Namespace, channel: Channel, body: bytes, signature: str) -> Callback:
+    words = service.rules.words[namespace.name]
+    if len(body) <= SMALL_BODY:
+        return _verified(body, channel, signature, namespace, words)
+    # It must not hold up the others; and one at a time, since it takes many times its size.
+    async with service.reading:
+        return await asyncio.to_thread(_verified, body, channel, signature, namespace, words)
 
 
 def _namespace(call: Call) -> Namespace:
@@ -247,6 +258,8 @@ def _verified(
         raise BadRequest("The body is JSON, but not an array of entries.", "not-an-array") from None
     except webhook.NotJson:
         raise BadRequest("The body is not JSON.", "not-json") from None
+    except webhook.TooManyEntries as error:
+        raise TooLarge(f"Send fewer at a time: {error}.", "too-many-entries") from None
     if not webhook.verify(callback.signed_values, signature, namespace.api_key):
         raise SignatureRefused(
             "The signature is not that of these addresses with this namespace's key.", "signature-wrong"

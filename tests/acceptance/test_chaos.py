@@ -27,7 +27,7 @@ SEED = 20261122
 def victim() -> Iterator[Deployment]:
     """A deployment of its own, since its children are killed."""
     vendor = Vendor({"single-secret": "single-key"}).start()
-    # A correction that a killed worker had claimed is free again when its lease ends: seconds here, minutes by default.
+    # A correction that a killed worker had claimed is free again when its lease ends: sooner here than by default.
     service = Service({**single_settings(vendor), "PUSH_LEASE_SECONDS": "6", "PUSH_TIMEOUT_SECONDS": "3"})
     try:
         service.start()

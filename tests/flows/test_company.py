@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from service.domain.addresses import Channel
 from service.flows import write
@@ -79,6 +80,15 @@ async def test_bad_entries_are_counted_where_they_came(world: World) -> None:
         (answers[0].batch_id, 2),
     ]
     assert [msgspec.json.decode(row.entry) for row in kept] == bad
+
+
+async def test_those_without_a_single_good_entry_are_no_exception(world: World) -> None:
+    with capture_logs() as lines:
+        answers = await asyncio.gather(
+            *(world.callback("email", [{"n": n}]) for n in range(3)), world.callback("email", [])
+        )
+    assert [counts(answer.outcome) for answer in answers] == [(0, 0, 1)] * 3 + [(0, 0, 0)]
+    assert "group.parted" not in [line["event"] for line in lines]
 
 
 async def test_one_that_cannot_be_applied_does_not_spoil_its_company(world: World) -> None:

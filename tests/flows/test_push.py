@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import text
 
 from service.flows import push
 from service.store import outbox
@@ -244,6 +245,37 @@ async def test_a_dead_worker_s_corrections_are_free_when_its_lease_ends(world: W
     assert await push.release_expired(world.database, world.clock) == 1
     await world.push("sms")
     assert states(await world.corrections()) == ["sent"]
+
+
+async def test_a_call_that_takes_longer_than_the_lease_keeps_it(world: World) -> None:
+    await stops(world, 3)
+    await world.fault(latency_seconds=30)
+    task = asyncio.create_task(world.push(lease=timedelta(seconds=0.03)))
+    while not await world.corrections("sending"):  # noqa: ASYNC110 (the database tells nobody)
+        await asyncio.sleep(0.01)
+    for _ in range(2):
+        world.clock.sleep(1000)
+        while min(row.lease_until for row in await world.corrections("sending")) < world.clock():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert await push.release_expired(world.database, world.clock) == 0
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    world.clock.sleep(1000)
+    assert len(await world.corrections("pending")) == 3, "and lets go of it at its end"
+
+
+async def test_a_renewal_waits_for_nobody(world: World) -> None:
+    """What somebody looks at right now is still under the lease, though it is not renewed this time."""
+    await world.stop("sms", "15550100001", "do_not_call")
+    await world.stop("sms", "15550100002", "do_not_call")
+    claimed, lease = await claim(world)
+    later = world.clock() + timedelta(days=1)
+    async with world.database.begin() as other:
+        await other.execute(text(f"select 1 from corrections where id = {claimed[0].id} for update"))
+        async with world.database.begin() as connection:
+            assert await outbox.renew(connection, lease, later) == 2
+    until = {row.id: row.lease_until for row in await world.corrections()}
+    assert [until[one.id] == later for one in claimed] == [False, True]
 
 
 async def test_a_worker_that_lost_its_lease_settles_nothing(world: World) -> None:

@@ -2,18 +2,21 @@
 
 import asyncio
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from structlog.testing import capture_logs
 
 from service.flows import upkeep
 from service.flows.reconcile import TakenOver
 from service.flows.upkeep import Retention
 from service.store import batches, leases
-from service.store.database import Connection, Database
+from service.store import partitions as partition_store
+from service.store.database import Connection, Database, single_connection
 from tests.flows.speaking import World
 from tests.flows.test_ingest import NUMBER, suppressed, unsub
 from tests.flows.test_reviews import decide, reviewing, start
@@ -81,18 +84,71 @@ async def test_an_id_without_a_sane_time_stays_in_the_default_partition(world: W
     assert await homes(world, "batches") == ["batches_default"]
 
 
-async def test_a_month_in_use_is_not_held_up_by_a_great_move(world: World) -> None:
+async def rows_astray(world: World, count: int, apart: str) -> None:
+    """Rows of the feed in March, from before any partition was made."""
     await world.execute(
-        """insert into changes (namespace, channel, address, recorded_at)
-           select 'default', 'email', 'a@example.com', '2026-03-01T12:00Z' from generate_series(1, 20001)"""
+        f"""insert into changes (namespace, channel, address, recorded_at)
+            select 'default', 'email', 'a' || n, timestamptz '2026-03-01T00:00Z' + n * interval '{apart}'
+            from generate_series(1, {count}) as n"""
     )
-    with capture_logs() as logs:
-        await tidy(world)
-    assert "partition.postponed" in {line["event"] for line in logs}
-    assert await partitions(world, "changes") == {"changes_2026_04", "changes_2026_05"}
-    world.clock.sleep(31 * 24 * HOUR)
-    await tidy(world, Retention())
-    assert set(await homes(world, "changes")) == {"changes_2026_03"}
+
+
+async def test_a_great_move_goes_slice_by_slice_while_callbacks_come(world: World) -> None:
+    """Each slice is a partition, so every row is seen at any moment, and nobody waits for all of them."""
+    await rows_astray(world, 45_000, "1 second")
+    await world.callback("email", [unsub("first@example.com")])
+    moving = asyncio.create_task(tidy(world))
+    came = 0
+    while not moving.done():
+        await world.callback("email", [unsub(f"{came}@example.com")])
+        came += 1
+        assert (await world.query("select count(*) from changes"))[0][0] == 45_001 + came
+    assert await moving
+    slices = {"changes_2026_03_1", "changes_2026_03_2", "changes_2026_03"}
+    assert await partitions(world, "changes") == slices | {"changes_2026_04", "changes_2026_05"}
+    assert await world.query("select 1 from changes_default") == []
+    sizes = await world.query("select count(*) as rows from changes group by tableoid order by 1")
+    assert max(row.rows for row in sizes) == partition_store.MOVED_AT_ONCE
+    world.clock.sleep(120 * 24 * HOUR)
+    await tidy(world)
+    assert await homes(world, "changes") == []
+    assert not slices & await partitions(world, "changes")
+
+
+async def test_a_move_that_was_cut_short_is_gone_on_with(world: World, database: Database) -> None:
+    await rows_astray(world, 20_005, "1 second")
+    async with database.begin() as connection:
+        moved = await partition_store.make(connection, partition_store.FEED, partition_store.Month(2026, 3))
+    assert moved == (20_000, False)
+    async with database.read() as connection:
+        assert await partition_store.months(connection, partition_store.FEED) == [], "it is not whole yet"
+    await tidy(world)
+    sizes = await world.query("select tableoid::regclass::text as home, count(*) as rows from changes group by 1")
+    assert {row.home: row.rows for row in sizes} == {"changes_2026_03_1": 20_000, "changes_2026_03": 5}
+
+
+async def test_rows_of_one_moment_are_never_parted(world: World) -> None:
+    """As those of one large callback are: a partition could not tell them apart."""
+    await rows_astray(world, 20_010, "0 seconds")
+    await rows_astray(world, 3, "1 day")
+    await tidy(world)
+    sizes = await world.query("select tableoid::regclass::text as home, count(*) as rows from changes group by 1")
+    assert {row.home: row.rows for row in sizes} == {"changes_2026_03_1": 20_010, "changes_2026_03": 3}
+
+
+async def test_large_bodies_are_moved_a_few_at_a_time(world: World) -> None:
+    for n in range(5):
+        world.clock.sleep(1)
+        await world.callback("email", [unsub(f"{n}@example.com")])
+    await world.execute("update batches set body_bytes = 30 * 1024 * 1024")
+    await tidy(world)
+    sizes = await world.query("select tableoid::regclass::text as home, count(*) as rows from batches group by 1")
+    assert {row.home: row.rows for row in sizes} == {
+        "batches_2026_03_1": 2,
+        "batches_2026_03_2": 2,
+        "batches_2026_03": 1,
+    }
+    assert await world.callback("email", [unsub("4@example.com", 9)])
 
 
 async def test_without_retention_everything_is_kept(world: World) -> None:
@@ -244,6 +300,79 @@ async def as_visitor(world: World) -> None:
     async with Database.of(world.settings) as database:
         await upkeep.run_due(database, world.rules, KEPT, world.clock)
     await world.execute(f"alter role {role.me} in database {role.here} reset role")
+
+
+async def test_months_that_cannot_be_made_keep_no_others_from_being_dropped(world: World) -> None:
+    await tidy(world)
+    await world.callback("email", [unsub("a@example.com")])
+    world.clock.sleep(120 * 24 * HOUR)
+    for table in ("batches", "changes"):
+        await world.execute(f"create table {table}_2026_06 (somebody_else int)")
+    with capture_logs() as logs:
+        assert await tidy(world)
+    assert [line["event"] for line in logs].count("upkeep.failed") == 1
+    assert "partition.dropped" in {line["event"] for line in logs}
+    assert await homes(world, "batches") == await homes(world, "changes") == []
+    for table in ("batches", "changes"):
+        await world.execute(f"drop table {table}_2026_06")
+    world.clock.sleep(61)
+    assert await tidy(world), "soon, not in an hour"
+    assert "batches_2026_06" in await partitions(world, "batches")
+
+
+async def test_nobody_writes_to_a_month_of_the_archive_while_it_goes(world: World, database_url: str) -> None:
+    """A replay that came in between would be lost with the month, and what it took would have no evidence."""
+    await tidy(world)
+    await world.callback("email", [unsub("a@example.com")])
+    world.clock.sleep(120 * 24 * HOUR)
+    seen: list[str] = []
+
+    async def write() -> str:
+        async with single_connection(database_url) as connection:
+            await connection.execute(text("set lock_timeout = '5ms'"))
+            try:
+                await connection.execute(text("update batches_2026_03 set applied_at = now()"))
+            except DBAPIError:
+                return "refused"
+            finally:
+                await connection.rollback()
+        return "written"
+
+    def clock() -> datetime:
+        # The upkeep asks for the time at each of its steps, the last time just before the month goes.
+        with ThreadPoolExecutor(1) as pool:
+            seen.append(pool.submit(lambda: asyncio.run(write())).result())
+        return world.clock()
+
+    assert await upkeep.run_due(world.database, world.rules, Retention(timedelta(days=60)), clock)
+    assert await homes(world, "batches") == []
+    assert seen.count("written") > 3
+    # The table is gone at the very end, where the lease is given back.
+    last = [what for what in seen[:-1] if what != "written"]
+    assert last == ["refused"]
+
+
+async def test_a_month_goes_although_somebody_has_just_read_it(world: World, database: Database) -> None:
+    await tidy(world)
+    await world.callback("email", [unsub("a@example.com")])
+    world.clock.sleep(120 * 24 * HOUR)
+    async with database.begin() as connection:
+        await connection.execute(text("select 1 from batches, changes"))
+        going = asyncio.create_task(tidy(world))
+        await asyncio.wait([going], timeout=0.1)
+        assert not going.done()
+    assert await going
+    assert await homes(world, "batches") == await homes(world, "changes") == []
+
+
+async def test_the_first_callback_of_all_has_its_month(world: World) -> None:
+    await upkeep.make_ahead(world.database, world.rules, world.clock)
+    await world.callback("email", [unsub("a@example.com")])
+    assert await homes(world, "batches") == ["batches_2026_03"]
+    await upkeep.make_ahead(world.database, world.rules, world.clock)
+    with capture_logs() as logs:
+        assert await tidy(world), "the worker may go on at once"
+    assert logs == []
 
 
 async def test_a_table_that_somebody_holds_is_met_again_later(world: World, database: Database) -> None:

@@ -12,8 +12,18 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from service.domain.addresses import Channel
-from service.kahuna.salvage import MAX_DEPTH
-from service.kahuna.webhook import Entry, NotAnArray, NotJson, raw_entries, read, read_mildly, sign, verify
+from service.kahuna.salvage import MAX_DEPTH, MAX_ENTRIES
+from service.kahuna.webhook import (
+    Entry,
+    NotAnArray,
+    NotJson,
+    TooManyEntries,
+    raw_entries,
+    read,
+    read_mildly,
+    sign,
+    verify,
+)
 from service.kahuna.wire import words_with
 from service.settings import Secret
 
@@ -238,6 +248,23 @@ def test_depth_is_judged_alike_whoever_decodes(
     below = opening * (depth - 1) + "1" + closing * (depth - 1)
     body = '[{"number":"15550100001","x":' + below + "}" + neighbour + "]"
     assert read(body.encode(), "sms").entries[0].fault == fault
+
+
+@pytest.mark.parametrize("neighbour", ["", ",NaN"])
+@pytest.mark.parametrize("key", ["x", "number", "opt-in"])
+def test_depth_is_judged_alike_where_a_second_value_of_a_key_hides_it(key: str, neighbour: str) -> None:
+    deep = "[" * MAX_DEPTH + '"]"' + "]" * MAX_DEPTH
+    fields = f'{{"{key}":{deep},"{key}":"]["}},{{"number":"15550100001"}}'
+    faults = [entry.fault for entry in read(f"[[],{fields}{neighbour}]".encode(), "sms").entries]
+    assert faults[:3] == ["not-an-object", "undecodable", None]
+
+
+@pytest.mark.parametrize("last", ['{"number":"1"}', "{}", "NaN"])
+def test_more_entries_than_anybody_sends_are_refused_by_every_decoder(last: str) -> None:
+    most = [*['{"number":"1"}'] * (MAX_ENTRIES - 1), last]
+    assert len(read(f"[{','.join(most)}]".encode(), "sms").values) == MAX_ENTRIES
+    with pytest.raises(TooManyEntries, match=str(MAX_ENTRIES)):
+        read(f"[{','.join([last, *most])}]".encode(), "sms")
 
 
 def test_the_last_of_duplicate_keys_is_signed_and_applied() -> None:

@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy.exc
 from sqlalchemy import text
 
-from service.errors import StorageUnavailable
+from service.errors import StorageBusy, StorageUnavailable
 from service.settings import Settings
 from service.store.database import Database, fetch, is_conflict
 
@@ -35,6 +35,29 @@ async def test_what_is_tried_again(database: Database, statement: str, again: bo
         async with database.begin() as connection:
             await connection.execute(text(statement))
     assert is_conflict(refusal.value) == again
+
+
+LIMITS = ("statement_timeout", "transaction_timeout", "idle_in_transaction_session_timeout")
+
+
+async def test_a_snapshot_may_take_as_long_as_it_takes(database: Database) -> None:
+    names = ", ".join(f"'{name}'" for name in LIMITS)
+    query = text(f"select name from pg_settings where name in ({names}) and setting <> '0'")
+    async with database.read() as connection:
+        limited = list((await connection.execute(query)).scalars())
+    assert {"statement_timeout", "idle_in_transaction_session_timeout"} <= set(limited), "elsewhere they hold"
+    async with database.snapshot("facts") as connection:
+        assert list((await connection.execute(query)).scalars()) == []
+
+
+async def test_a_snapshot_of_what_others_hold_says_so(database: Database) -> None:
+    async with database.begin() as connection:
+        await connection.execute(text("lock table facts in access exclusive mode"))
+        with pytest.raises(StorageBusy, match="facts"):
+            async with database.snapshot("facts", patience=0.02):
+                pytest.fail("it is held")
+    async with database.snapshot("facts", patience=0.02):
+        pass
 
 
 # Rows straight from the driver.

@@ -1,5 +1,6 @@
 """The spool keeps whole batches through anything, tells what is torn, and never takes more than its limit."""
 
+import errno
 import fcntl
 import os
 import resource
@@ -122,6 +123,57 @@ def test_what_another_process_removed_is_no_longer_known_either(tmp_path: Path) 
     other.remove(other.look().batches[0])
     assert put(spool, again) == [again.id]
     assert [batch_id_of(name) for name in spool.look().batches] == [str(again.id)]
+
+
+# What outlives a power loss: a file once its content was forced to disk, and its name once its folder was.
+
+
+class Forced:
+    """Stands for the disk: what it was told to keep, in which order, and what was in the folder at the time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.kept: list[tuple[str, int]] = []
+        self.names: list[str] = []
+        self.failing = ""
+
+    def __call__(self, descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))  # noqa: PTH115 (a link of the kernel's, not of a disk)
+        kind = "folder" if path == self.folder else "part" if path.name.endswith(".part") else "batch"
+        if kind == self.failing:
+            raise OSError(errno.EIO, "the disk is broken")
+        self.kept.append((kind, 0 if kind == "folder" else path.stat().st_size))
+        self.names = [one.name for one in self.folder.iterdir() if not one.name.startswith(".")]
+
+
+def test_nobody_is_told_before_the_file_and_its_name_are_on_the_disk(tmp_path: Path) -> None:
+    disk = Forced(tmp_path)
+    spool = Spool(tmp_path, ROOM, force=disk)
+    first, second = a_batch(b"[1]"), a_batch(b"[2]")
+    assert put(spool, first, second) == [first.id, second.id]
+    sizes = sorted(path.stat().st_size for path in tmp_path.glob("*.batch"))
+    assert [kind for kind, _ in disk.kept] == ["part", "part", "folder"], "the name comes after the content"
+    assert sorted(size for kind, size in disk.kept if kind == "part") == sizes, "all of it"
+    assert sorted(disk.names) == sorted(spool.look().batches), "the folder was kept with both names in it"
+
+
+@pytest.mark.parametrize("failing", ["part", "folder"])
+def test_what_the_disk_does_not_keep_is_refused(tmp_path: Path, failing: str) -> None:
+    disk = Forced(tmp_path)
+    disk.failing = failing
+    [answer] = put(Spool(tmp_path, ROOM, force=disk), a_batch())
+    assert isinstance(answer, StorageUnavailable)
+    assert "EIO" in str(answer)
+    assert names(tmp_path) == []
+
+
+def test_a_trial_of_the_folder_reaches_the_disk(tmp_path: Path) -> None:
+    disk = Forced(tmp_path)
+    spool = Spool(tmp_path, ROOM, force=disk)
+    spool.prepare()
+    assert disk.kept == [("part", BLOCK)]
+    disk.failing = "part"
+    assert "EIO" in (spool.refusal() or "")
 
 
 # What is torn, and what is none of ours.

@@ -10,7 +10,9 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+from sqlalchemy import text
 
+from service.app import BULK_AT_ONCE
 from service.settings import Secret, Settings
 from tests.conftest import namespace
 from tests.web.harness import Endless, Halting, Site, address_path, away, is_problem, opened, signature
@@ -404,3 +406,19 @@ async def test_a_fit_request_id_is_answered(site: Site) -> None:
 async def test_two_requests_have_two_ids(site: Site) -> None:
     answers: list[httpx.Response] = [await site.deliver("email", [STOP]) for _ in range(2)]
     assert len({answer.headers["X-Request-ID"] for answer in answers}) == 2
+
+
+async def test_large_callbacks_are_stored_with_few_others_of_their_size(site: Site) -> None:
+    """Each takes many times its size until then, so memory must not hold all that come at the same time."""
+    bodies = [[{"number": f"1555{n}{i:06d}"} for i in range(12_000)] for n in range(BULK_AT_ONCE + 2)]
+    waiting = "select count(*) from pg_locks where not granted and relation = 'digests'::regclass"
+    async with site.database.begin() as connection:
+        await connection.execute(text("lock table digests in share mode"))
+        delivered = [asyncio.create_task(site.deliver("sms", body)) for body in bodies]
+        while (await site.query(waiting))[0][0] < BULK_AT_ONCE:  # noqa: ASYNC110 (the database tells nobody)
+            await asyncio.sleep(0.01)
+        for _ in range(20):
+            await asyncio.sleep(0.01)
+            assert (await site.query(waiting))[0][0] == BULK_AT_ONCE
+    answers = await asyncio.gather(*delivered)
+    assert [(answer.status_code, answer.json()["accepted"]) for answer in answers] == [(200, 12_000)] * len(bodies)

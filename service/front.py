@@ -1,0 +1,224 @@
+"""Owns the connections of the web process, up to where a request's head is read: how large it may be and how long it
+may take, and what becomes of one that is no HTTP.
+
+The library reads HTTP and bounds neither. Whoever holds a connection without a request under way is watched by one
+clock, so that none stays open for ever. Refuses to know what is asked: a body's bounds are those of its route.
+"""
+
+from typing import Any, Final
+
+import httptools
+import msgspec
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from service.telemetry import RequestIds
+
+_REFUSALS: Final = {
+    "not-http": (400, "This is no HTTP/1.1 request."),
+    "head-too-large": (400, "The request line and the headers are too large, or too many."),
+    "head-too-slow": (408, "The request line and the headers did not arrive in time."),
+}
+
+KEEP_ALIVE: Final = 75
+"""Seconds between two requests: longer than load balancers keep an idle connection, for whoever closes first must not
+be us."""
+
+
+BESIDE_BODY: Final = 1024 * 1024
+FRAMES: Final = 8
+"""Bytes that may come beside a body, and for each of its bytes: one a chunk has six."""
+
+
+class FrontConfig(uvicorn.Config):
+    """How the web process listens: request line and headers in at most `head_limit` bytes and `head_seconds`."""
+
+    def __init__(
+        self, application: Any, host: str, port: int, *, head_limit: int = 64 * 1024, head_seconds: float = 15.0
+    ) -> None:
+        super().__init__(
+            application,
+            host=host,
+            port=port,
+            http=_Connection,
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=10,
+            timeout_keep_alive=KEEP_ALIVE,
+        )
+        self.head_limit = head_limit
+        self.head_seconds = head_seconds
+        self.ids = RequestIds()
+
+
+class _Connection(HttpToolsProtocol):
+    """One connection. `_partial`: a message has begun and is not whole; `_reading_head`: nor is its head."""
+
+    config: FrontConfig
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self._partial = self._reading_head = self._refused = self._too_large = self._begun = False
+        self._raw_bytes = self._body_bytes = self._chunk = 0
+        self._clock: Any = None
+
+    def connection_made(self, transport: Any) -> None:
+        """Somebody has connected, and has so long to ask for something."""
+        super().connection_made(transport)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nobody is there any more."""
+        self._stop_clock()
+        self._unset_keepalive_if_required()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Reads on. Of a head that does not end, only so much is kept."""
+        if self._refused:
+            return
+        self._unset_keepalive_if_required()
+        self._chunk, self._begun = len(data), False
+        try:
+            self._feed(data)
+        except httptools.HttpParserError:
+            self.send_400_response("")
+        if self._partial:
+            self._weigh()
+        # A request that is under way has its own clocks.
+        if self._clock is not None or not self._is_busy():
+            self._watch()
+
+    def _weigh(self) -> None:
+        """Counts what came of a message that is not whole: what is neither its body nor the frames of its chunks has a
+        bound, though the parser has made nothing of it yet."""
+        if not self._begun:  # else what came before it, in the same piece, would be counted too
+            self._raw_bytes += self._chunk
+        allowed = self.config.head_limit if self._reading_head else BESIDE_BODY + FRAMES * self._body_bytes
+        if self._raw_bytes > allowed:
+            self._refuse("head-too-large")
+
+    def _feed(self, data: bytes) -> None:
+        while True:
+            try:
+                return self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as asked:
+                data = self._without_upgrade() + data[asked.args[0] :]
+
+    def _without_upgrade(self) -> bytes:
+        """The head of a request that offers to go on in another protocol, without the offer: the parser would take its
+        body for that protocol. Some clients offer HTTP/2 with every request."""
+        lines = [self.parser.get_method() + b" " + self.url + b" HTTP/1.1"]
+        for name, value in self.headers:
+            if name == b"connection":
+                words = (word.strip() for word in value.split(b","))
+                lines.append(b"connection: " + b",".join(word for word in words if word.lower() != b"upgrade"))
+            elif name != b"upgrade":
+                lines.append(name + b": " + value)
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        return b"\r\n".join([*lines, b"", b""])
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """Nothing more will come. A callback that is whole is answered all the same; who listens otherwise is gone."""
+        if not self._is_busy() or self.cycle.more_body or self.cycle.scope["method"] != "POST":
+            return None
+        self._refused = True
+        self.cycle.keep_alive = False
+        return True
+
+    def on_message_begin(self) -> None:
+        """The first byte of a request, which has a clock and a limit of its own."""
+        super().on_message_begin()
+        self._partial = self._reading_head = self._begun = True
+        self._raw_bytes = self._body_bytes = 0
+        self._stop_clock()
+
+    def on_headers_complete(self) -> None:
+        """A request is under way, unless its path is none."""
+        # What came so far is more than the head; only if that is too much is the head itself weighed.
+        if self._raw_bytes + self._chunk > self.config.head_limit and self._head_size() > self.config.head_limit:
+            self._too_large = True
+            # The parser turns it into its own error, and that becomes the refusal.
+            raise httptools.HttpParserCallbackError
+        if self._offers_upgrade():
+            return
+        super().on_headers_complete()
+        self._reading_head = False
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body."""
+        self._body_bytes += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """A request is whole."""
+        if self._offers_upgrade():
+            return
+        self._partial = False
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """A request is answered, before the end of its body perhaps."""
+        super().on_response_complete()
+        self._watch()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 (the library's words; ours say more)
+        """What came is no HTTP. A request before it is answered first, and then the connection ends."""
+        self._refused = True
+        if self._is_busy() and not self.cycle.more_body:
+            self.cycle.keep_alive = False
+            return
+        self._refuse("head-too-large" if self._too_large else "not-http")
+
+    def _offers_upgrade(self) -> bool:
+        return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
+
+    def _head_size(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+
+    def _is_busy(self) -> bool:
+        return bool(self.cycle) and not self.cycle.response_complete
+
+    def _watch(self) -> None:
+        """One clock, unless a request is under way: until the next request begins, or until this one is whole."""
+        if self._is_busy() or self.transport.is_closing():
+            self._stop_clock()
+        elif self._partial or self.cycle is None:
+            self._unset_keepalive_if_required()
+            if self._clock is None:
+                self._clock = self.loop.call_later(self.config.head_seconds, self._on_time_out)
+        else:
+            self._stop_clock()
+            if self.timeout_keep_alive_task is None:
+                self.timeout_keep_alive_task = self.loop.call_later(KEEP_ALIVE, self.timeout_keep_alive_handler)
+
+    def _on_time_out(self) -> None:
+        self._clock = None
+        if self._reading_head:
+            self._refuse("head-too-slow")
+        else:
+            # Nothing was asked, or what was asked is answered and its body goes on and on.
+            self.transport.close()
+
+    def _stop_clock(self) -> None:
+        if self._clock is not None:
+            self._clock.cancel()
+            self._clock = None
+
+    def _refuse(self, slug: str) -> None:
+        """The problem, and the end of the connection."""
+        self._refused = True
+        if self.transport.is_closing():
+            return
+        status, detail = _REFUSALS[slug]
+        title = slug.replace("-", " ").capitalize()
+        document = msgspec.json.encode({"type": slug, "title": title, "status": status, "detail": detail})
+        head = (
+            f"content-type: application/problem+json\r\ncontent-length: {len(document)}\r\n"
+            f"x-request-id: {self.config.ids.next('')}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(STATUS_LINE[status] + head.encode() + document)
+        self.transport.close()

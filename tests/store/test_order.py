@@ -1,0 +1,62 @@
+"""Locks are taken in one order: two replicas with the same callbacks, each in an order of its own, never deadlock."""
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+
+import pytest
+from sqlalchemy import text
+
+from service.domain.suppression import Policy
+from service.store import arrivals, batches
+from service.store.arrivals import Arrival
+from service.store.batches import Received
+from service.store.database import Connection, Database
+from service.store.suppressions import Entry, Provenance
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+LOW, MIDDLE, HIGH = (bytes([n]) * 32 for n in (1, 2, 3))
+
+
+def received(digest: bytes) -> Received:
+    return Received(uuid.uuid4(), "default", "email", "kahuna_webhook", NOW, {}, b"[]", digest)
+
+
+async def claimed(database: Database, digests: list[bytes]) -> int:
+    async with database.begin() as connection:
+        return len(await batches.claim_digests(connection, [received(one) for one in digests]))
+
+
+async def stored(database: Database, digests: list[bytes]) -> int:
+    told = [Arrival(received(one), 1, []) for one in digests]
+    said = [Entry("a@example.com", "a@example.com", "manual", "suppress", 1, 0, batch=n) for n in range(len(told))]
+    ids = tuple(one.batch.id for one in told)
+    provenance = Provenance("default", "email", "kahuna", "kahuna_webhook", NOW, batches=ids)
+    async with database.straight() as connection:
+        return len((await arrivals.store(connection, told, said, provenance, Policy())).new)
+
+
+async def waiting(connection: Connection, count: int) -> None:
+    """Until so many transactions wait for another."""
+    query = text("select count(*) from pg_locks where not granted and locktype = 'transactionid'")
+    for _ in range(200):
+        if (await connection.execute(query)).scalar_one() == count:
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail("they do not wait")
+
+
+@pytest.mark.parametrize("way", [claimed, stored], ids=["one by one", "in company"])
+async def test_digests_are_claimed_in_their_order(
+    database: Database, way: Callable[[Database, list[bytes]], Awaitable[int]]
+) -> None:
+    """A third one holds the middle until both are on their way: unordered, each would have what the other needs."""
+    async with database.read() as looking, database.begin() as third:
+        await batches.claim_digests(third, [received(MIDDLE)])
+        there = asyncio.ensure_future(way(database, [LOW, MIDDLE, HIGH]))
+        await waiting(looking, 1)
+        back = asyncio.ensure_future(way(database, [HIGH, MIDDLE, LOW]))
+        await waiting(looking, 2)
+        await third.rollback()
+    assert (await there, await back) == (3, 0)
