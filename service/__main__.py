@@ -110,7 +110,7 @@ def web_command(parent: int | None) -> None:
         # What start-up made stays for good: looked through again and again, it costs a tenth of every callback.
         gc.freeze()
         gc.set_threshold(20_000, 50, 100)
-        _run(_serve(application, loaded.host, loaded.port, parent))
+        _run(_serve(application, loaded.host, loaded.port, parent, partial(app.end_waits, application)))
 
 
 @cli.command("worker")
@@ -347,13 +347,20 @@ class _Server(uvicorn.Server):
         """Leaves the signals to us."""
         yield
 
-    async def end_on(self, stop: asyncio.Event) -> None:
+    async def end_on(self, stop: asyncio.Event, end_waits: Callable[[], None]) -> None:
         """Drains and ends once the event is set."""
         await stop.wait()
+        end_waits()
         self.should_exit = True
 
 
-async def _serve(application: app.Application, host: str, port: int, parent: int | None) -> None:
+async def _serve(
+    application: app.Application,
+    host: str,
+    port: int,
+    parent: int | None,
+    end_waits: Callable[[], None] = lambda: None,
+) -> None:
     """Serves until a signal, or until the parent is gone. What is under way may finish first."""
     config = uvicorn.Config(
         application,
@@ -369,7 +376,10 @@ async def _serve(application: app.Application, host: str, port: int, parent: int
     server = _Server(config)
     stop = asyncio.Event()
     up.stop_on_signals(stop)
-    watches = [asyncio.create_task(up.watch_parent(parent, stop.set)), asyncio.create_task(server.end_on(stop))]
+    watches = [
+        asyncio.create_task(up.watch_parent(parent, stop.set)),
+        asyncio.create_task(server.end_on(stop, end_waits)),
+    ]
     await server.serve()
     for watch in watches:
         watch.cancel()

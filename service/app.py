@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from service.errors import KahunaSyncError, StorageUnavailable
+from service.flows.follow import Feed
 from service.flows.ingest import Rules, rules_of
 from service.flows.intake import Intake
 from service.flows.shelter import Shelter
@@ -22,7 +23,19 @@ from service.store import access, migrations, suppressions
 from service.store.database import Connection, Database
 from service.store.spool import Spool
 from service.telemetry import Metrics, logger
-from service.web import admin, archive, checking, contract, health, history, listing, reference, webhook
+from service.web import (
+    admin,
+    archive,
+    changes,
+    checking,
+    contract,
+    export,
+    health,
+    history,
+    listing,
+    reference,
+    webhook,
+)
 from service.web import suppressions as queries
 from service.web.callers import Callers
 from service.web.contract import AnyOperation
@@ -34,10 +47,12 @@ Application: TypeAlias = Starlette
 
 OPERATIONS: Final[tuple[AnyOperation, ...]] = (
     *webhook.OPERATIONS,
+    *export.OPERATIONS,
     *queries.OPERATIONS,
     *history.OPERATIONS,
     *checking.OPERATIONS,
     *listing.OPERATIONS,
+    *changes.OPERATIONS,
     *admin.OPERATIONS,
     *archive.OPERATIONS,
     *health.OPERATIONS,
@@ -70,6 +85,7 @@ def utc_now() -> datetime:
 def build(settings: Settings, clock: Callable[[], datetime] = utc_now) -> Application:
     """The web application of these settings."""
     metrics = Metrics()
+    service = _service(settings, metrics, clock)
     application = Starlette(
         routes=contract.routes([*OPERATIONS, *reference.operations(OPERATIONS, version("kahuna-sync"))]),
         middleware=[
@@ -78,20 +94,25 @@ def build(settings: Settings, clock: Callable[[], datetime] = utc_now) -> Applic
             Middleware(webhook.Shortcut, namespaces=[namespace.name for namespace in settings.namespaces]),
         ],
         exception_handlers={KahunaSyncError: on_error, HTTPException: on_http_exception},
-        lifespan=_lifespan(settings, metrics, clock),
+        lifespan=_lifespan(service),
     )
     # A path with one slash too many is no path of ours: it is told so, not sent elsewhere.
     application.router.redirect_slashes = False
+    application.state.feed = service.feed
     return application
 
 
-def _lifespan(
-    settings: Settings, metrics: Metrics, clock: Callable[[], datetime]
-) -> Callable[[Starlette], AbstractAsyncContextManager[dict[str, Service]]]:
+def end_waits(application: Application) -> None:
+    """Has everybody answered who waits for something to happen: the process is about to end."""
+    application.state.feed.end()
+
+
+def _service(settings: Settings, metrics: Metrics, clock: Callable[[], datetime]) -> Service:
     database, rules = Database.of(settings), rules_of(settings)
     intake = Intake(database, rules, clock)
     patience = settings.database_connect_timeout_seconds
-    service = Service(
+    names = [namespace.name for namespace in settings.namespaces]
+    return Service(
         settings=settings,
         database=database,
         intake=intake,
@@ -109,9 +130,15 @@ def _lifespan(
         budget=Budget(settings.body_budget_bytes),
         reading=asyncio.Semaphore(1),
         checking=asyncio.Semaphore(CHECKS_AT_ONCE),
+        feed=Feed(database, names, settings.changes_poll_seconds, settings.database_direct_url),
+        exports=asyncio.Semaphore(export.AT_ONCE),
         revisions=migrations.revisions(),
         head=migrations.head(),
     )
+
+
+def _lifespan(service: Service) -> Callable[[Starlette], AbstractAsyncContextManager[dict[str, Service]]]:
+    settings = service.settings
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[dict[str, Service]]:
@@ -120,7 +147,7 @@ def _lifespan(
             "web.started", host=settings.host, port=settings.port, namespaces=len(settings.namespaces), spool=spooling
         )
         try:
-            async with _beside(service):
+            async with service.feed.running(), _beside(service):
                 yield {"service": service}
         finally:
             await service.database.close()

@@ -13,6 +13,7 @@
         ├── NotFound             404
         ├── TooSlow              408
         ├── Conflict             409
+        ├── Expired              410
         ├── TooLarge             413
         ├── TooLong              414
         ├── UnsupportedEncoding  415
@@ -92,6 +93,13 @@ class Conflict(RequestError):
 
     status = 409
     slug = "conflict"
+
+
+class Expired(RequestError):
+    """410: what follows this cursor is not kept any more, or was another database's."""
+
+    status = 410
+    slug = "cursor-expired"
 
 
 class TooLarge(RequestError):

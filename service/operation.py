@@ -21,10 +21,11 @@ from rich.table import Table
 
 from service import embedded, settings, up
 from service.domain.evidence import KINDS
+from service.domain.facts import REASONS
 from service.errors import SettingsError, StorageUnavailable
-from service.flows import ingest, rebuild, reconcile, replay
+from service.flows import follow, ingest, rebuild, reconcile, replay
 from service.settings import Settings
-from service.store import archive, reconciliations
+from service.store import access, archive, changes, export, reconciliations
 from service.store.database import Database
 from service.store.reconciliations import Run
 from service.telemetry import set_up_logging
@@ -223,4 +224,60 @@ async def _verify(database: Database, loaded: Settings, *, show: bool) -> rebuil
         return await rebuild.verify(database, ingest.rules_of(loaded), seen, tell)
 
 
-COMMANDS: Final = (reconcile_command, replay_command, rebuild_command)
+@click.command("export")
+@click.option("--format", "form", type=click.Choice(["csv", "ndjson"]), default="csv", show_default=True)
+@click.option("--channel", type=click.Choice(["email", "sms"]), help="Only causes of this channel.")
+@click.option("--reason", type=click.Choice(REASONS), help="Only causes of this reason.")
+@click.option("--active/--inactive", default=None, help="Only causes that are in force, or only those that are not.")
+@click.option("--output", type=click.Path(dir_okay=False), help="The file to write (default: standard output).")
+@NAMESPACE
+def export_command(
+    form: export.Format,
+    channel: Any,
+    reason: str | None,
+    active: bool | None,
+    output: str | None,
+    namespace: str | None,
+) -> None:
+    """Write the whole list as of now, a row for each cause."""
+    chosen = settings.chosen(settings.load(os.environ), namespace).name
+    wanted = export.Wanted(chosen, int(datetime.now(UTC).timestamp()), channel, reason, active)
+    with click.open_file(output or "-", "wb") as file:
+        cursor = with_database(lambda database, loaded: _export(database, loaded, wanted, form, file))
+    click.echo(f"Follow the feed from here: GET /v1/changes?after={cursor}", err=True)
+
+
+async def _export(database: Database, loaded: Settings, wanted: export.Wanted, form: export.Format, file: Any) -> str:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("exporting")
+        lines = 0
+
+        async def write(part: bytes) -> None:
+            nonlocal lines
+            lines += part.count(b"\n")
+            await asyncio.to_thread(file.write, part)
+            progress.update(task, description=f"exporting: {lines} lines so far")
+
+        async with database.snapshot(export.TABLE) as connection:
+            cursor = follow.Cursor(*await changes.horizon(connection)).written(follow.Scope(wanted.namespace))
+            await export.stream(connection, wanted, ingest.policy_of(loaded), form, write)
+    return cursor
+
+
+@click.command("new-epoch")
+@click.confirmation_option(prompt="Every follower of the feed will have to begin again with an export. Go on?")
+def new_epoch_command() -> None:
+    """After a restore that the database itself does not show, have every follower of the feed begin anew."""
+
+    async def begin(database: Database) -> None:
+        now = datetime.now(UTC)
+        async with database.begin() as connection:
+            await changes.begin_epoch(connection, "shell", now)
+            await access.write_down(connection, access.Deed("shell", "epoch.began"), now)
+
+    with_database(begin)
+    click.echo("A new epoch has begun: cursors of before are answered with 410 cursor-expired.", err=True)
+
+
+COMMANDS: Final = (reconcile_command, replay_command, rebuild_command, export_command, new_epoch_command)

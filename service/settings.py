@@ -111,7 +111,10 @@ class Settings:
         None, "Any `postgresql://` URL. Unset: an embedded PostgreSQL under `DATA_DIR`", shown=False
     )
     database_direct_url: str | None = setting(
-        None, "A way past the pooler, for migrations; without it they use `DATABASE_URL`", shown=False
+        None,
+        "A way past the pooler, for migrations and to be told of changes at once; without it, migrations use "
+        "`DATABASE_URL` and the feed is polled",
+        shown=False,
     )
     database_pooler: Literal["none", "transaction"] = setting(
         "none", "`transaction` behind PgBouncer in transaction mode: no named statements, no session state"
@@ -122,6 +125,10 @@ class Settings:
         2000, "Milliseconds that a statement waits for a lock before it is retried"
     )
     statement_timeout_seconds: int = setting(60, "Seconds after which the server ends a statement")
+    transaction_timeout_seconds: int = setting(
+        120,
+        "Seconds after which the server (PostgreSQL 17 and newer) ends a transaction, so that none holds up the feed",
+    )
     data_dir: Path = setting(Path(".data"), "Folder of the embedded database, and of the spool of `up`")
     spool_dir: Path | None = setting(
         None,
@@ -169,6 +176,13 @@ class Settings:
     )
     changes_retention_days: int | None = setting(
         None, "Days after which rows of the feed are dropped, by whole months (UTC). Unset: never"
+    )
+    changes_poll_seconds: float = setting(
+        0.5, "Seconds between two looks at the feed while somebody waits and nobody tells of changes"
+    )
+    changes_longest_wait_seconds: float = setting(
+        60.0,
+        "Seconds that a call waits for changes at most, whatever it asks for: less than proxies wait for an answer",
     )
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "Least level that is logged")
     log_format: Literal["console", "json"] = setting("console", "`json` for machines, `console` for people")

@@ -13,7 +13,7 @@ from typing import Final
 
 from service.domain.addresses import CHANNELS
 from service.errors import SettingsError, StorageUnavailable
-from service.flows import ingest, push, reconcile, upkeep
+from service.flows import follow, ingest, push, reconcile, upkeep
 from service.flows.push import Pusher
 from service.kahuna import NO_RETRY, Contract, Credentials, KahunaClient, Timeouts, WrongCorrection, WrongCredentials
 from service.settings import Namespace, Settings
@@ -105,11 +105,13 @@ async def _steps(
         def pushing(pusher: Pusher) -> list[Step]:
             return [lambda channel=channel: push.push_due(pusher, channel) for channel in CHANNELS]  # type: ignore[misc]
 
+        telling = [] if settings.database_direct_url is None else [lambda: follow.announce(database)]
         poll = settings.worker_poll_seconds
         yield [
             *(("push", step, poll) for pusher in pushers for step in pushing(pusher)),
             ("apply", lambda: ingest.apply_recorded(database, rules, clock), poll),
             ("reconcile", lambda: reconcile.run_next(database, rules.policy, clock), poll),
+            *(("announce", step, follow.BETWEEN_ANNOUNCEMENTS) for step in telling),
             ("release", release, HOUSEKEEPING),
             ("upkeep", lambda: upkeep.run_due(database, rules, retention, clock), HOUSEKEEPING),
             ("policy", note_policy, ONCE),

@@ -3,6 +3,7 @@
 Judges mildly, since an odd address must still be suppressible; refuses only what cannot be an address at all.
 """
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from typing import Final, Literal
@@ -30,6 +31,10 @@ _PLAIN: Final = bytes(c for c in range(0x21, 0x7F) if c != ord("@"))
 """What an address is mostly made of: printable ASCII, without the space and the `@`."""
 
 _SEPARATORS: Final = {ord(c): None for c in " -.()/\u00a0\u2007\u2009\u202f\u2010\u2011\u2012\u2013\u2014\u2212"}
+
+
+# One `@`, and printable ASCII without capitals on both sides: nothing is left to be done, and nearly all are so.
+_NORMAL_EMAIL: Final = re.compile(r"[!-?\[-~]+@[!-?\[-~]+")
 
 
 class ImpossibleAddress(ValueError):
@@ -100,6 +105,8 @@ def _usual_numbers(raws: Sequence[str]) -> list[str] | None:
 
 
 def _email(raw: str) -> str:
+    if len(raw) <= MAX_EMAIL_CHARACTERS and _NORMAL_EMAIL.fullmatch(raw):
+        return raw
     trimmed = raw.strip()
     if len(trimmed) > LONGEST_RAW:
         raise ImpossibleAddress("address-too-long")

@@ -20,6 +20,9 @@ EMAIL_REASONS: Final = (
 )
 SMS_REASONS: Final = ("do_not_call", "invalid", "manual")
 
+REASONS: Final = tuple(dict.fromkeys((*EMAIL_REASONS, *SMS_REASONS)))
+"""Those of either channel."""
+
 FUTURE_TOLERANCE: Final = 300
 """Seconds that a claimed time may be ahead of the clock."""
 

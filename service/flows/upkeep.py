@@ -17,7 +17,7 @@ from service.flows.ingest import Rules
 from service.flows.reconcile import TakenOver
 from service.flows.testimony import Testimony, testimony_of
 from service.settings import Settings
-from service.store import batches, checkpoints, leases, partitions, quarantine, suppressions
+from service.store import batches, changes, checkpoints, leases, partitions, quarantine, suppressions
 from service.store.batches import Extent
 from service.store.database import Connection, Database, is_forbidden, until_settled
 from service.store.leases import Lease
@@ -142,7 +142,7 @@ async def _drop_months(upkeep: Upkeep, receipts: Receipts, oldest_kept: Month) -
         if receipts is ARCHIVE:
             await _retire(upkeep, month)
         else:
-            await upkeep.do(partitions.drop, receipts, month)
+            await upkeep.do(changes.drop, month, upkeep.clock())
             logger().info("partition.dropped", partition=month.partition_of(receipts))
 
 

@@ -1,7 +1,7 @@
 """Owns the engine and the only begin and commit. Tells apart what can be retried, what is away, and what is a bug."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, NamedTuple, ParamSpec, TypeAlias, TypeVar, cast
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -44,8 +44,11 @@ CONFLICT_STATES: Final = frozenset({"40001", "40P01", "55P03", "23505"})
 """Serialisation failure, deadlock, lock not available, and a unique key that another took meanwhile (all our inserts
 expect that, but for those of the outbox): the same work, tried again, goes through."""
 
-AWAY_STATES: Final = frozenset({"57P01", "57P02", "57P03", "53300", "53400", "53100", "53200", "25006", "25P03"})
-"""Shutting down, crashed, starting, too many connections, out of resources, read-only: not our bug."""
+AWAY_STATES: Final = frozenset(
+    {"57P01", "57P02", "57P03", "53300", "53400", "53100", "53200", "25006", "25P03", "25P04"}
+)
+"""Shutting down, crashed, starting, too many connections, out of resources, read-only, a transaction that the server
+ended because it took too long: not our bug."""
 
 REFUSAL_STATES: Final = frozenset({"28000", "28P01", "3D000"})
 """No such role, wrong password, no such database: somebody must correct the URL."""
@@ -58,6 +61,8 @@ BENCH: Final = 2
 
 GOODBYE: Final = 0.5
 """Seconds that a server may take to say goodbye."""
+
+_FED: Final = "kahuna_sync_fed"
 
 _READ_ONLY: Final = text("select current_setting('transaction_read_only')")
 
@@ -79,7 +84,8 @@ class Seated(NamedTuple):
 
 
 class Database:
-    """The one way to PostgreSQL. `begin` writes in a transaction; `read` runs single statements without one."""
+    """The one way to PostgreSQL. `begin` writes in a transaction; `read` runs single statements without one. `news` is
+    set whenever a transaction that fed the changes has committed; who tells others of it clears it."""
 
     def __init__(self, engine: AsyncEngine, apart: AsyncEngine, *, settings_per_transaction: str | None = None) -> None:
         self._engine = engine
@@ -87,6 +93,7 @@ class Database:
         self._autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._settings_per_transaction = settings_per_transaction
         self._distrusted = False
+        self.news = asyncio.Event()
         self._bench: list[Seated] = []
         self._closed = False
         event.listen(engine.sync_engine, "checkout", self._on_checkout)
@@ -120,7 +127,11 @@ class Database:
         async with _weather(), self._engine.begin() as connection:
             if self._settings_per_transaction is not None:
                 await connection.execute(text(self._settings_per_transaction))
+            connection.info.pop(_FED, None)  # of one that was rolled back
             yield connection
+            fed = connection.info.pop(_FED, False)
+        if fed:
+            self.news.set()
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -142,7 +153,9 @@ class Database:
                 async with driver.transaction():
                     if self._settings_per_transaction is not None:
                         await driver.execute(self._settings_per_transaction)
+                    connection.info.pop(_FED, None)
                     yield connection
+                fed = connection.info.pop(_FED, False)
             except BaseException:
                 # One that may still be in the transaction must not be used again.
                 if driver.is_closed() or driver.is_in_transaction():
@@ -150,6 +163,8 @@ class Database:
                 await connection.close()
                 raise
             await self._to_bench(seated)
+        if fed:
+            self.news.set()
 
     async def _from_bench(self) -> "Seated":
         while self._bench:
@@ -211,6 +226,11 @@ class Database:
                     return await self._engine.dispose()
             except TimeoutError:
                 continue  # the one that hung is gone; those behind it are next
+
+
+def note_fed(connection: AsyncConnection) -> None:
+    """That this transaction feeds the changes: others are told once it has committed."""
+    connection.info[_FED] = True
 
 
 async def driver_of(connection: AsyncConnection) -> "asyncpg.Connection[asyncpg.Record]":
@@ -276,7 +296,7 @@ def _engine(settings: Settings, url: str, **pool: Any) -> AsyncEngine:
         connect_args |= {"prepared_statement_name_func": str}
     else:
         connect_args["server_settings"] = _limits(settings) | {"application_name": "kahuna-sync"}
-    return create_async_engine(
+    engine = create_async_engine(
         async_url(url),
         connect_args=connect_args,
         hide_parameters=True,
@@ -284,6 +304,13 @@ def _engine(settings: Settings, url: str, **pool: Any) -> AsyncEngine:
         json_deserializer=msgspec.json.decode,
         **pool,
     )
+    if not pooled:
+        # Asked for at the start of a session, a setting that the server does not know ends it.
+        limit = f"select {_transaction_timeout(settings, 'false')}"
+        event.listen(
+            engine.sync_engine, "connect", lambda made, _: made.run_async(lambda driver: driver.execute(limit))
+        )
+    return engine
 
 
 @asynccontextmanager
@@ -306,8 +333,14 @@ def _limits(settings: Settings) -> dict[str, str]:
 
 
 def _as_local(settings: Settings) -> str:
-    calls = (f"set_config('{name}', '{value}', true)" for name, value in _limits(settings).items())
-    return f"select {', '.join(calls)}"
+    calls = [f"set_config('{name}', '{value}', true)" for name, value in _limits(settings).items()]
+    return f"select {', '.join([*calls, _transaction_timeout(settings, 'true')])}"
+
+
+def _transaction_timeout(settings: Settings, local: str) -> str:
+    """What the server's releases from 17 on have: no transaction of ours holds the feed back for longer."""
+    value = f"set_config('transaction_timeout', '{settings.transaction_timeout_seconds}s', {local})"
+    return f"case when current_setting('server_version_num')::int >= 170000 then {value} end"
 
 
 @asynccontextmanager
@@ -355,9 +388,10 @@ def among(column: ColumnElement[Any], values: Iterable[Any]) -> ColumnElement[bo
     return column == any_(literal(list(values), ARRAY(column.type)))
 
 
-async def plan_anew(connection: AsyncConnection, size: int) -> None:
-    """Before statements about so many rows: they are planned for the tables as they are now. A plan that was kept from
-    when the tables were tiny reads them whole, once for each row: minutes, for a large batch on a young list."""
+async def plan_anew(connection: AsyncConnection, size: int = MANY + 1) -> None:
+    """Before statements about so many rows, many unless it is said: they are planned for the tables as they are now. A
+    plan that was kept from when the tables were tiny reads them whole, once for each row: minutes, for a large batch on
+    a young list."""
     if size > MANY:
         await connection.execute(_PLAN_ANEW)
 
@@ -379,7 +413,7 @@ async def aside(size: int, work: Callable[P, T], *given: P.args, **named: P.kwar
 async def fetch(connection: AsyncConnection, statement: str, *values: Any) -> list[Any]:
     """Rows straight from the driver, for the hottest questions: half of what they cost is spent between it and us.
     `$1`, `$2` stand for the values. A connection that failed is not used again."""
-    raw: Any = (await connection.get_raw_connection()).driver_connection
+    raw = await driver_of(connection)
     try:
         rows: list[Any] = await raw.fetch(statement, *values)
     except BaseException as error:
@@ -395,6 +429,23 @@ async def pages(connection: AsyncConnection, query: Select[Any], rows: int) -> A
     result = await connection.stream(query, execution_options={"yield_per": rows})
     async for page in result.partitions():
         yield page
+
+
+async def copy_out(
+    connection: AsyncConnection, query: str, sink: Callable[[bytes], Coroutine[Any, Any, None]], *, as_csv: bool
+) -> None:
+    """Hands the rows of a query on as text, as the server sends them, and no faster than `sink` takes them: as CSV, or
+    the only column line by line as it is. Needs a transaction; the query takes no parameters (`settle` does)."""
+    driver = await driver_of(connection)
+    # No text of ours holds these two characters, so nothing is ever quoted.
+    delimiter, quote = (None, None) if as_csv else ("\x02", "\x01")
+    await driver.copy_from_query(query, output=sink, format="csv", delimiter=delimiter, quote=quote)
+
+
+async def settle(connection: AsyncConnection, **values: str) -> None:
+    """Lets the statements of this transaction read these by `current_setting('kahuna_sync.NAME')`."""
+    calls = ", ".join(f"set_config('kahuna_sync.{name}', :{name}, true)" for name in values)
+    await connection.execute(text(f"select {calls}"), values)
 
 
 async def until_settled(database: Database, transaction: Callable[[Connection], Awaitable[T]], attempts: int = 4) -> T:

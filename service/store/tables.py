@@ -163,6 +163,26 @@ changes = Table(
     comment="The feed: an address whose causes changed, in the transaction that changed them",
 )
 
+changes_dropped = Table(
+    "changes_dropped",
+    metadata,
+    word("epoch", primary_key=True),
+    word("partition", primary_key=True),
+    Column("xid", Xid8, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    moment("dropped_at"),
+    comment="The last row of each month of the feed that was dropped: whoever is not past it has missed some",
+)
+
+epochs = Table(
+    "epochs",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    moment("began_at"),
+    word("actor"),
+    comment="Epochs of the feed that an operator began, after a restore that the server itself does not show",
+)
+
 quarantine = Table(
     "quarantine",
     metadata,

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from typing import Any, Final, Literal, TypeVar
 
 import msgspec
@@ -12,7 +13,7 @@ from starlette.responses import Response
 from service.errors import StorageUnavailable
 from service.flows import push
 from service.flows.shelter import Shelter
-from service.store import batches, migrations, outbox, reviews, spool
+from service.store import batches, changes, migrations, outbox, reviews, spool
 from service.store.database import Connection
 from service.store.spool import Stock
 from service.telemetry import logger
@@ -59,11 +60,14 @@ async def metrics(call: Call[Nothing, None]) -> Response:
     """Figures for Prometheus. Those that the database knows are left out while it is away."""
     service = call.service
     text = generate_latest(service.metrics.registry)
+    followers = GaugeMetricFamily("kahuna_sync_feed_waiting", "Followers of the feed that wait in this process")
+    followers.add_metric([], service.feed.waiting)
+    text += generate_latest(_Stored([followers]))
     if service.shelter is not None:
         stock = await _stock(service.shelter)
         text += generate_latest(_Stored(_spooled(stock, service.now.timestamp()) if stock else []))
     try:
-        text += generate_latest(_Stored(await _asked(service, _stored)))
+        text += generate_latest(_Stored(await _asked(service, lambda connection: _stored(connection, service.now))))
     except StorageUnavailable:
         logger().warning("metrics.incomplete")
     return Response(text, media_type=CONTENT_TYPE_LATEST)
@@ -178,7 +182,7 @@ def _judged(service: Service, revision: str | None) -> str:
     return "behind: run kahuna-sync migrate" if behind else "ok"
 
 
-async def _stored(connection: Connection) -> list[GaugeMetricFamily]:
+async def _stored(connection: Connection, now: datetime) -> list[GaugeMetricFamily]:
     unapplied = GaugeMetricFamily("kahuna_sync_unapplied_batches", "Batches recorded but not applied yet")
     unapplied.add_metric([], await batches.unapplied_count(connection))
     waiting = GaugeMetricFamily("kahuna_sync_pending_reviews", "Opt-ins that wait for a person")
@@ -192,7 +196,10 @@ async def _stored(connection: Connection) -> list[GaugeMetricFamily]:
     )
     for namespace, channel in await outbox.open_circuits(connection):
         circuits.add_metric([namespace, channel], 1)
-    return [unapplied, waiting, depth, circuits]
+    about = "Seconds since the oldest change was recorded that an older transaction of the server keeps from the feed"
+    lag = GaugeMetricFamily("kahuna_sync_feed_lag_seconds", about)
+    lag.add_metric([], await changes.lag(connection, now))
+    return [unapplied, waiting, depth, circuits, lag]
 
 
 class _Stored:

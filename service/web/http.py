@@ -28,6 +28,7 @@ from service.errors import (
     Unprocessable,
     UnsupportedEncoding,
 )
+from service.flows.follow import Feed
 from service.flows.ingest import Rules
 from service.flows.intake import Intake
 from service.flows.shelter import Shelter
@@ -41,6 +42,7 @@ from service.web.callers import Callers
 from service.web.problems import PROBLEMS, document
 
 _T = TypeVar("_T", bound=msgspec.Struct)
+_W = TypeVar("_W")
 
 API_BODY_LIMIT: Final = 1024 * 1024
 """Bytes of a JSON body under /v1, unless its route says otherwise."""
@@ -86,6 +88,8 @@ class Service:
     budget: Budget
     reading: asyncio.Semaphore
     checking: asyncio.Semaphore
+    feed: Feed
+    exports: asyncio.Semaphore
     revisions: frozenset[str] = field(default=frozenset())
     head: str = ""
 
@@ -402,6 +406,23 @@ def decompressed(body: bytes, limit: int) -> bytes:
     except zlib.error:
         raise BadRequest("The body is not gzip, as Content-Encoding says.", "not-gzip") from None
     raise BadRequest(f"The gzip body has more than {MOST_MEMBERS} members; compress it as one.", "not-gzip")
+
+
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, _W]) -> asyncio.Task[_W]:
+    """The work's task, ended: it is done, or was cancelled since the caller went away first."""
+
+    async def leave() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.create_task(work), asyncio.create_task(leave())
+    try:
+        await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+    return working
 
 
 def shown(seconds: int | None) -> str | None:

@@ -42,6 +42,9 @@ PROBLEMS: Final[Mapping[str, Problem]] = {
     "already-decided": Problem(409, "It was decided before; a decision stands."),
     "batch-gone": Problem(409, "The batch has passed its retention; what it said cannot be read again."),
     "newer-stop": Problem(409, "A stop at or after this consent stands; only a newer consent ends it."),
+    "cursor-expired": Problem(
+        410, "Changes after this cursor are not kept any more, or the database is another; begin again with an export."
+    ),
     # What was sent.
     "body-too-slow": Problem(408, "The body did not arrive in time; send it again."),
     "body-too-large": Problem(413, "The body is over the limit that the detail names; send less at a time."),

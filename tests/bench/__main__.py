@@ -18,12 +18,12 @@ from rich.table import Table
 from service import embedded
 from service.store import migrations
 from service.store.database import single_connection
-from tests.bench import bare
+from tests.bench import bare, whole
 from tests.bench.load import CONNECTIONS, KEY
 from tests.bench.works import ASKED_LIST, LARGE_LIST, LINES, Bench, Rows, Server
 
 PORT, BARE_PORT = 8740, 8741
-WORKS = ("callbacks", "questions", "growth")
+WORKS = ("callbacks", "questions", "export", "growth")
 
 COLUMNS = {
     "per_second": ("per second", "{:,.0f}"),
@@ -68,17 +68,19 @@ async def token_of(environ: dict[str, str]) -> str:
 
 
 class Course(NamedTuple):
-    """What is measured: which works, how often, to a list of how many addresses, and with how many lines."""
+    """What is measured: which works, how often, to a list of how many addresses, with how many lines, and the export of
+    how many rows."""
 
     works: tuple[str, ...]
     rounds: int
     grow_to: int
     listed: int
     lines: int
+    export: int
 
 
 async def measure(url: str, environ: dict[str, str], course: Course) -> Rows:
-    """The rounds, then the growth of the list."""
+    """The rounds, the export, then the growth of the list."""
     await migrations.upgrade(url)
     token = await token_of(environ)
     with (
@@ -95,9 +97,12 @@ async def measure(url: str, environ: dict[str, str], course: Course) -> Rows:
                     await bench.round()
                 if "questions" in course.works:
                     await bench.questions(course.listed, course.lines)
+            exported: Rows = {}
+            if course.export and "export" in course.works:
+                exported = await whole.measured(service, connection, token, course.export, max(course.rounds, 3))
             if course.grow_to and "growth" in course.works:
                 await bench.growth(course.grow_to)
-            return bench.rows
+            return bench.rows | exported
 
 
 def table_of(rows: Rows, rounds: int) -> Table:
@@ -113,6 +118,7 @@ def table_of(rows: Rows, rounds: int) -> Table:
 
 @click.command()
 @click.option("--rounds", default=3, show_default=True, help="How often each work is measured.")
+@click.option("--export", default=1_000_000, show_default=True, help="Rows of the list to export; 0 leaves it out.")
 @click.option("--grow-to", default=LARGE_LIST, show_default=True, help="Addresses of the large list; 0 leaves it out.")
 @click.option("--work", "works", type=click.Choice(WORKS), multiple=True, default=WORKS, help="Only this; repeatable.")
 @click.option("--list", "listed", default=ASKED_LIST, show_default=True, help="Addresses in the list that is asked.")

@@ -7,11 +7,12 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service.store.database import driver_of
 from tests.bench import bare, questions
 from tests.bench.load import Taken, ask, callback, callbacks, forget_peak, memory_of, pump, request
 
@@ -140,20 +141,25 @@ class Bench:
         return sorted(runs, key=lambda run: run.per_second)[1]
 
     async def _grow(self, addresses: int) -> None:
-        """Makes the list that long. What stands in it already, made or called in, is left as it is."""
-        known = "select count(*) from suppressions where address like 'g%@example.com'"
-        have = (await self._connection.execute(text(known))).scalar_one()
-        for start in range(have, addresses, CHUNK):
-            await self._connection.execute(_GROW, {"first": start, "last": min(start + CHUNK, addresses) - 1})
-            await self._connection.commit()
-        await self._settled()
+        await grow(self._connection, addresses)
+        await settled(self._connection)
 
-    async def _settled(self) -> None:
-        """What the growing left behind for the server to do is not to be paid by the load."""
-        await self._connection.commit()
-        raw: Any = (await self._connection.get_raw_connection()).driver_connection
-        for statement in ("vacuum (analyze) suppressions", "vacuum (analyze) facts", "checkpoint"):
-            await raw.execute(statement)
+
+async def grow(connection: AsyncConnection, addresses: int) -> None:
+    """Makes the list that long. What stands in it already, made or called in, is left as it is."""
+    known = "select count(*) from suppressions where address like 'g%@example.com'"
+    have = (await connection.execute(text(known))).scalar_one()
+    for start in range(have, addresses, CHUNK):
+        await connection.execute(_GROW, {"first": start, "last": min(start + CHUNK, addresses) - 1})
+        await connection.commit()
+
+
+async def settled(connection: AsyncConnection) -> None:
+    """What the growing left behind for the server to do is not to be paid by the load."""
+    await connection.commit()
+    driver = await driver_of(connection)
+    for statement in ("vacuum (analyze) suppressions", "vacuum (analyze) facts", "checkpoint"):
+        await driver.execute(statement)
 
 
 _GROW = text(

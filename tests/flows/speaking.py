@@ -1,5 +1,6 @@
 """A Kahuna that answers in-process, and the words to speak to the flows as the service does."""
 
+import asyncio
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -45,6 +46,12 @@ class Clock:
     def seconds(self) -> int:
         """The time in Unix seconds."""
         return int(self.now.timestamp())
+
+
+async def until(reached: Callable[[], bool]) -> None:
+    """Waits until something that goes on beside the test has come so far; its own time limit ends the wait."""
+    while not reached():  # noqa: ASYNC110 (what is asked belongs to the code under test)
+        await asyncio.sleep(0.01)
 
 
 class Wire(httpx.AsyncBaseTransport):

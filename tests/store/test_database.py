@@ -1,6 +1,8 @@
 """What the database refuses is told apart: tried again, waited for, or a fault of ours."""
 
 import asyncio
+from dataclasses import replace
+from typing import Literal
 
 import asyncpg
 import pytest
@@ -8,6 +10,7 @@ import sqlalchemy.exc
 from sqlalchemy import text
 
 from service.errors import StorageUnavailable
+from service.settings import Settings
 from service.store.database import Database, fetch, is_conflict
 
 
@@ -66,3 +69,34 @@ async def test_a_connection_that_was_not_waited_for_is_not_used_again(database: 
         async with asyncio.timeout(0.05), database.read() as connection:
             await fetch(connection, "select pg_sleep(60)")
     assert await backend(database) != before
+
+
+POOLERS: list[Literal["none", "transaction"]] = ["none", "transaction"]
+
+
+async def test_no_transaction_of_ours_holds_the_feed_up(settings: Settings) -> None:
+    """The server ends it, whether the limit is that of the session or, behind a pooler, of the transaction."""
+
+    async def outstay(pooler: Literal["none", "transaction"]) -> None:
+        async with Database.of(replace(settings, database_pooler=pooler, transaction_timeout_seconds=1)) as database:
+            with pytest.raises(StorageUnavailable):
+                async with database.begin() as connection:
+                    await connection.execute(text("select pg_sleep(30)"))
+
+    await asyncio.gather(*map(outstay, POOLERS))
+
+
+@pytest.mark.parametrize("pooler", POOLERS)
+async def test_a_snapshot_may_take_as_long_as_it_likes(
+    settings: Settings, pooler: Literal["none", "transaction"]
+) -> None:
+    async with Database.of(replace(settings, database_pooler=pooler)) as database:
+        async with database.begin() as connection:
+            assert (await connection.execute(text("show transaction_timeout"))).scalar() == "2min"
+        async with database.straight() as connection:
+            assert (await connection.execute(text("show transaction_timeout"))).scalar() == "2min"
+        async with database.snapshot("facts") as connection:
+            assert (await connection.execute(text("show transaction_timeout"))).scalar() == "0"
+        async with database.read() as connection:
+            left = (await connection.execute(text("show transaction_timeout"))).scalar()
+            assert left == ("0" if pooler == "transaction" else "2min")

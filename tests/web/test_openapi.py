@@ -5,6 +5,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -193,7 +194,7 @@ SCHEMA.app = STAGE
 def credentials(server_url: str, template: str) -> Iterator[Credentials]:
     """Of an application with something in every list: one for all operations, which see what the others did."""
     with cloned(server_url, template) as url:
-        settings = settings_for(url)
+        settings = replace(settings_for(url), changes_longest_wait_seconds=0.05)
         token = asyncio.run(seeded(settings))
         STAGE.application = app.build(settings)
         yield Credentials(token)
