@@ -27,7 +27,7 @@ class Asking(NamedTuple):
     policy: Policy
 
 
-class Checked(msgspec.Struct, frozen=True):
+class Checked(msgspec.Struct, frozen=True, gc=False):
     """May this address, spelt as it was sent, be messaged? If not, the reasons that count for the purpose. Of what
     cannot be an address of the channel there is nothing but the `error`."""
 

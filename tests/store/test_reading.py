@@ -15,7 +15,6 @@ from service.store import reading, suppressions
 from service.store.database import SEPARATOR, Connection, Database
 from service.store.reading import START, Listed, Place, Wanted
 from service.store.suppressions import Entry, Provenance
-from tests.domain.test_suppression import POLICIES
 from tests.store.test_merge import NOW, histories
 
 POLICY = Policy()
@@ -40,28 +39,40 @@ def stop(address: str, reason: str = "manual", **more: Any) -> Fact:
     return Fact(address=address, reason=reason, source="local", **given)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(history=histories, policy=POLICIES, at=st.integers(0, 45))
-async def test_what_is_in_force_is_what_the_domain_says(
-    database: Database, history: list[Any], policy: Policy, at: int
-) -> None:
-    policy = policy._replace(
-        soft_bounce_window=policy.soft_bounce_window * DAY, soft_bounce_lifetime=policy.soft_bounce_lifetime * DAY
-    )
+LIFETIMES = st.integers(1, 6).map(lambda days: days * DAY)
+# So short that lifetimes end among the days that are looked at.
+POLICIES = st.builds(
+    Policy,
+    soft_bounce_count=st.integers(1, 3),
+    soft_bounce_window=LIFETIMES,
+    soft_bounce_lifetime=LIFETIMES,
+    hard_bounce_lifetime=st.none() | LIFETIMES,
+)
+BOUNCES = st.lists(
+    st.tuples(
+        st.just("soft_bounce"), st.just("suppress"), st.integers(1, 12).map(lambda day: day * DAY), st.just("local")
+    ),
+    min_size=2,
+    max_size=4,
+)
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(history=histories | BOUNCES, policy=POLICIES)
+async def test_what_is_in_force_is_what_the_domain_says(database: Database, history: list[Any], policy: Policy) -> None:
     address = f"{uuid.uuid4().hex}@example.com"
     facts = [Fact("default", "email", address, *one) for one in history]
-    expected = {r for r, cause in fold(facts, policy).items() if standing(cause, at * DAY, policy).active}
+    causes, expected = fold(facts, policy), set[str]()
     async with database.begin() as connection:
         await store(connection, facts, policy)
-        found = await reading.in_force(
-            connection, "default", "email", [address, "nobody@example.com"], at * DAY, policy
-        )
-        assert found == dict.fromkeys(expected, address)
-        for active in (True, False):
+        for at in range(0, 19 * DAY, DAY):
+            expected = {reason for reason, cause in causes.items() if standing(cause, at, policy).active}
+            found = await reading.in_force(connection, "default", "email", [address, "nobody@example.com"], at, policy)
+            assert found == dict.fromkeys(expected, address), at
+        for active, reasons in ((True, expected), (False, causes.keys() - expected)):
             wanted = Wanted("default", active=active)
-            listed, _ = await reading.page(connection, wanted, Place(address, "", "", ""), 20, at * DAY, policy)
-            reasons = {one.place.reason for one in listed if one.place.address == address}
-            assert reasons == (expected if active else fold(facts, policy).keys() - expected)
+            listed, _ = await reading.page(connection, wanted, Place(address, "", "", ""), 20, at, policy)
+            assert {one.place.reason for one in listed if one.place.address == address} == reasons
 
 
 async def test_an_address_is_found_in_its_own_namespace_and_channel_alone(database: Database) -> None:
