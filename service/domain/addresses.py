@@ -3,6 +3,7 @@
 Judges mildly, since an odd address must still be suppressible; refuses only what cannot be an address at all.
 """
 
+import re
 import unicodedata
 from typing import Final, Literal
 
@@ -25,6 +26,10 @@ MAX_DIGITS: Final = 15
 _SEPARATORS: Final = {ord(c): None for c in " -.()/\u00a0\u2007\u2009\u202f\u2010\u2011\u2012\u2013\u2014\u2212"}
 
 
+# One `@`, and printable ASCII without capitals on both sides: nothing is left to be done, and nearly all are so.
+_NORMAL_EMAIL: Final = re.compile(r"[!-?\[-~]+@[!-?\[-~]+")
+
+
 class ImpossibleAddress(ValueError):
     """It cannot be an address. `slug` says why; the address itself is never part of the message."""
 
@@ -45,6 +50,8 @@ def normalise(channel: Channel, raw: str) -> str:
 
 
 def _email(raw: str) -> str:
+    if len(raw) <= MAX_EMAIL_CHARACTERS and _NORMAL_EMAIL.fullmatch(raw):
+        return raw
     trimmed = raw.strip()
     if len(trimmed) > LONGEST_RAW:
         raise ImpossibleAddress("address-too-long")

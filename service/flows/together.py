@@ -1,16 +1,24 @@
 """Owns how requests that come at the same time share one piece of work: a transaction, or a lookup.
 
-Nobody waits for company. While fewer pieces than allowed are under way, the next one starts at once with whoever has
-asked by then; the others gather, and share the one after. Refuses to know what the work is.
+Nobody waits for company. While fewer pieces than allowed are under way, the next one starts as soon as the event loop
+has nobody else at hand who is about to ask; the others gather, and share the one after. Refuses to know what the work
+is.
 """
 
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import islice
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from service.errors import StorageUnavailable
+
+QUIET: Final = 2
+"""Turns of the event loop without a new question until those at hand have all been heard: a request that has just been
+read asks in the next turn."""
+
+TURNS: Final = 64
+"""Turns after which the work starts, however many are still coming."""
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -32,6 +40,7 @@ class Together(Generic[Q, A]):
         self._waiting = waiting
         self._asked: deque[tuple[Q, asyncio.Future[A]]] = deque()
         self._under_way: set[asyncio.Task[None]] = set()
+        self._listening = False
 
     async def ask(self, question: Q) -> A:
         """The answer, once the work that this question shares is done. StorageUnavailable if too many wait."""
@@ -48,10 +57,21 @@ class Together(Generic[Q, A]):
             task.cancel()
 
     def _start(self) -> None:
-        if self._asked and len(self._under_way) < self._at_once:
-            task = asyncio.create_task(self._share())
-            self._under_way.add(task)
-            task.add_done_callback(self._ended)
+        if self._asked and len(self._under_way) < self._at_once and not self._listening:
+            self._listening = True
+            self._listen(len(self._asked), TURNS, QUIET)
+
+    def _listen(self, heard: int, turns: int, quiet: int) -> None:
+        """Lets those ask whom this process has already begun to read. Half of all groups would be of one without."""
+        asked = len(self._asked)
+        quiet = QUIET if asked > heard else quiet - 1
+        if turns and quiet >= 0 and asked < self._most:
+            asyncio.get_running_loop().call_soon(self._listen, asked, turns - 1, quiet)
+            return
+        self._listening = False
+        task = asyncio.create_task(self._share())
+        self._under_way.add(task)
+        task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._under_way.discard(task)

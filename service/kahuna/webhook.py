@@ -46,13 +46,6 @@ class _EmailEntry(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     reason: str
     timestamp: int | None = None
 
-    def reading(self, index: int, words: Mapping[str, str]) -> Entry:
-        """The entry in our words."""
-        reason = words.get(self.reason)
-        if reason is None:
-            return Entry(index, self.email, fault="unknown-reason")
-        return Entry(index, self.email, reason, "suppress", self.timestamp)
-
 
 class _SmsEntry(msgspec.Struct, gc=False, forbid_unknown_fields=True, rename={"opt_in": "opt-in"}):
     """The same for a number."""
@@ -60,10 +53,6 @@ class _SmsEntry(msgspec.Struct, gc=False, forbid_unknown_fields=True, rename={"o
     number: str
     timestamp: int | None = None
     opt_in: bool = False
-
-    def reading(self, index: int, _words: Mapping[str, str]) -> Entry:
-        """The entry in our words."""
-        return Entry(index, self.number, "do_not_call", "clear" if self.opt_in else "suppress", self.timestamp)
 
 
 _EMAIL_ENTRIES: Final = msgspec.json.Decoder(list[_EmailEntry])
@@ -100,13 +89,14 @@ class Callback:
         return self._entries
 
     def _read(self) -> list[Entry]:
-        key, claim, words = _KEYS[self.channel], _CLAIMS[self.channel], self.words
+        first, words = self.values[0] if self.values else None, self.words
+        if isinstance(first, _EmailEntry):
+            return [_email_entry(index, value, words) for index, value in enumerate(self.values)]
+        if isinstance(first, _SmsEntry):
+            return [_sms_entry(index, value) for index, value in enumerate(self.values)]
+        key, claim = _KEYS[self.channel], _CLAIMS[self.channel]
         return [
-            value.reading(index, words)
-            if isinstance(value, (_EmailEntry, _SmsEntry))
-            else _undecodable(index, value, key)
-            if index in self.undecodable
-            else _entry(index, value, key, claim, words)
+            _undecodable(index, value, key) if index in self.undecodable else _entry(index, value, key, claim, words)
             for index, value in enumerate(self.values)
         ]
 
@@ -260,6 +250,17 @@ def _entry(index: int, value: object, key: str, claim: _Claim, words: Mapping[st
     except (ValueError, OverflowError):
         return Entry(index, address, reason, action, fault="bad-timestamp")
     return Entry(index, address, reason, action, timestamp)
+
+
+def _email_entry(index: int, value: Any, words: Mapping[str, str]) -> Entry:
+    reason = words.get(value.reason)
+    if reason is None:
+        return Entry(index, value.email, fault="unknown-reason")
+    return Entry(index, value.email, reason, "suppress", value.timestamp)
+
+
+def _sms_entry(index: int, value: Any) -> Entry:
+    return Entry(index, value.number, "do_not_call", "clear" if value.opt_in else "suppress", value.timestamp)
 
 
 def _undecodable(index: int, value: object, key: str) -> Entry:

@@ -6,7 +6,7 @@ see first, and leaves redeliveries to whoever tells them apart.
 """
 
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 from sqlalchemy import BigInteger, DateTime, LargeBinary, Text, Uuid, bindparam, text
@@ -14,7 +14,7 @@ from sqlalchemy import BigInteger, DateTime, LargeBinary, Text, Uuid, bindparam,
 from service.domain.suppression import Policy
 from service.store.batches import Received, compressor
 from service.store.database import SEPARATOR, Connection, Straight, note_fed
-from service.store.suppressions import ENTRIES, MERGE, Entry, Provenance, columns_of
+from service.store.suppressions import ENTRIES, MERGE, MERGE_ONCE, Entry, Provenance, columns_of, say_once
 
 
 class Arrival(NamedTuple):
@@ -35,9 +35,8 @@ class Stored(NamedTuple):
 
 # Texts travel joined and bodies as one, cut apart by their sizes: an array of sixteen costs the driver more than all
 # these together.
-_STORE: Final = Straight.of(
-    text(
-        f"""
+def _store_with(merge: str) -> Straight:
+    statement = f"""
         with given as materialized (
             select place::int, decode(digest, 'hex') as digest, id::uuid, received_at, headers, errors, understood,
                    size, substring(:bodies from (sum(stored) over (order by place) - stored + 1)::int
@@ -55,11 +54,11 @@ _STORE: Final = Straight.of(
         ),
         -- Digests first, whatever the plan: all locks are taken in one order everywhere.
         entry as materialized (
-            select entry.address, entry.received, reason, action, occurred_at, index, awaits, id as batch_id
-            from {ENTRIES} join given on place = batch
+            select e.address, received, reason, action, occurred_at, index, awaits, e.place, id as batch_id
+            from ({ENTRIES}) as e join given on given.place = batch
             where (select count(*) from claimed) > 0 and id in (select batch_id from claimed)
         ),
-        {MERGE},
+        {merge},
         counted as (select batch_id, count(*)::int as facts from fresh group by batch_id),
         archived as (
             insert into batches (id, namespace, channel, origin, received_at, headers, body, body_bytes, state,
@@ -74,17 +73,20 @@ _STORE: Final = Straight.of(
         union all
         select null, 0, address from changed where at_odds
         """  # noqa: S608 (built from our own words alone)
-    ).bindparams(
-        bindparam("bodies", type_=LargeBinary),
-        bindparam("audit_id", type_=Uuid),
-        bindparam("recorded_at", type_=DateTime(timezone=True)),
-        bindparam("kept", type_=BigInteger),
-        *(bindparam(name, type_=Text) for name in ("namespace", "channel", "source", "origin", "separator")),
-        *(bindparam(name, type_=Text) for name in columns_of([])),
-        *(bindparam(name, type_=Text) for name in ("digests", "ids", "received_at", "headers", "errors")),
-        *(bindparam(name, type_=Text) for name in ("understood", "sizes", "stored")),
+    texts = ["namespace", "channel", "source", "origin", "separator", "digests", "ids", "received_at", "headers"]
+    texts += ["errors", "understood", "sizes", "stored", *columns_of([])]
+    return Straight.of(
+        text(statement).bindparams(
+            bindparam("bodies", type_=LargeBinary),
+            bindparam("audit_id", type_=Uuid),
+            bindparam("recorded_at", type_=DateTime(timezone=True)),
+            bindparam("kept", type_=BigInteger),
+            *(bindparam(name, type_=Text) for name in texts),
+        )
     )
-)
+
+
+_STORE, _STORE_ONCE = _store_with(MERGE), _store_with(MERGE_ONCE)
 
 
 async def store(
@@ -97,7 +99,8 @@ async def store(
     """Takes in callbacks of one namespace and channel, whose entries are stops, in a transaction of
     `Database.straight`. Those that are known already are left out of it all."""
     values = columns_of(entries) | _columns(arrivals) | provenance._asdict()
-    rows = await _STORE.fetch(connection, values | {"separator": SEPARATOR, "kept": policy.soft_bounces_kept})
+    statement = _STORE_ONCE if say_once(entries) else _STORE
+    rows = await statement.fetch(connection, values | {"separator": SEPARATOR, "kept": policy.soft_bounces_kept})
     note_fed(connection)
     new = {row["place"] - 1: row["facts"] for row in rows if row["at_odds"] is None}
     return Stored(new, {row["at_odds"] for row in rows if row["at_odds"] is not None})

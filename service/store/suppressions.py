@@ -7,17 +7,22 @@ against each other. Locks are taken in the order of the keys, facts before cause
 import uuid
 from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import datetime
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import DateTime, Text, Uuid, bindparam, func, select, text
+from sqlalchemy import DateTime, Text, TextClause, Uuid, bindparam, func, select, text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.domain.addresses import Channel
-from service.domain.facts import Action, Fact, Origin, Source
+from service.domain.addresses import CHANNELS, Channel
+from service.domain.facts import Action, Fact, Origin, Source, home_of, reasons_of
 from service.domain.suppression import Cause, Policy
 from service.store.database import SEPARATOR, among, aside, note_fed, pages, plan_anew
 from service.store.tables import facts, suppressions
+
+_AWAY_FROM_HOME: Final = frozenset(
+    reason for channel in CHANNELS for reason in reasons_of(channel) if home_of(channel, reason) != reason
+)
 
 
 class Entry(NamedTuple):
@@ -35,6 +40,10 @@ class Entry(NamedTuple):
     entry_index: int | None = None
     awaits: bool = False
     batch: int = 0
+
+
+# What locks go by, and what decides between two that say the same; the rest of a key is the same for all of a group.
+_KEY: Final = attrgetter("address", "reason", "action", "occurred_at", "batch")
 
 
 class Provenance(NamedTuple):
@@ -77,15 +86,21 @@ HOME: Final = """case when :channel = 'sms' then 'do_not_call'
 
 _MERGED_HOME: Final = HOME.replace("reason", "merged.reason")
 
-# Bulk columns travel as joined text: binding 100,000 values apart stalls the event loop.
+# Bulk columns travel as joined text: binding 100,000 values apart stalls the event loop. A column of one value travels
+# as that value, which `unnest` fills up with nulls.
 ENTRIES: Final = """
-    unnest(string_to_array(:address, :separator), string_to_array(:received, :separator),
-           string_to_array(:reason, ','), string_to_array(:action, ','),
-           string_to_array(:occurred_at, ',')::bigint[], string_to_array(:index, ',', '')::int[],
-           string_to_array(:awaits, ',')::bool[], string_to_array(:batch, ',')::int[])
-         as entry(address, received, reason, action, occurred_at, index, awaits, batch)
+    select address, coalesce(received, address) as received,
+           coalesce(reason, split_part(:reason, ',', 1)) as reason,
+           coalesce(action, split_part(:action, ',', 1)) as action,
+           coalesce(occurred_at, split_part(:occurred_at, ',', 1)::bigint) as occurred_at, index,
+           coalesce(awaits, false) as awaits, coalesce(batch, split_part(:batch, ',', 1)::int) as batch, place
+    from unnest(string_to_array(:address, :separator), string_to_array(:received, :separator),
+                string_to_array(:reason, ','), string_to_array(:action, ','),
+                string_to_array(:occurred_at, ',')::bigint[], string_to_array(:index, ',', '')::int[],
+                string_to_array(:awaits, ',')::bool[], string_to_array(:batch, ',')::int[])
+         with ordinality as given(address, received, reason, action, occurred_at, index, awaits, batch, place)
 """
-"""The entries of a group as rows: the columns of `columns_of`."""
+"""The entries of a group as rows, in the order of the keys: from the columns of `columns_of`."""
 
 
 def _kept(times: str, clear_at: str) -> str:
@@ -95,11 +110,11 @@ def _kept(times: str, clear_at: str) -> str:
         where at >= coalesce({clear_at}, at) order by at desc limit :kept) as newest) end"""  # noqa: S608 (our own words)
 
 
-MERGE: Final = f"""
-    -- Every row of these addresses, in the order of the keys, also where the facts turn out to be known: what is owed
-    -- is judged after this, and nobody may change it meanwhile.
+# Every row of these addresses, in the order of the keys, also where the facts turn out to be known: what is owed is
+# judged after this, and nobody may change it meanwhile.
+_STORED: Final = """
     locked as materialized (
-        select from (select address from entry order by address) as given
+        select from (select address from entry order by place) as given
         cross join lateral (
             select from suppressions as s
             where s.address = given.address and s.channel = :channel and s.namespace = :namespace
@@ -112,10 +127,13 @@ MERGE: Final = f"""
         select address, :channel, :namespace, reason, action, occurred_at, :source, :origin,
                nullif(received, address), batch_id, index, :audit_id, :recorded_at
         from entry where not awaits and (select count(*) from locked) >= 0
-        order by address, reason, action, occurred_at, batch_id, index
+        order by place
         on conflict do nothing
         returning address, reason, action, occurred_at, address_received, batch_id
     ),
+"""
+
+_TOUCHED: Final = f"""
     stated as (
         select address, reason, action, occurred_at, address_received, batch_id, false as awaits from fresh
         union all
@@ -144,6 +162,23 @@ MERGE: Final = f"""
         from merged where reason <> {HOME}
           and not exists (select from merged as m where m.address = merged.address and m.reason = {_MERGED_HOME})
     ),
+"""  # noqa: S608 (built from our own words alone)
+
+# The same where there is nothing to merge within the group: each fact is a cause of its own.
+_TOUCHED_ONCE: Final = """
+    touched as (
+        select address, reason, case when action = 'suppress' then occurred_at end as stop_at,
+               case when action = 'clear' then occurred_at end as clear_at,
+               case when action = 'suppress' and reason = 'soft_bounce' then array[occurred_at] end as bounces,
+               case when action = 'suppress' and :source = 'local' then occurred_at end as local_stop_at,
+               case when action = 'suppress' and :source = 'kahuna' then occurred_at end as held_stop_at,
+               case when action = 'clear' and :source = 'kahuna' then occurred_at end as held_clear_at,
+               address_received, batch_id
+        from fresh
+    ),
+"""
+
+_CHANGED: Final = f"""
     changed as (
         insert into suppressions as s (address, channel, namespace, reason, stop_at, clear_at, bounces, local_stop_at,
                                        held_stop_at, held_clear_at, address_received, origin, batch_id, recorded_at)
@@ -179,31 +214,39 @@ MERGE: Final = f"""
         returning address, s.xmax <> 0 or :source = 'local'
             or stop_at is distinct from held_stop_at or clear_at is distinct from held_clear_at as at_odds
     ),
+    -- An address of two reasons is fed twice: nobody minds, and to find those out costs more than all of them.
     fed as (
         insert into changes (namespace, channel, address, recorded_at)
-        select distinct :namespace, :channel, address, cast(:recorded_at as timestamptz) from changed
+        select :namespace, :channel, address, cast(:recorded_at as timestamptz) from changed
     )
 """  # noqa: S608 (built from our own words alone)
-"""From the rows `entry` to facts that are `fresh`, causes that are `changed` and what is fed of them, as further parts
-of one statement."""
 
-_APPLY: Final = text(
-    f"""
-    with entry as materialized (
-        select address, received, reason, action, occurred_at, index, awaits,
-               (cast(:batches as uuid[]))[batch] as batch_id
-        from {ENTRIES}
-    ),
-    {MERGE}
-    select batch_id, count(*) as facts, null as at_odds from fresh group by batch_id
-    union all
-    select null, 0, address from changed where at_odds
-    """  # noqa: S608 (built from our own words alone)
-).bindparams(
-    bindparam("batches", type_=ARRAY(Uuid)),
-    bindparam("audit_id", type_=Uuid),
-    bindparam("recorded_at", type_=DateTime(True)),
-)
+MERGE: Final = _STORED + _TOUCHED + _CHANGED
+MERGE_ONCE: Final = _STORED + _TOUCHED_ONCE + _CHANGED
+"""From the rows `entry` to facts that are `fresh`, causes that are `changed` and what is fed of them, as further parts
+of one statement: for any entries, and for those that `say_once`."""
+
+
+def _apply_with(merge: str) -> TextClause:
+    statement = f"""
+        with entry as materialized (
+            select address, received, reason, action, occurred_at, index, awaits, place,
+                   (cast(:batches as uuid[]))[batch] as batch_id
+            from ({ENTRIES}) as given
+        ),
+        {merge}
+        select batch_id, count(*) as facts, null as at_odds from fresh group by batch_id
+        union all
+        select null, 0, address from changed where at_odds
+        """  # noqa: S608 (built from our own words alone)
+    return text(statement).bindparams(
+        bindparam("batches", type_=ARRAY(Uuid)),
+        bindparam("audit_id", type_=Uuid),
+        bindparam("recorded_at", type_=DateTime(True)),
+    )
+
+
+_APPLY, _APPLY_ONCE = _apply_with(MERGE), _apply_with(MERGE_ONCE)
 
 
 class Merged(NamedTuple):
@@ -271,26 +314,48 @@ async def apply(
     if not entries:
         return Merged({}, set())
     await plan_anew(connection, len(entries))
-    columns = await aside(len(entries), columns_of, entries)
+    once, columns = await aside(len(entries), _prepared, entries)
     values = columns | provenance._asdict() | {"separator": SEPARATOR, "kept": policy.soft_bounces_kept}
-    rows = (await connection.execute(_APPLY, values)).all()
+    rows = (await connection.execute(_APPLY_ONCE if once else _APPLY, values)).all()
     note_fed(connection)
     new = {row.batch_id: row.facts for row in rows if row.at_odds is None}
     return Merged(new, {row.at_odds for row in rows if row.at_odds is not None})
 
 
+def _prepared(entries: Sequence[Entry]) -> tuple[bool, dict[str, str]]:
+    return say_once(entries), columns_of(entries)
+
+
+def say_once(entries: Sequence[Entry]) -> bool:
+    """Whether each of these says one thing of its own: no two are of one cause, none waits, and none is of a slot whose
+    home is elsewhere."""
+    if any(e.awaits or e.reason in _AWAY_FROM_HOME for e in entries):
+        return False
+    return len({(e.address, e.reason) for e in entries}) == len(entries)
+
+
 def columns_of(entries: Sequence[Entry]) -> dict[str, str]:
-    """These entries as the columns of `ENTRIES`. The place of a batch counts from 1 there."""
+    """These entries as the columns of `ENTRIES`, in the order of their keys, which is that of all locks. The place of a
+    batch counts from 1 there."""
+    entries = sorted(entries, key=_KEY)
+    odd = any(e.received != e.address for e in entries)
     return {
         "address": SEPARATOR.join([e.address for e in entries]),
-        "received": SEPARATOR.join([e.received for e in entries]),
-        "reason": ",".join([e.reason for e in entries]),
-        "action": ",".join([e.action for e in entries]),
-        "occurred_at": ",".join([str(e.occurred_at) for e in entries]),
+        "received": SEPARATOR.join([e.received for e in entries]) if odd else "",
+        "reason": _joined([e.reason for e in entries]),
+        "action": _joined([e.action for e in entries]),
+        "occurred_at": _joined([e.occurred_at for e in entries]),
         "index": ",".join(["" if e.entry_index is None else str(e.entry_index) for e in entries]),
-        "awaits": ",".join(["t" if e.awaits else "f" for e in entries]),
-        "batch": ",".join([str(e.batch + 1) for e in entries]),
+        "awaits": ",".join(["t" if e.awaits else "f" for e in entries]) if any(e.awaits for e in entries) else "",
+        "batch": _joined([e.batch + 1 for e in entries]),
     }
+
+
+def _joined(values: Sequence[str | int]) -> str:
+    """These values; once, if they are all the same."""
+    if values and values.count(values[0]) == len(values):
+        return str(values[0])
+    return ",".join(map(str, values))
 
 
 async def lock(connection: AsyncConnection, namespace: str, channel: Channel, addresses: Iterable[str]) -> None:

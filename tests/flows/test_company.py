@@ -138,3 +138,27 @@ async def test_company_changes_nothing(world: World, channel: Channel, seed: int
         await world.callback(channel, body, "other")
     together, apart = await state(world, "default"), await state(world, "other")
     assert together == apart
+
+
+@pytest.mark.parametrize("reason", ["unsubscribe", "manual"])
+async def test_what_kahuna_tells_in_company_is_not_told_back(world: World, reason: str) -> None:
+    await world.stop("email", "ann@example.com", reason, at=1_000)
+    [ours] = await world.corrections("pending")
+    bodies = [[unsub(address)] for address in ("ann@example.com", "bob@example.com", "dan@example.com")]
+    await asyncio.gather(*(world.callback("email", body) for body in bodies))
+    assert [row.id for row in await world.corrections("superseded")] == [ours.id]
+    assert await world.corrections("pending") == []
+
+
+async def test_an_opt_in_that_kahuna_holds_is_answered_in_company(world: World) -> None:
+    """The stop that comes is older than what Kahuna holds: both sides must end up with it."""
+    number = {"number": "15550100001"}
+    await world.callback("sms", [{**number, "timestamp": 2_000, "opt-in": True}])
+    await world.stop("sms", "15550100001", "do_not_call", at=3_000)
+    await world.push("sms")
+    await world.callback("sms", [{**number, "timestamp": 9_000, "opt-in": True}])
+    others = [{"number": f"1555010001{n}", "timestamp": 5_000} for n in range(3)]
+    told = {**number, "timestamp": 5_000}
+    await asyncio.gather(*(world.callback("sms", [entry]) for entry in (told, *others)))
+    [owed] = await world.corrections("pending")
+    assert (owed.address, owed.action, owed.occurred_at) == ("15550100001", "suppress", 9_001)

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from service.domain.addresses import Channel
 from service.kahuna.salvage import MAX_DEPTH
-from service.kahuna.webhook import Entry, NotAnArray, NotJson, raw_entries, read, sign, verify
+from service.kahuna.webhook import Entry, NotAnArray, NotJson, raw_entries, read, read_mildly, sign, verify
 from service.kahuna.wire import words_with
 from service.settings import Secret
 
@@ -310,6 +310,32 @@ def test_a_bad_neighbour_changes_nothing(values: list[dict[str, Any]], channel: 
     fast, slow = read(body, channel), read(b"[1e400," + body[1:] if values else b"[1e400]", channel)
     assert fast.signed_values == slow.signed_values
     assert [replace(entry, index=entry.index + 1) for entry in fast.entries] == slow.entries[1:]
+
+
+EMAILS = st.fixed_dictionaries(
+    {"reason": st.sampled_from(["unsub", "spam", "moved"]) | st.text(), "email": st.text()},
+    optional={"timestamp": st.integers(-10, 10**20) | st.none()},
+)
+NUMBERS = st.fixed_dictionaries(
+    {"number": st.text()}, optional={"timestamp": st.integers(-10, 10**20) | st.none(), "opt-in": st.booleans()}
+)
+
+
+@given(
+    st.tuples(st.just("email"), st.lists(EMAILS, max_size=4))
+    | st.tuples(st.just("sms"), st.lists(NUMBERS, max_size=4)),
+    st.sampled_from(["", "1", "1.0", "1.5", "true", "1e400", "null", "NaN", '"12"', "9" * 30, "[]", '"\\ud800"']),
+)
+def test_what_is_as_documented_is_read_as_everything_else(
+    given: tuple[Channel, list[dict[str, Any]]], odd: str
+) -> None:
+    channel, values = given
+    body = json.dumps(values, ensure_ascii=False)
+    if odd and values:
+        body = body[:-2] + f', "timestamp": {odd}}}]'
+    quick, mild = read(body.encode(), channel), read_mildly(body.encode(), channel)
+    assert quick.signed_values == mild.signed_values
+    assert quick.entries == mild.entries
 
 
 # The bytes of bad entries.
