@@ -23,7 +23,20 @@ from service.store import access, migrations, suppressions
 from service.store.database import Connection, Database
 from service.store.spool import Spool
 from service.telemetry import Metrics, logger
-from service.web import admin, archive, changes, contract, export, health, reference, webhook
+from service.web import (
+    admin,
+    archive,
+    changes,
+    checking,
+    contract,
+    export,
+    health,
+    history,
+    imports,
+    listing,
+    reference,
+    webhook,
+)
 from service.web import suppressions as queries
 from service.web.callers import Callers
 from service.web.contract import AnyOperation
@@ -37,15 +50,22 @@ OPERATIONS: Final[tuple[AnyOperation, ...]] = (
     *webhook.OPERATIONS,
     *export.OPERATIONS,
     *queries.OPERATIONS,
+    *history.OPERATIONS,
+    *checking.OPERATIONS,
+    *listing.OPERATIONS,
     *changes.OPERATIONS,
     *admin.OPERATIONS,
     *archive.OPERATIONS,
+    *imports.OPERATIONS,
     *health.OPERATIONS,
 )
 """All that the application answers, but for what describes them."""
 
 Q = TypeVar("Q")
 A = TypeVar("A")
+
+IMPORTS_AT_ONCE: Final = 2
+"""Lists that one process takes in at the same time; each has a connection of the pool, and a share of its threads."""
 
 LOOKUPS_AT_ONCE: Final = 2
 """Shared lookups under way; each has a connection of the pool."""
@@ -55,6 +75,11 @@ LOOKUPS_SHARED: Final = 500
 
 LOOKUPS_WAITING: Final = 10_000
 """Questions that may wait before the next is told to come again."""
+
+
+CHECKS_AT_ONCE: Final = 2
+"""Checks of more than a thousand addresses, or groups of such a stream, under way; the others wait their turn, so that
+the memory and the connections that they take have a bound."""
 
 
 def utc_now() -> datetime:
@@ -70,6 +95,7 @@ def build(settings: Settings, clock: Callable[[], datetime] = utc_now) -> Applic
         routes=contract.routes([*OPERATIONS, *reference.operations(OPERATIONS, version("kahuna-sync"))]),
         middleware=[
             Middleware(Telling, metrics=metrics),
+            Middleware(queries.Shortcut),
             Middleware(webhook.Shortcut, namespaces=[namespace.name for namespace in settings.namespaces]),
         ],
         exception_handlers={KahunaSyncError: on_error, HTTPException: on_http_exception},
@@ -108,8 +134,10 @@ def _service(settings: Settings, metrics: Metrics, clock: Callable[[], datetime]
         clock=clock,
         budget=Budget(settings.body_budget_bytes),
         reading=asyncio.Semaphore(1),
+        checking=asyncio.Semaphore(CHECKS_AT_ONCE),
         feed=Feed(database, names, settings.changes_poll_seconds, settings.database_direct_url),
         exports=asyncio.Semaphore(export.AT_ONCE),
+        importing=asyncio.Semaphore(IMPORTS_AT_ONCE),
         revisions=migrations.revisions(),
         head=migrations.head(),
     )

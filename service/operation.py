@@ -1,4 +1,5 @@
-"""Owns what an operator does to the database from the shell, and shows while it lasts: reconcile, replay, rebuild.
+"""Owns what an operator does to the database from the shell and shows while it lasts: import, reconcile, replay,
+rebuild.
 
 Refuses to read arguments, which `__main__` hands over, and to know how anything is done, which is the flows' business.
 """
@@ -6,10 +7,12 @@ Refuses to read arguments, which `__main__` hands over, and to know how anything
 import asyncio
 import dataclasses
 import os
+import random
+import select
 import sys
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -22,13 +25,16 @@ from rich.table import Table
 from service import embedded, settings, up
 from service.domain.evidence import KINDS
 from service.domain.facts import REASONS
-from service.errors import SettingsError, StorageUnavailable
-from service.flows import follow, ingest, rebuild, reconcile, replay
+from service.errors import RequestError, SettingsError, StorageUnavailable
+from service.flows import follow, imports, ingest, rebuild, reconcile, replay
 from service.settings import Settings
 from service.store import access, archive, changes, export, reconciliations
 from service.store.database import Database
 from service.store.reconciliations import Run
 from service.telemetry import set_up_logging
+
+PART: Final = 64 * 1024
+"""Bytes of a file that are read at once."""
 
 NAMESPACE = click.option("--namespace", help="Which namespace; needed only if there are several.")
 
@@ -280,4 +286,98 @@ def new_epoch_command() -> None:
     click.echo("A new epoch has begun: cursors of before are answered with 410 cursor-expired.", err=True)
 
 
-COMMANDS: Final = (reconcile_command, replay_command, rebuild_command, export_command, new_epoch_command)
+@click.command("import")
+@click.argument("file", type=click.File("rb"))
+@click.option("--channel", type=click.Choice(["email", "sms"]), required=True)
+@click.option("--reason", help="Why the addresses are listed, for lines that do not tell.")
+@click.option("--as-of", type=_Moment(), help="As of when lines without a time are true (default: now).")
+@click.option("--dry-run", is_flag=True, help="Say what would come of it, and store nothing.")
+@NAMESPACE
+def import_command(
+    file: Any, channel: Any, reason: str | None, as_of: datetime | None, dry_run: bool, namespace: str | None
+) -> None:
+    """Suppress the addresses of a list. CSV or JSON, gzip or not; - is standard input."""
+    chosen = settings.chosen(settings.load(os.environ), namespace).name
+    since = None if as_of is None else int(as_of.timestamp())
+    name = None if file.name in ("-", "<stdin>") else os.path.basename(file.name)  # noqa: PTH119 (a name, not a path)
+    order = imports.Order(chosen, channel, "shell", random.getrandbits(50), name, reason, since, dry_run)
+    try:
+        tally, finished = with_database(lambda database, loaded: _import(database, loaded, order, file))
+    except RequestError as error:
+        raise SettingsError(str(error)) from None
+    _show(tally, chosen, order)
+    if not finished:
+        click.echo(f"Interrupted after line {tally.reached}. The same command again goes on from there.", err=True)
+    sys.exit(1 if tally.rejected or not finished else 0)
+
+
+def _show(tally: imports.Tally, namespace: str, order: imports.Order) -> None:
+    click.echo(f"Import into {namespace}, {order.channel}{', tried only' if order.dry_run else ''}")
+    table = Table("count", "of")
+    for count, says in (
+        (tally.lines, "lines read"),
+        (tally.accepted, "new stops"),
+        (tally.duplicates, "known already"),
+        (tally.rejected, "not understood"),
+        (tally.skipped, "that state no stop"),
+        (tally.untimed, "without a time of their own"),
+    ):
+        table.add_row(str(count), says)
+    for reason, count in sorted(tally.reasons.items()):
+        table.add_row(str(count), f"understood as {reason}")
+    Console().print(table)
+    for line, error in tally.errors:
+        click.echo(f"line {line}: {error}", err=True)
+    if tally.rejected > len(tally.errors):
+        click.echo(f"and {tally.rejected - len(tally.errors)} more", err=True)
+
+
+class _Stopped(Exception):
+    """Somebody asked the import to end."""
+
+
+async def _import(database: Database, loaded: Settings, order: imports.Order, file: Any) -> tuple[imports.Tally, bool]:
+    """How far it came, and whether to the end: a signal lets the chunk under way end."""
+    stop = asyncio.Event()
+    up.stop_on_signals(stop)
+    one = imports.Import(database, order, ingest.rules_of(loaded), lambda: datetime.now(UTC))
+    size = os.fstat(file.fileno()).st_size if file.seekable() else None
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("importing", total=size)
+        read = 0
+
+        async def parts() -> AsyncIterator[bytes]:
+            nonlocal read
+            while part := await asyncio.to_thread(_part, file, stop):
+                read += len(part)
+                yield part
+
+        def show(tally: imports.Tally) -> None:
+            progress.update(task, completed=read, description=f"importing: {tally.lines} lines")
+
+        try:
+            return await one.run(parts(), show), True
+        except _Stopped:
+            return one.tally, False
+        except StorageUnavailable as error:
+            far = f" Lines up to {one.tally.reached} are in; the same command again goes on from there."
+            raise StorageUnavailable(f"{error}{far if one.tally.reached else ''}") from error
+
+
+def _part(file: Any, stop: asyncio.Event) -> bytes:
+    """The next part of a file; _Stopped if a signal came, also while a pipe is silent."""
+    while not stop.is_set():
+        if select.select([file], [], [], 0.1)[0]:
+            return bytes(file.read1(PART))
+    raise _Stopped
+
+
+COMMANDS: Final = (
+    import_command,
+    export_command,
+    reconcile_command,
+    replay_command,
+    rebuild_command,
+    new_epoch_command,
+)

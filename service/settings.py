@@ -190,7 +190,10 @@ class Settings:
 
     def namespace(self, name: str) -> Namespace | None:
         """The namespace of that name, if there is one."""
-        return next((n for n in self.namespaces if n.name == name), None)
+        for one in self.namespaces:
+            if one.name == name:
+                return one
+        return None
 
     @property
     def main_namespace(self) -> Namespace | None:

@@ -198,6 +198,13 @@ class Metrics:
             "channel",
             "outcome",
         )
+        self.imported = Tally(
+            self.registry,
+            "kahuna_sync_imported_lines",
+            "Lines of imported lists by channel and outcome: accepted, duplicates or rejected",
+            "channel",
+            "outcome",
+        )
         self.requests = Timings(
             self.registry, "kahuna_sync_request_seconds", "Seconds to answer, by route and status", "route", "status"
         )

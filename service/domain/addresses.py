@@ -5,6 +5,7 @@ Judges mildly, since an odd address must still be suppressible; refuses only wha
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from typing import Final, Literal
 
 import idna
@@ -22,6 +23,12 @@ LONGEST_RAW: Final = 4 * MAX_EMAIL_CHARACTERS
 
 MIN_DIGITS: Final = 5
 MAX_DIGITS: Final = 15
+
+SHARE: Final = 250
+"""Addresses that are looked at as one text; an unusual one among them slows down these alone."""
+
+_PLAIN: Final = bytes(c for c in range(0x21, 0x7F) if c != ord("@"))
+"""What an address is mostly made of: printable ASCII, without the space and the `@`."""
 
 _SEPARATORS: Final = {ord(c): None for c in " -.()/\u00a0\u2007\u2009\u202f\u2010\u2011\u2012\u2013\u2014\u2212"}
 
@@ -47,6 +54,54 @@ def normalise(channel: Channel, raw: str) -> str:
     '15550100001'
     """
     return _email(raw) if channel == "email" else _number(raw)
+
+
+def normalise_many(channel: Channel, raws: Sequence[str]) -> list[str | ImpossibleAddress]:
+    """What `normalise` says of each, in their order, in a tenth of the time: usual addresses are judged many at a time.
+
+    >>> normalise_many("email", ["Ann@Example.com", "nobody"])
+    ['ann@example.com', ImpossibleAddress('not-an-email-address')]
+    """
+    usual = _usual_emails if channel == "email" else _usual_numbers
+    found: list[str | ImpossibleAddress] = []
+    for start in range(0, len(raws), SHARE):
+        share = raws[start : start + SHARE]
+        found += usual(share) or [_judged(channel, raw) for raw in share]
+    return found
+
+
+def _judged(channel: Channel, raw: str) -> str | ImpossibleAddress:
+    try:
+        return normalise(channel, raw)
+    except ImpossibleAddress as error:
+        return error
+
+
+def _usual_emails(raws: Sequence[str]) -> list[str] | None:
+    """The normal forms if all of these are plain ASCII around one `@`, else None: then each is judged by itself.
+
+    Every address is a line. Without the plain characters, exactly an `@` must be left of each.
+    """
+    text = "\n{}\n".format("\n".join(raws)).lower()
+    if not text.isascii():
+        return None
+    lines = text.encode()
+    if lines.translate(None, _PLAIN) != b"\n" + b"@\n" * len(raws) or b"\n@" in lines or b"@\n" in lines:
+        return None
+    normal = text[1:-1].split("\n")
+    return normal if max(map(len, normal)) <= MAX_EMAIL_CHARACTERS else None
+
+
+def _usual_numbers(raws: Sequence[str]) -> list[str] | None:
+    """The normal forms if all of these are ASCII digits, separators and a plus sign in front, else None."""
+    text = "\n{}\n".format("\n".join(raws))
+    if not text.isascii() or max(map(len, raws)) > LONGEST_RAW:
+        return None
+    lines = text.encode().translate(None, b" -.()/").replace(b"\n+", b"\n")
+    if lines.translate(None, b"0123456789") != b"\n" * (len(raws) + 1) or b"\n00" in lines:
+        return None
+    normal = lines[1:-1].decode().split("\n")
+    return normal if all(MIN_DIGITS <= length <= MAX_DIGITS for length in map(len, normal)) else None
 
 
 def _email(raw: str) -> str:

@@ -1,5 +1,6 @@
 """Owns what a fact is: who, why, which way, when and who says so, and which time an untrustworthy one gets."""
 
+from collections.abc import Mapping
 from typing import Final, Literal, NamedTuple
 
 from service.domain.addresses import Channel
@@ -7,6 +8,9 @@ from service.domain.addresses import Channel
 Action = Literal["suppress", "clear"]
 Source = Literal["kahuna", "local"]
 Origin = Literal["kahuna_webhook", "kahuna_logs", "api", "import", "operator", "reconciliation"]
+
+SOURCES: Final[Mapping[Origin, Source]] = {"kahuna_webhook": "kahuna", "import": "local"}
+"""Who speaks in the archived batches of an origin."""
 
 EMAIL_REASONS: Final = (
     "unsubscribe",

@@ -62,6 +62,10 @@ class Verdict(NamedTuple):
     standings: tuple[Standing, ...]
 
 
+NOTHING_KNOWN: Final = Verdict(suppressed=False, since=None, until=None, standings=())
+"""The verdict about most addresses that are asked about."""
+
+
 def cause_of(fact: Fact) -> Cause:
     """The cause that one fact makes by itself."""
     if fact.action == "clear":
@@ -116,6 +120,8 @@ def _soft_bounces_until(bounces: tuple[int, ...], policy: Policy) -> int | None:
 
 def verdict(causes: Mapping[str, Cause], at: int, policy: Policy, purpose: Purpose = "marketing") -> Verdict:
     """What the causes of one address say at a moment. A bounce never hides an unsubscribe: all causes stay visible."""
+    if not causes:
+        return NOTHING_KNOWN
     standings = tuple(standing(causes[reason], at, policy) for reason in sorted(causes))
     counting = [s for s in standings if s.active and counts(s.cause.reason, purpose)]
     if not counting:

@@ -9,13 +9,14 @@ import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from service.domain.addresses import Channel, ImpossibleAddress, normalise
-from service.domain.facts import occurred_at
+from service.domain.facts import SOURCES, occurred_at
 from service.domain.suppression import DAY, Policy
 from service.errors import StorageBusy, StorageOutdated, StorageUnavailable
 from service.kahuna import webhook, wire
+from service.lists import chunks
 from service.settings import Namespace, Settings
 from service.store import batches, outbox, reviews, suppressions
 from service.store.batches import Outcome, Received, Rejected
@@ -68,11 +69,15 @@ class Ingested(NamedTuple):
         return "spooled" if self.spooled else "recorded" if self.outcome is None else "applied"
 
 
+Said: TypeAlias = webhook.Callback | chunks.Chunk
+"""What a batch says, by its origin."""
+
+
 class Member(NamedTuple):
-    """One callback among those that share a transaction: its batch, and what it says."""
+    """One callback, or chunk of an import, among those that share a transaction: its batch, and what it says."""
 
     batch: Received
-    callback: webhook.Callback
+    callback: Said
 
 
 class Sorted(NamedTuple):
@@ -93,7 +98,7 @@ class Taken(NamedTuple):
 
 
 async def ingest(
-    database: Database, batch: Received, callback: webhook.Callback, rules: Rules, clock: Callable[[], datetime]
+    database: Database, batch: Received, callback: Said, rules: Rules, clock: Callable[[], datetime]
 ) -> Ingested:
     """Makes a verified batch durable by itself, and applied unless that fails for a reason of our own."""
     member = Member(batch, callback)
@@ -172,10 +177,17 @@ async def _record_alone(database: Database, member: Member, clock: Callable[[], 
 
 async def read_again(batch: Received, rules: Rules) -> Member:
     """A stored batch and what it says by the rules of today. A large body does not hold up anybody else."""
-    words = rules.words[batch.namespace]
     if len(batch.body) <= SMALL_BODY:
-        return Member(batch, webhook.read(batch.body, batch.channel, words))
-    return Member(batch, await asyncio.to_thread(webhook.read, batch.body, batch.channel, words))
+        return read(batch, rules.words[batch.namespace])
+    return await asyncio.to_thread(read, batch, rules.words[batch.namespace])
+
+
+def read(batch: Received, words: Mapping[str, str]) -> Member:
+    """A stored batch and what it says, by its origin: a new one needs a reader here. ValueError if it cannot be
+    read."""
+    if batch.origin == "import":
+        return Member(batch, chunks.read(batch.body, batch.channel))
+    return Member(batch, webhook.read(batch.body, batch.channel, words))
 
 
 async def apply(connection: Connection, members: Sequence[Member], rules: Rules, now: datetime) -> list[Outcome]:
@@ -202,7 +214,8 @@ async def take(
     held = await _held(connection, shared.channel, opt_ins, everyone, namespace)
     rows = await aside(many, _rows, found, held)
     ids = tuple(member.batch.id for member in members)
-    provenance = Provenance(shared.namespace, shared.channel, "kahuna", shared.origin, now, ids)
+    source = SOURCES[shared.origin]
+    provenance = Provenance(shared.namespace, shared.channel, source, shared.origin, now, ids)
     merged = await suppressions.apply(connection, rows, provenance, rules.policy)
     taken = []
     for place, (member, one) in enumerate(zip(members, found, strict=True)):
@@ -250,6 +263,8 @@ def sort(member: Member, place: int, untimed_opt_in: Literal["hold", "receipt"])
     """The entries of a batch by what becomes of them, as far as the batch alone can tell. A replay sorts alike."""
     channel = member.batch.channel
     received_at = int(member.batch.received_at.timestamp())
+    # A number goes out in digits unless Kahuna itself has written it otherwise.
+    goes_out_plain = channel == "sms" and SOURCES.get(member.batch.origin) == "local"
     found = Sorted([], [], [], {})
     for entry in member.callback.entries:
         if entry.fault is not None or entry.address is None or entry.reason is None or entry.action is None:
@@ -261,7 +276,7 @@ def sort(member: Member, place: int, untimed_opt_in: Literal["hold", "receipt"])
             found.rejected[entry.index] = error.slug
             continue
         at = occurred_at(entry.action, entry.timestamp, received_at)
-        received = entry.address.strip()
+        received = address if goes_out_plain else entry.address.strip()
         if at is None and untimed_opt_in == "hold":
             found.untimed.append(Held(entry.index, address, received, entry.reason, None, "untimed"))
             continue

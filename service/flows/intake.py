@@ -15,6 +15,7 @@ from service.flows.ingest import (
     Ingested,
     Member,
     Rules,
+    Said,
     Sorted,
     apply,
     errors_of,
@@ -68,7 +69,7 @@ class Intake:
         log(batch, ingested)
         return ingested
 
-    async def ingest_alone(self, batch: Received, callback: webhook.Callback) -> Ingested:
+    async def ingest_alone(self, batch: Received, callback: Said) -> Ingested:
         """The same, sharing with nobody: for a batch that may be taken in twice at the same time."""
         return await ingest(self._database, batch, callback, self._rules, self._clock)
 

@@ -280,11 +280,12 @@ def _case(
     def is_wanted(index: int | None) -> bool:
         return index in open_ or (with_taken and index not in rejected)
 
+    was = archived.outcome or _NOTHING
     return _Case(
         archived,
-        archived.outcome or _NOTHING,
+        was,
         Sorted(
-            [entry for entry in found.facts if is_wanted(entry.entry_index)],
+            [entry for entry in found.facts if is_wanted(entry.entry_index) and entry.entry_index not in was.held],
             [entry for entry in found.opt_ins if is_wanted(entry.entry_index)],
             [held for held in found.untimed if is_wanted(held.entry_index)],
             {index: error for index, error in found.rejected.items() if index in open_},

@@ -4,17 +4,12 @@ What the batch alone can tell is sorted as ingesting sorts it; what it cannot (w
 opt-ins waited) was written down with it. Refuses to guess: an entry whose outcome cannot be told again is counted.
 """
 
-from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
-from service.domain.facts import Action, Fact, Origin, Source
-from service.flows.ingest import Member, Rules, sort
-from service.kahuna import webhook
+from service.domain.facts import SOURCES, Action, Fact
+from service.flows.ingest import Rules, read, sort
 from service.kahuna.wire import EMAIL_WORDS
 from service.store.batches import Applied
-
-SOURCES: Final[Mapping[Origin, Source]] = {"kahuna_webhook": "kahuna"}
-"""Who speaks in the batches of an origin. A new origin needs a row here, and its body a reader."""
 
 
 class Testimony(NamedTuple):
@@ -33,7 +28,7 @@ def testimony_of(applied: Applied, rules: Rules) -> Testimony:
     source = SOURCES.get(batch.origin)
     words = rules.words.get(batch.namespace, EMAIL_WORDS)
     try:
-        member = Member(batch, webhook.read(batch.body, batch.channel, words))
+        member = read(batch, words)
     except ValueError:
         return Testimony([], [], 1)
     if source is None:
@@ -49,7 +44,7 @@ def testimony_of(applied: Applied, rules: Rules) -> Testimony:
         fact = Fact(batch.namespace, batch.channel, address, reason, action, received_at if at is None else at, source)
         if index not in applied.held:
             said.facts.append(fact)
-        elif at is not None:
+        elif at is not None and source == "kahuna":  # what waits says what Kahuna holds; a line known before, nothing
             said.waiting.append(fact)
 
     for entry in (*found.facts, *found.opt_ins):

@@ -145,7 +145,17 @@ async def stated(connection: AsyncConnection) -> AsyncIterator[list[Fact]]:
 async def policies(connection: AsyncConnection) -> list[Policy]:
     """The numbers of every verdict so far; what an older release did not write down has its default."""
     details = (await connection.execute(select(audit.c.detail).where(audit.c.action == "policy.set"))).scalars()
-    return [Policy(**{name: d[name] for name in Policy._fields if name in d}) for d in details]
+    return [_policy_of(detail) for detail in details]
+
+
+async def policy_at(connection: AsyncConnection, moment: datetime) -> Policy | None:
+    """The numbers of the verdict in force at a moment; before anybody wrote them down, the first ones that were. None:
+    there are none."""
+    is_set = audit.c.action == "policy.set"
+    before = select(audit.c.detail).where(is_set, audit.c.at <= moment).order_by(audit.c.at.desc()).limit(1)
+    first = select(audit.c.detail).where(is_set).order_by(audit.c.at).limit(1)
+    detail = (await connection.execute(before)).scalar() or (await connection.execute(first)).scalar()
+    return None if detail is None else _policy_of(detail)
 
 
 async def note_policy(connection: AsyncConnection, policy: dict[str, Any], now: datetime) -> bool:
@@ -155,3 +165,7 @@ async def note_policy(connection: AsyncConnection, policy: dict[str, Any], now: 
         return False
     await write_down(connection, Deed("settings", "policy.set", detail=policy), now)
     return True
+
+
+def _policy_of(detail: dict[str, Any]) -> Policy:
+    return Policy(**{name: detail[name] for name in Policy._fields if name in detail})

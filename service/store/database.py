@@ -33,6 +33,13 @@ MANY: Final = 1000
 # For this transaction alone, so that a pooler's next one is not meant.
 _PLAN_ANEW: Final = text("set local plan_cache_mode = force_custom_plan")
 
+_BY_KEY: Final = text(
+    """
+    select set_config('plan_cache_mode', 'force_custom_plan', true), set_config('enable_seqscan', 'off', true),
+           set_config('enable_bitmapscan', 'off', true)
+    """
+)
+
 CONFLICT_STATES: Final = frozenset({"40001", "40P01", "55P03", "23505"})
 """Serialisation failure, deadlock, lock not available, and a unique key that another took meanwhile (all our inserts
 expect that, but for those of the outbox): the same work, tried again, goes through."""
@@ -389,11 +396,32 @@ async def plan_anew(connection: AsyncConnection, size: int = MANY + 1) -> None:
         await connection.execute(_PLAN_ANEW)
 
 
+async def by_key(connection: AsyncConnection) -> None:
+    """Before a question about many keys: the index is walked once, in their order. Left alone, the planner reads a list
+    of a million whole for ten thousand of its rows, which takes six times as long, or keeps a plan from when the list
+    was tiny."""
+    await connection.execute(_BY_KEY)
+
+
 async def aside(size: int, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
     """Does work on so many rows: a little on the spot, a lot in a thread, since it must not hold up the event loop."""
     if size <= MANY:
         return work(*given, **named)
     return await asyncio.to_thread(work, *given, **named)
+
+
+async def fetch(connection: AsyncConnection, statement: str, *values: Any) -> list[Any]:
+    """Rows straight from the driver, for the hottest questions: half of what they cost is spent between it and us.
+    `$1`, `$2` stand for the values. A connection that failed is not used again."""
+    raw = await driver_of(connection)
+    try:
+        rows: list[Any] = await raw.fetch(statement, *values)
+    except BaseException as error:
+        if raw.is_closed() or not isinstance(error, asyncpg.PostgresError):
+            raw.terminate()
+            await connection.invalidate()
+        raise
+    return rows
 
 
 async def pages(connection: AsyncConnection, query: Select[Any], rows: int) -> AsyncIterator[Sequence[Row[Any]]]:

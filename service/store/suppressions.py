@@ -10,14 +10,14 @@ from datetime import datetime
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import DateTime, Text, TextClause, Uuid, bindparam, func, select, text
+from sqlalchemy import DateTime, TextClause, Uuid, bindparam, func, select, text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.domain.addresses import CHANNELS, Channel
 from service.domain.facts import Action, Fact, Origin, Source, home_of, reasons_of
 from service.domain.suppression import Cause, Policy
-from service.store.database import SEPARATOR, among, aside, note_fed, pages, plan_anew
+from service.store.database import SEPARATOR, among, aside, fetch, note_fed, pages, plan_anew
 from service.store.tables import facts, suppressions
 
 _AWAY_FROM_HOME: Final = frozenset(
@@ -266,18 +266,15 @@ class Subject(NamedTuple):
 
 
 # The hot question, for many at once. By key whatever the planner knows of the list: one index range for each.
-_CAUSES: Final = text(
-    """
+_CAUSES: Final = """
     select place, reason, stop_at, clear_at, bounces, recorded_at, origin, batch_id
-    from unnest(cast(:namespaces as text[]), cast(:channels as text[]), cast(:addresses as text[]))
-         with ordinality as given(namespace, channel, address, place)
+    from unnest($1::text[], $2::text[], $3::text[]) with ordinality as given(namespace, channel, address, place)
     cross join lateral (
         select s.reason, s.stop_at, s.clear_at, s.bounces, s.recorded_at, s.origin, s.batch_id
         from suppressions as s
         where s.address = given.address and s.channel = given.channel and s.namespace = given.namespace
     ) as held
-    """
-).bindparams(*(bindparam(name, type_=ARRAY(Text)) for name in ("namespaces", "channels", "addresses")))
+"""
 
 
 _UNKNOWN: Final = text(
@@ -385,13 +382,13 @@ async def causes_of(connection: AsyncConnection, namespace: str, channel: Channe
 
 async def causes_of_each(connection: AsyncConnection, subjects: Sequence[Subject]) -> list[list[CauseRow]]:
     """The causes of many, in their order."""
-    namespaces, channels, addresses = zip(*subjects, strict=True)
-    values = {"namespaces": list(namespaces), "channels": list(channels), "addresses": list(addresses)}
     found: list[list[CauseRow]] = [[] for _ in subjects]
-    for r in await connection.execute(_CAUSES, values):
-        cause = _cause(r)
+    for place, reason, stop_at, clear_at, bounces, *told in await fetch(
+        connection, _CAUSES, *zip(*subjects, strict=True)
+    ):
+        cause = Cause(reason, stop_at, clear_at, tuple(bounces or ()))
         if cause.decided is not None:
-            found[r.place - 1].append(CauseRow(cause, r.recorded_at, r.origin, r.batch_id))
+            found[place - 1].append(CauseRow(cause, *told))
     return found
 
 
@@ -453,7 +450,7 @@ async def every_cause(connection: AsyncConnection) -> AsyncIterator[list[tuple[s
     query = query.add_columns(table.reason, table.stop_at, table.clear_at, table.bounces)
     decided = func.coalesce(table.stop_at, table.clear_at).is_not(None)
     async for page in pages(connection, query.where(decided), MANY):
-        yield [(r.namespace, r.channel, r.address, _cause(r)) for r in page]
+        yield [(r.namespace, r.channel, r.address, cause_from(r)) for r in page]
 
 
 async def local_stops(
@@ -474,5 +471,6 @@ async def local_stops(
     return {row.address: row.local_stop_at for row in await connection.execute(query)}
 
 
-def _cause(row: Any) -> Cause:
+def cause_from(row: Any) -> Cause:
+    """The cause of a row of the list."""
     return Cause(row.reason, row.stop_at, row.clear_at, tuple(row.bounces or ()))

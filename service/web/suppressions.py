@@ -1,26 +1,30 @@
 """Owns the questions and the writes of internal services: the status of one address, a stop, a new consent."""
 
 import hashlib
-import re
 import uuid
 from datetime import datetime
-from typing import Annotated, Any, Final, Literal, TypeAlias
-from urllib.parse import unquote_to_bytes
+from typing import Annotated, Final, Literal, TypeAlias
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.domain.addresses import CHANNELS, Channel
-from service.domain.facts import EMAIL_REASONS, SMS_REASONS, Fact
-from service.domain.suppression import Policy, Purpose, Standing, Verdict, fold, verdict
-from service.errors import BadRequest, NotFound, Unprocessable
+from service.domain.facts import EMAIL_REASONS, SMS_REASONS
+from service.domain.suppression import Purpose, Standing, Verdict, verdict
+from service.errors import KahunaSyncError, Unprocessable
 from service.flows import write
-from service.flows.write import Statement, normalised
-from service.store import suppressions
-from service.store.suppressions import CauseRow, FactRow, Subject
+from service.flows.past import state_at
+from service.flows.write import Statement
+from service.store.suppressions import CauseRow, Subject
+from service.web import contract
 from service.web.contract import Answer, AnyOperation, Asked, Body, Call, Moment, Operation, Shown, Text
-from service.web.http import Service, answer, seconds_from, shown
+from service.web.http import Ready, Service, header_in, problem_of, seconds_from, shown
+from service.web.subject import subject_of
+
+_PREFIX: Final = "/v1/suppressions/"
+_STATUS_PATH: Final = "/v1/suppressions/{channel}/{address:path}"
 
 Reason: TypeAlias = Annotated[str, msgspec.Meta(extra_json_schema={"enum": sorted({*EMAIL_REASONS, *SMS_REASONS})})]
 """A reason of either channel; `write` refuses one of the other, with those that there are."""
@@ -93,20 +97,16 @@ class Status(msgspec.Struct):
 
 async def status(call: Call[Question, None]) -> Response:
     """May we message this address, and why not? 200 also for an address never seen."""
-    request, service = call.request, call.service
-    namespace = call.namespace
-    channel, address = _subject(call)
-    at = _past(call.query.at, service.now) if call.query.at is not None else None
-    if at is None:
-        causes = await service.lookups.ask(Subject(namespace, channel, address))
+    service, query = call.service, call.query
+    subject = subject_of(call)
+    if query.at is None:
+        moment, policy = service.now, service.rules.policy
+        causes = await service.lookups.ask(subject)
     else:
-        async with service.database.read() as connection:
-            facts = await suppressions.facts_of(connection, namespace, channel, address)
-        causes = _causes_at(facts, at, call.query.basis, service.rules.policy)
-    moment = int((at or service.now).timestamp())
-    standing = {row.cause.reason: row.cause for row in causes}
-    judged = verdict(standing, moment, service.rules.policy, call.query.purpose)
-    return _tagged(request, _document(namespace, channel, address, judged, causes))
+        moment = _past(query.at, service.now)
+        causes, policy = await state_at(service.database, subject, moment, query.basis, service.rules.policy)
+    judged = verdict({row.cause.reason: row.cause for row in causes}, int(moment.timestamp()), policy, query.purpose)
+    return _tagged(call.request, _document(subject, judged, causes))
 
 
 async def suppress(call: Call[Asked, Stop]) -> Status:
@@ -114,13 +114,12 @@ async def suppress(call: Call[Asked, Stop]) -> Status:
 
     Saying the same again changes nothing, so a call that got no answer may be repeated with its `occurred_at`.
     """
-    namespace, said, service = call.namespace, call.body, call.service
-    channel, address = _subject(call)
+    subject, said, service = subject_of(call), call.body, call.service
     occurred_at = seconds_from(said.occurred_at, "occurred_at")
-    statement = Statement(call.caller.name, namespace, channel, call.request.path_params["address"], occurred_at)
+    statement = Statement(call.caller.name, *subject[:2], call.request.path_params["address"], occurred_at)
     policy = service.rules.policy
     causes = await write.suppress(service.database, statement, said.reason, said.note, policy, service.clock)
-    return _now(service, namespace, channel, address, causes)
+    return _now(service, subject, causes)
 
 
 async def reactivate(call: Call[Asked, Consent]) -> Status:
@@ -128,15 +127,14 @@ async def reactivate(call: Call[Asked, Consent]) -> Status:
 
     A stop at or after that time stands, and the answer is 409.
     """
-    namespace, consent, service = call.namespace, call.body, call.service
-    channel, address = _subject(call)
+    subject, consent, service = subject_of(call), call.body, call.service
     if not consent.evidence.strip():
         raise Unprocessable("evidence must say where the new consent was given.", "invalid-body")
     occurred_at = seconds_from(consent.occurred_at, "occurred_at")
-    statement = Statement(call.caller.name, namespace, channel, call.request.path_params["address"], occurred_at)
+    statement = Statement(call.caller.name, *subject[:2], call.request.path_params["address"], occurred_at)
     policy = service.rules.policy
     causes = await write.reactivate(service.database, statement, consent.evidence, policy, service.clock)
-    return _now(service, namespace, channel, address, causes)
+    return _now(service, subject, causes)
 
 
 _EXAMPLE: Final = {
@@ -174,7 +172,7 @@ OPERATIONS: Final[list[AnyOperation]] = [
     ),
     Operation(
         "GET",
-        "/v1/suppressions/{channel}/{address:path}",
+        _STATUS_PATH,
         status,
         scope="read",
         query=Question,
@@ -187,7 +185,7 @@ OPERATIONS: Final[list[AnyOperation]] = [
     ),
     Operation(
         "PUT",
-        "/v1/suppressions/{channel}/{address:path}",
+        _STATUS_PATH,
         suppress,
         scope="write",
         query=Asked,
@@ -198,31 +196,29 @@ OPERATIONS: Final[list[AnyOperation]] = [
 ]
 
 
-def _subject(call: Call[Any, Any]) -> tuple[Channel, str]:
-    """The channel and the normal form of the address in the path, which the server has percent-decoded once."""
-    request = call.request
-    channel = request.path_params["channel"]
-    if channel not in CHANNELS:
-        raise NotFound("There is no such channel; use email or sms.", "unknown-channel")
-    call.channel(channel)
-    _refuse_bad_encoding(request)
-    address = request.path_params["address"]
-    # A local part may hold a slash, a domain never: what follows one names something that does not exist here.
-    if channel == "email" and "/" in address.rpartition("@")[2] and "@" in address:
-        raise NotFound("There is nothing at this path below an address.")
-    return channel, normalised(channel, address)
+class Shortcut:
+    """Takes the question about one address straight to its endpoint, past the router, which tries the patterns of all
+    routes, and what stands around it. Everything else goes on: an address with a slash too, since what follows the
+    slash may be a path of its own."""
 
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._route = next(route for route in contract.routes(OPERATIONS) if route.path == _STATUS_PATH)
+        self._endpoint = self._route.endpoint
 
-def _refuse_bad_encoding(request: Request) -> None:
-    """Servers replace what is not UTF-8, and a question about one address would be answered for another."""
-    raw: bytes = request.scope.get("raw_path", b"")
-    try:
-        unquote_to_bytes(raw).decode()
-        well_formed = not re.search(rb"%(?![0-9A-Fa-f]{2})", raw)
-    except UnicodeDecodeError:
-        well_formed = False
-    if not well_formed:
-        raise BadRequest("The path is not percent-encoded UTF-8; encode the address again.", "bad-encoding")
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "GET" or not scope["path"].startswith(_PREFIX):
+            await self._app(scope, receive, send)
+            return
+        channel, _, address = scope["path"][len(_PREFIX) :].partition("/")
+        if channel not in CHANNELS or not address or "/" in address:
+            await self._app(scope, receive, send)
+            return
+        scope["route"], scope["path_params"] = self._route, {"channel": channel, "address": address}
+        try:
+            await self._endpoint(scope, receive, send)
+        except KahunaSyncError as error:
+            await problem_of(error)(scope, receive, send)
 
 
 def _past(at: datetime, now: datetime) -> datetime:
@@ -231,46 +227,31 @@ def _past(at: datetime, now: datetime) -> datetime:
     return at
 
 
-def _causes_at(facts: list[FactRow], at: datetime, basis: str, policy: Policy) -> list[CauseRow]:
-    """The causes of a moment: from what was recorded by then, or from what had happened by then as known today."""
-    seconds = int(at.timestamp())
-    known = [f for f in facts if (f.recorded_at <= at if basis == "recorded" else f.fact.occurred_at <= seconds)]
-    causes = fold((row.fact for row in known), policy)
-    deciding: dict[Fact, FactRow] = {row.fact: row for row in known}
-    return [_with_origin(cause, deciding) for cause in causes.values()]
-
-
-def _with_origin(cause: Any, rows: dict[Fact, FactRow]) -> CauseRow:
-    decided = [
-        row
-        for fact, row in rows.items()
-        if (fact.reason, (fact.action, fact.occurred_at)) == (cause.reason, cause.decided)
-    ]
-    first = min(decided, key=lambda row: row.recorded_at)
-    return CauseRow(cause, first.recorded_at, first.origin, first.batch_id)
-
-
-def _now(service: Service, namespace: str, channel: Channel, address: str, causes: list[CauseRow]) -> Status:
+def _now(service: Service, subject: Subject, causes: list[CauseRow]) -> Status:
     judged = verdict({r.cause.reason: r.cause for r in causes}, int(service.now.timestamp()), service.rules.policy)
-    return _document(namespace, channel, address, judged, causes)
+    return _document(subject, judged, causes)
 
 
-def _document(namespace: str, channel: Channel, address: str, judged: Verdict, causes: list[CauseRow]) -> Status:
+def _document(subject: Subject, judged: Verdict, causes: list[CauseRow]) -> Status:
     rows = {row.cause.reason: row for row in causes}
-    told = [_cause(standing, rows[standing.cause.reason]) for standing in judged.standings]
-    return Status(namespace, channel, address, judged.suppressed, shown(judged.since), shown(judged.until), told)
+    told = [cause_told(standing, rows[standing.cause.reason]) for standing in judged.standings]
+    return Status(*subject, judged.suppressed, shown(judged.since), shown(judged.until), told)
 
 
-def _cause(standing: Standing, row: CauseRow) -> Cause:
+def cause_told(standing: Standing, row: CauseRow) -> Cause:
+    """A cause as answers show it."""
     occurred_at = shown(standing.cause.decided[1]) if standing.cause.decided else None
     until = shown(standing.until) if standing.active else None
     return Cause(standing.cause.reason, standing.active, occurred_at, row.recorded_at, row.origin, row.batch_id, until)
 
 
 def _tagged(request: Request, document: Status) -> Response:
-    """The document, or 304 if the caller has it already."""
-    tag = f'"{hashlib.sha256(msgspec.json.encode(document)).hexdigest()[:32]}"'
-    known = [t.strip().removeprefix("W/") for t in request.headers.get("If-None-Match", "").split(",")]
-    if tag in known or "*" in known:
-        return Response(status_code=304, headers={"ETag": tag})
-    return answer(document, headers={"ETag": tag, "Cache-Control": "no-store"})
+    """The document, or 304 if the caller has it already. The tag names the bytes, so every replica gives the same."""
+    body = msgspec.json.encode(document)
+    tag = f'"{hashlib.blake2b(body, digest_size=16).hexdigest()}"'
+    etag = (b"etag", tag.encode())
+    given = header_in(request.scope, b"if-none-match")
+    if given and not {"*", tag}.isdisjoint(one.strip().removeprefix("W/") for one in given.split(",")):
+        return Ready(304, [etag])
+    headers = [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")]
+    return Ready(200, [*headers, etag, (b"cache-control", b"no-store")], body)

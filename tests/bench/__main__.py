@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import click
 from rich.console import Console
@@ -19,9 +20,10 @@ from service.store import migrations
 from service.store.database import single_connection
 from tests.bench import bare, whole
 from tests.bench.load import CONNECTIONS, KEY
-from tests.bench.works import LARGE_LIST, Bench, Rows, Server
+from tests.bench.works import ASKED_LIST, LARGE_LIST, LINES, Bench, Rows, Server
 
 PORT, BARE_PORT = 8740, 8741
+WORKS = ("callbacks", "questions", "import", "export", "growth")
 
 COLUMNS = {
     "per_second": ("per second", "{:,.0f}"),
@@ -59,14 +61,27 @@ async def listens(server: Server) -> None:
 
 
 async def token_of(environ: dict[str, str]) -> str:
-    """A token that may read."""
-    command = [sys.executable, "-m", "service", "token", "create", "--name", "bench", "--scopes", "read"]
+    """A token that may read and import."""
+    command = [sys.executable, "-m", "service", "token", "create", "--name", "bench", "--scopes", "read,write"]
     made = await asyncio.create_subprocess_exec(*command, env=environ, stdout=subprocess.PIPE)
     return (await made.communicate())[0].decode().strip()
 
 
-async def measure(url: str, environ: dict[str, str], rounds: int, export: int, grow_to: int) -> Rows:
-    """The rounds, then the export, then the growth of the list."""
+class Course(NamedTuple):
+    """What is measured: which works, how often, on lists of how many addresses, with how many lines, and the export and
+    import of how many."""
+
+    works: tuple[str, ...]
+    rounds: int
+    grow_to: int
+    listed: int
+    lines: int
+    export: int
+    import_lines: int
+
+
+async def measure(url: str, environ: dict[str, str], course: Course) -> Rows:
+    """The rounds, the export, then the growth of the list."""
     await migrations.upgrade(url)
     token = await token_of(environ)
     with (
@@ -78,11 +93,18 @@ async def measure(url: str, environ: dict[str, str], rounds: int, export: int, g
         async with single_connection(url) as connection:
             await bare.make_tables(connection)
             bench = Bench(service, beside, connection, token)
-            for _ in range(rounds):
-                await bench.round()
-            exported = await whole.measured(service, connection, token, export, max(rounds, 3)) if export else {}
-            if grow_to:
-                await bench.growth(grow_to)
+            for _ in range(course.rounds):
+                if "callbacks" in course.works:
+                    await bench.round()
+                if "questions" in course.works:
+                    await bench.questions(course.listed, course.lines)
+                if course.import_lines and "import" in course.works:
+                    await bench.import_of(course.import_lines)
+            exported: Rows = {}
+            if course.export and "export" in course.works:
+                exported = await whole.measured(service, connection, token, course.export, max(course.rounds, 3))
+            if course.grow_to and "growth" in course.works:
+                await bench.growth(course.grow_to)
             return bench.rows | exported
 
 
@@ -101,9 +123,13 @@ def table_of(rows: Rows, rounds: int) -> Table:
 @click.option("--rounds", default=3, show_default=True, help="How often each work is measured.")
 @click.option("--export", default=1_000_000, show_default=True, help="Rows of the list to export; 0 leaves it out.")
 @click.option("--grow-to", default=LARGE_LIST, show_default=True, help="Addresses of the large list; 0 leaves it out.")
+@click.option("--work", "works", type=click.Choice(WORKS), multiple=True, default=WORKS, help="Only this; repeatable.")
+@click.option("--list", "listed", default=ASKED_LIST, show_default=True, help="Addresses in the list that is asked.")
+@click.option("--lines", default=LINES, show_default=True, help="Lines of the streamed check.")
+@click.option("--import-lines", default=50_000, show_default=True, help="Lines of the imported list; 0 leaves it out.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Where the figures are written as JSON.")
 @click.option("--bare", "only_bare", is_flag=True, hidden=True)
-def main(rounds: int, export: int, grow_to: int, json_file: str | None, only_bare: bool) -> None:
+def main(json_file: str | None, only_bare: bool, **course: Any) -> None:
     """Measure the service beside bare Starlette and bare SQL, as ratios within this run."""
     if only_bare:
         bare.serve(BARE_PORT)
@@ -119,8 +145,8 @@ def main(rounds: int, export: int, grow_to: int, json_file: str | None, only_bar
                 "KAHUNA_SECRET_KEY": "bench-secret-key",
                 "KAHUNA_BASE_URL": "http://127.0.0.1:9",
             }
-            rows = asyncio.run(measure(url, environ, rounds, export, grow_to))
-    Console(width=120).print(table_of(rows, rounds))
+            rows = asyncio.run(measure(url, environ, Course(**course)))
+    Console(width=120).print(table_of(rows, course["rounds"]))
     if json_file:
         Path(json_file).write_text(json.dumps(rows, indent=2), encoding="utf-8")
 

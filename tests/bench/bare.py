@@ -4,7 +4,7 @@ import time
 
 import uvicorn
 import zstandard
-from sqlalchemy import bindparam, text
+from sqlalchemy import TextClause, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import LargeBinary
 from starlette.applications import Starlette
@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-TABLES = ("batches", "facts", "suppressions", "changes")
+TABLES = ("batches", "facts", "suppressions", "changes", "corrections")
 
 # The same rows in tables of the same shape: archived, stored, merged and fed, with nothing looked at on the way.
 STORE = text(
@@ -49,6 +49,45 @@ STORE = text(
     """
 ).bindparams(bindparam("body", type_=LargeBinary))
 
+# What an import of new stops comes to: the same, and what Kahuna is owed for them.
+IMPORT = text(
+    """
+    with archived as (
+        insert into bare_batches (id, namespace, channel, origin, received_at, headers, body, body_bytes, state)
+        values (gen_random_uuid(), 'default', 'email', 'import', now(), '{}', :body, :size, 'applied')
+        returning id
+    ),
+    fresh as (
+        insert into bare_facts (address, channel, namespace, reason, action, occurred_at, source, origin, batch_id,
+                                entry_index, recorded_at)
+        select address, 'email', 'default', 'unsubscribe', 'suppress', 1700000000, 'local', 'import', id, place, now()
+        from archived, unnest(string_to_array(:addresses, ',')) with ordinality as given(address, place)
+        order by address on conflict do nothing
+        returning address, reason, occurred_at, batch_id
+    ),
+    changed as (
+        insert into bare_suppressions as s (address, channel, namespace, reason, stop_at, local_stop_at, origin,
+                                            batch_id, recorded_at)
+        select address, 'email', 'default', reason, occurred_at, occurred_at, 'import', batch_id, now()
+        from fresh order by address, reason
+        on conflict (address, channel, namespace, reason) do update set
+            stop_at = greatest(s.stop_at, excluded.stop_at),
+            local_stop_at = greatest(s.local_stop_at, excluded.local_stop_at)
+        returning address
+    ),
+    fed as (
+        insert into bare_changes (namespace, channel, address, recorded_at)
+        select 'default', 'email', address, now() from changed
+    ),
+    owed as (
+        insert into bare_corrections (address, channel, namespace, slot, address_received, action, occurred_at, state,
+                                      next_attempt_at, created_at)
+        select address, 'email', 'default', reason, address, 'suppress', occurred_at, 'pending', now(), now() from fresh
+    )
+    select count(*) from fresh
+    """
+).bindparams(bindparam("body", type_=LargeBinary))
+
 
 async def _answer(asked: Request) -> Response:
     """What a web framework does at least."""
@@ -69,11 +108,11 @@ async def make_tables(connection: AsyncConnection) -> None:
     await connection.commit()
 
 
-async def store(connection: AsyncConnection, addresses: list[str], body: bytes) -> float:
-    """Seconds for one transaction that stores a callback of these addresses."""
+async def store(connection: AsyncConnection, addresses: list[str], body: bytes, statement: TextClause = STORE) -> float:
+    """Seconds for one transaction that stores a callback, or a part of a list, of these addresses."""
     values = {"addresses": ",".join(addresses), "body": zstandard.compress(body), "size": len(body)}
     started = time.perf_counter()
-    stored = (await connection.execute(STORE, values)).scalar_one()
+    stored = (await connection.execute(statement, values)).scalar_one()
     await connection.commit()
     if stored != len(addresses):
         raise SystemExit(f"the bare SQL stored {stored} of {len(addresses)}")

@@ -13,13 +13,14 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.store.database import driver_of
-from tests.bench import bare
+from tests.bench import bare, questions
 from tests.bench.load import Taken, ask, callback, callbacks, forget_peak, memory_of, pump, request
 
 BULK = 100_000
 SECONDS = 3.0
 SMALL_LIST, LARGE_LIST = 10_000, 10_000_000
-# Of the list that is made in SQL; the callbacks of the load add theirs.
+ASKED_LIST, LINES = 100_000, 100_000
+# Of the list that is made in SQL at once; the callbacks of the load add theirs.
 CHUNK = 250_000
 
 Row = dict[str, float]
@@ -73,11 +74,24 @@ class Bench:
         for entries, count in ((1, 30_000), (10, 10_000), (100, 2_000)):
             taken = await self._pump(self._service, callbacks(count, entries))
             self._note_load(f"callback of {entries}", taken, entries, posts)
+        await self._bulk()
+
+    async def questions(self, listed: int, lines: int) -> None:
+        """Every question once, to a list of so many addresses, and so many lines."""
+        await self._grow(listed)
         gets = await self._pump(self._beside, [request("GET", "/")] * 200_000)
         self._note_load("bare Starlette GET", gets)
-        known = request("GET", "/v1/suppressions/email/u1x1@example.com", Authorization=self._authorization)
-        self._note_load("status of one", await self._pump(self._service, [known] * 100_000), 1, gets)
-        await self._bulk()
+        asked = questions.addresses(listed, 20_000, time.time_ns())
+        path = "/v1/suppressions/email/"
+        calls = [request("GET", path + address, Authorization=self._authorization) for address in asked] * 5
+        self._note_load("status of one", await self._pump(self._service, calls), 1, gets)
+        for _ in range(questions.ROUNDS_OF_CHECK):
+            asked = questions.addresses(listed, questions.CHECKED, time.time_ns())
+            bare_seconds = await questions.bare_seconds(self._connection, asked)
+            seconds = await questions.check_seconds(self._service.port, self._authorization, asked)
+            self._note("check of 10,000: time over bare SQL", per_second=1 / seconds, ratio=seconds / bare_seconds)
+        figures = await questions.stream(*self._service, self._authorization, self._connection, listed, lines)
+        self._note(f"check of {lines:,} lines", **figures)
 
     async def _pump(self, server: Server, requests: list[bytes], seconds: float = SECONDS) -> Taken:
         return await pump(server.port, server.pid, requests, seconds)
@@ -106,13 +120,33 @@ class Bench:
             raise SystemExit(f"bulk: {answer}")
         return time.perf_counter() - started
 
+    async def import_of(self, lines: int) -> None:
+        """One list of so many new addresses, beside the bare SQL that stores as much."""
+        salt = time.time_ns()
+        seconds = 0.0
+        for start in range(0, lines, BULK):
+            addresses = [f"b{salt}x{n}@example.com" for n in range(start, min(start + BULK, lines))]
+            seconds += await bare.store(self._connection, addresses, "\n".join(addresses).encode(), bare.IMPORT)
+        self._note(f"bare SQL of a list of {lines:,}", per_second=lines / seconds)
+        rows = "".join(f"i{salt}x{n}@example.com,1700000000\n" for n in range(lines))
+        path = "/v1/suppressions/import?channel=email&reason=unsubscribe"
+        more = {"Authorization": self._authorization, "Content_Type": "text/csv"}
+        asked = request("POST", path, b"email,created\n" + rows.encode(), **more)
+        with self._memory("memory of web, importing"):
+            started = time.perf_counter()
+            answer = json.loads(await ask(self._service.port, asked))
+            ours = time.perf_counter() - started
+        if answer.get("accepted") != lines:
+            raise SystemExit(f"import: {answer}")
+        self._note(f"import of {lines:,} (lines)", per_second=lines / ours, ratio=seconds / ours)
+
     @contextmanager
-    def _memory(self) -> Iterator[None]:
+    def _memory(self, work: str = "memory of web") -> Iterator[None]:
         pid = self._service.pid
         before = memory_of(pid, "VmRSS")
         forget_peak(pid)
         yield
-        self._note("memory of web", idle_mb=before, peak_over_idle_mb=memory_of(pid, "VmHWM") - before)
+        self._note(work, idle_mb=before, peak_over_idle_mb=memory_of(pid, "VmHWM") - before)
 
     async def growth(self, addresses: int) -> None:
         """What a callback of one costs while the list grows to so many addresses."""
@@ -122,15 +156,19 @@ class Bench:
         self._note(f"cost of a callback at {addresses:,}", per_second=large.per_second, ratio=ratio)
 
     async def _cost_at(self, addresses: int) -> Taken:
-        await grow(self._connection, addresses)
-        await settled(self._connection)
+        await self._grow(addresses)
         runs = [await self._pump(self._service, callbacks(30_000, 1)) for _ in range(3)]
         return sorted(runs, key=lambda run: run.per_second)[1]
 
+    async def _grow(self, addresses: int) -> None:
+        await grow(self._connection, addresses)
+        await settled(self._connection)
+
 
 async def grow(connection: AsyncConnection, addresses: int) -> None:
-    """Lets the list have so many addresses."""
-    have = (await connection.execute(text("select count(*) from suppressions"))).scalar_one()
+    """Makes the list that long. What stands in it already, made or called in, is left as it is."""
+    known = "select count(*) from suppressions where address like 'g%@example.com'"
+    have = (await connection.execute(text(known))).scalar_one()
     for start in range(have, addresses, CHUNK):
         await connection.execute(_GROW, {"first": start, "last": min(start + CHUNK, addresses) - 1})
         await connection.commit()

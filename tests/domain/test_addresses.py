@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from service.domain.addresses import CHANNELS, Channel, ImpossibleAddress, normalise
+from service.domain.addresses import CHANNELS, SHARE, Channel, ImpossibleAddress, normalise, normalise_many
 
 # Letters whose case or composition is odd, marks that compose, things that vanish, dots and signs that look like ours.
 NASTY = (
@@ -219,3 +219,49 @@ def test_a_refusal_never_repeats_the_address(raw: str) -> None:
     for channel in CHANNELS:
         result = outcome(channel, raw)
         assert not result.startswith("refused") or raw not in result
+
+
+# Many at once.
+
+USUAL = st.sampled_from(
+    ["Ann@Example.com", "o'brien+x@a.example", "+1 (555) 010-0001", "15550100001", "0049 30 1234567"]
+)
+# What the short way could take for something else: what holds its own line ends, signs at the edges, nothing at all.
+EDGES = st.sampled_from(
+    [
+        "",
+        "\n",
+        "@",
+        "a@",
+        "@b",
+        "a@b\n",
+        "a@b\nc@d",
+        "\na@b",
+        "++15550100",
+        "1+5550100",
+        "00",
+        "+0015550100",
+        "1234",
+        "5" * 16,
+    ]
+)
+
+
+def judged(channel: Channel, raws: list[str]) -> list[str]:
+    found = normalise_many(channel, raws)
+    return [f"refused: {one.slug}" if isinstance(one, ImpossibleAddress) else one for one in found]
+
+
+@given(st.sampled_from(CHANNELS), st.lists(USUAL | EDGES | MAILBOXES | NUMBERS | TEXTS, max_size=6))
+def test_many_are_judged_as_each_by_itself(channel: Channel, raws: list[str]) -> None:
+    assert judged(channel, raws) == [outcome(channel, raw) for raw in raws]
+
+
+@pytest.mark.parametrize("channel", CHANNELS)
+@pytest.mark.parametrize(
+    "odd", ["\ud800@example.com", "x" * 400 + "@example.com", "1" + " " * 5000 + "5550100", "é@é.example"]
+)
+def test_an_odd_one_among_many_changes_no_neighbour(channel: Channel, odd: str) -> None:
+    raws = ["Ann@Example.com" if channel == "email" else "+1 555 010 0001"] * (2 * SHARE + 3)
+    raws[SHARE + 1] = odd
+    assert judged(channel, raws) == [outcome(channel, raw) for raw in raws]

@@ -4,13 +4,14 @@ import asyncio
 from dataclasses import replace
 from typing import Literal
 
+import asyncpg
 import pytest
 import sqlalchemy.exc
 from sqlalchemy import text
 
 from service.errors import StorageUnavailable
 from service.settings import Settings
-from service.store.database import Database, is_conflict
+from service.store.database import Database, fetch, is_conflict
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,40 @@ async def test_what_is_tried_again(database: Database, statement: str, again: bo
         async with database.begin() as connection:
             await connection.execute(text(statement))
     assert is_conflict(refusal.value) == again
+
+
+# Rows straight from the driver.
+
+
+async def backend(database: Database) -> int:
+    async with database.read() as connection:
+        [[pid]] = await fetch(connection, "select pg_backend_pid()")
+    return int(pid)
+
+
+async def test_a_statement_that_fails_leaves_its_connection_in_use(database: Database) -> None:
+    before = await backend(database)
+    with pytest.raises(asyncpg.PostgresError):
+        async with database.read() as connection:
+            await fetch(connection, "select 1 / $1::int", 0)
+    assert await backend(database) == before
+
+
+async def test_a_connection_that_was_cut_is_told_as_such_and_replaced(database: Database) -> None:
+    before = await backend(database)
+    with pytest.raises(StorageUnavailable):
+        async with database.read() as connection:
+            await fetch(connection, "select pg_terminate_backend(pg_backend_pid())")
+    assert await backend(database) != before
+
+
+async def test_a_connection_that_was_not_waited_for_is_not_used_again(database: Database) -> None:
+    """Its answer may still come, and would be taken for that of another question."""
+    before = await backend(database)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05), database.read() as connection:
+            await fetch(connection, "select pg_sleep(60)")
+    assert await backend(database) != before
 
 
 POOLERS: list[Literal["none", "transaction"]] = ["none", "transaction"]

@@ -1,0 +1,137 @@
+"""Owns everything that was ever noted about one address: facts, opt-ins under review, corrections, and who did what.
+
+Each table is asked by its index on the address, and together they are one list in the order in which we came to know
+them. What retention has dropped is said to be gone, and nothing is made up for it.
+"""
+
+import uuid
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any, Final, Literal, NamedTuple
+
+from sqlalchemy import BigInteger, DateTime, Uuid, bindparam, select, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.store.database import among
+from service.store.suppressions import Subject
+from service.store.tables import batches
+
+Kind = Literal["action", "review", "fact", "correction"]
+
+KINDS: Final[tuple[Kind, ...]] = ("action", "review", "fact", "correction")
+"""In the order in which one transaction brings them about."""
+
+# An untimed opt-in that was decided has no index but that of the decision in the audit log.
+_EVENTS: Final = text(
+    """
+    with mine as materialized (
+        select id, at, actor, action, detail from audit
+        where address = :address and channel = :channel and namespace = :namespace
+    ),
+    judged as (
+        select * from reviews where address = :address and channel = :channel and namespace = :namespace
+                                and occurred_at is not null
+        union all
+        select * from reviews where address = :address and channel = :channel and namespace = :namespace
+                                and occurred_at is null and state = 'pending'
+        union all
+        select * from reviews where id in (select cast(detail ->> 'review_id' as uuid) from mine
+                                           where action in ('review.approved', 'review.refused'))
+                                and occurred_at is null
+    ),
+    events (at, kind, key, told, settled_at, batch_id) as (
+        select at, 0, id::text, jsonb_build_object('id', id, 'actor', actor, 'action', action, 'detail', detail),
+               null::timestamptz, null::uuid
+        from mine
+        union all
+        select received_at, 1, id::text,
+               jsonb_build_object('id', id, 'reason', reason, 'occurred_at', occurred_at, 'why', why, 'state', state,
+                                  'decided_by', decided_by, 'note', note),
+               decided_at, batch_id
+        from judged
+        union all
+        select recorded_at, 2, concat_ws(' ', reason, action, lpad(occurred_at::text, 20, '0'), source),
+               jsonb_build_object('reason', reason, 'action', action, 'occurred_at', occurred_at, 'source', source,
+                                  'origin', origin, 'address_received', address_received, 'entry_index', entry_index,
+                                  'action_id', audit_id),
+               null, batch_id
+        from facts where address = :address and channel = :channel and namespace = :namespace
+        union all
+        select created_at, 3, lpad(id::text, 20, '0'),
+               jsonb_build_object('id', id, 'slot', slot, 'action', action, 'occurred_at', occurred_at, 'state', state,
+                                  'attempts', attempts, 'reason', reason, 'evidence', evidence),
+               settled_at, null
+        from corrections where address = :address and channel = :channel and namespace = :namespace
+    )
+    select at, kind, key, told, settled_at, batch_id from events
+    where (at, kind, key collate "C") > (:after_at, :after_kind, cast(:after_key as text) collate "C")
+    order by at, kind, key collate "C" limit :limit
+    """
+).bindparams(bindparam("after_at", type_=DateTime(timezone=True)), bindparam("after_kind", type_=BigInteger))
+_EVENTS_TYPED: Final = _EVENTS.columns(told=JSONB, batch_id=Uuid)
+
+_WAITING: Final = text(
+    """
+    select (select count(*) from reviews where address = :address and channel = :channel and namespace = :namespace
+                                           and occurred_at is not null and state = 'pending')
+         + (select count(*) from reviews where address = :address and channel = :channel and namespace = :namespace
+                                           and occurred_at is null and state = 'pending')
+    """
+)
+
+
+class Moment(NamedTuple):
+    """Where a page of the history ends and the next begins."""
+
+    at: datetime
+    kind: int
+    key: str
+
+
+BEGINNING: Final = Moment(datetime(1, 1, 2, tzinfo=UTC), -1, "")
+
+
+class Receipt(NamedTuple):
+    """A batch of the archive: where it came from, and when."""
+
+    origin: str
+    received_at: datetime
+
+
+class Event(NamedTuple):
+    """One thing that was noted. `told` holds its own words; `batch` is None where there is none, or none any more."""
+
+    moment: Moment
+    told: dict[str, Any]
+    settled_at: datetime | None
+    batch_id: uuid.UUID | None
+    batch: Receipt | None
+
+    @property
+    def kind(self) -> Kind:
+        """What it is."""
+        return KINDS[self.moment.kind]
+
+
+async def page(connection: AsyncConnection, subject: Subject, after: Moment, limit: int) -> list[Event]:
+    """What was noted about an address after a moment, oldest first."""
+    begin = {f"after_{name}": value for name, value in after._asdict().items()}
+    rows = (await connection.execute(_EVENTS_TYPED, subject._asdict() | begin | {"limit": limit})).all()
+    receipts = await _receipts(connection, {row.batch_id for row in rows if row.batch_id is not None})
+    return [
+        Event(Moment(r.at, r.kind, r.key), r.told, r.settled_at, r.batch_id, receipts.get(r.batch_id)) for r in rows
+    ]
+
+
+async def waiting(connection: AsyncConnection, subject: Subject) -> int:
+    """How many opt-ins of an address wait for a person."""
+    return int((await connection.execute(_WAITING, subject._asdict())).scalar_one())
+
+
+async def _receipts(connection: AsyncConnection, ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, Receipt]:
+    wanted = list(ids)
+    if not wanted:
+        return {}
+    query = select(batches.c.id, batches.c.origin, batches.c.received_at).where(among(batches.c.id, wanted))
+    return {row.id: Receipt(row.origin, row.received_at) for row in await connection.execute(query)}

@@ -1,0 +1,314 @@
+"""What a list says, line by line: each provider's format, and files that mean no good."""
+
+import gzip
+import itertools
+import json
+import random
+import zlib
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.errors import RequestError, Unprocessable
+from service.lists import chunks
+from service.lists.chunks import Chunk
+from service.lists.columns import Asked, Line
+from service.lists.reading import Reading
+from service.lists.records import LONGEST, MOST_LINES
+
+AT = 1_700_000_000
+Said = tuple[int, str | None, str | None, int | None, str | None]
+
+
+def lines_of(file: bytes | str, channel: Any = "email", reason: str | None = None, **more: Any) -> list[Line]:
+    """Every line of a file, however it is cut on its way."""
+    raw = file.encode() if isinstance(file, str) else file
+    size = more.pop("size", 7)
+    reading = Reading(Asked("default", channel, reason, more.pop("as_of", None)))
+    pieces = [list(reading.feed(raw[start : start + size])) for start in range(0, len(raw), size)]
+    assert "skipped" not in more or (list(reading.end()), reading.skipped)[1] == more["skipped"]
+    tail = list(reading.end()) if "skipped" not in more else []
+    return list(itertools.chain.from_iterable(itertools.chain(*pieces, tail)))
+
+
+def said(file: bytes | str, channel: Any = "email", reason: str | None = None, **more: Any) -> list[Said]:
+    """What each line says by the rules of today: its number, address, reason, time and fault."""
+    lines = lines_of(file, channel, reason, **more)
+    entries = chunks.read(Chunk(channel, lines).body, channel).entries
+    return [
+        (line.line, entry.address, entry.reason, entry.timestamp, entry.fault)
+        for line, entry in zip(lines, entries, strict=True)
+    ]
+
+
+def stop(line: int, address: str, reason: str, at: int | None = AT) -> Said:
+    return line, address, reason, at, None
+
+
+def fault(line: int, error: str) -> tuple[int, str]:
+    return line, error
+
+
+def faults(found: list[Said]) -> list[tuple[int, str]]:
+    return [(line, error) for line, *_, error in found if error is not None]
+
+
+SENDGRID = 'status,reason,email,created\n5.1.1,"550 no, ""such"" user\nat all",Ann@example.com,1700000000\n'
+MAILGUN = 'address,code,error,created_at\nann@example.com,550,no such user,"Tue, 14 Nov 2023 22:13:20 UTC"\n'
+MAILGUN_OUT = 'address,tags,created_at\nann@example.com,*,"Mon, 01 Jan 0001 00:00:00 UTC"\n'
+POSTMARK = [
+    {"EmailAddress": "a@example.com", "SuppressionReason": "ManualSuppression", "Origin": "Recipient"},
+    {"EmailAddress": "b@example.com", "SuppressionReason": "ManualSuppression", "Origin": "Admin"},
+    {"EmailAddress": "c@example.com", "SuppressionReason": "HardBounce", "Origin": "Recipient"},
+    {"EmailAddress": "d@example.com", "SuppressionReason": "SpamComplaint", "Origin": "Recipient"},
+]
+POSTMARK = [one | {"CreatedAt": "2023-11-14T17:13:20-05:00"} for one in POSTMARK]
+SES = [
+    {"EmailAddress": "a@example.com", "Reason": "BOUNCE", "LastUpdateTime": 1700000000.25},
+    {"EmailAddress": "b@example.com", "Reason": "COMPLAINT", "LastUpdateTime": "2023-11-14T22:13:20+00:00"},
+]
+
+
+@pytest.mark.parametrize("size", [1, 7, 100_000])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_sendgrid(size: int, pack: Any) -> None:
+    assert said(pack(SENDGRID.encode()), reason="hard_bounce", size=size) == [stop(2, "Ann@example.com", "hard_bounce")]
+    assert said("email,created\na@example.com,1700000000", reason="unsubscribe") == [
+        stop(2, "a@example.com", "unsubscribe")
+    ]
+    assert said("ip,email,created\n192.0.2.1,a@example.com,1700000000") == [stop(2, "a@example.com", "complaint")]
+    invalid = "reason,email,created\nMail domain mentioned in email address is unknown,a@example,1700000000\n"
+    assert said(invalid, reason="invalid") == [stop(2, "a@example", "invalid")]
+    assert faults(said(invalid)) == [fault(2, "unknown-reason")]
+
+
+def test_mailgun() -> None:
+    assert said(MAILGUN) == [stop(2, "ann@example.com", "hard_bounce")]
+    assert said('address,tags,created_at\na@example.com,*,"Tue, 14 Nov 2023 22:13:20 UTC"') == [
+        stop(2, "a@example.com", "unsubscribe")
+    ]
+    assert said(MAILGUN_OUT) == [stop(2, "ann@example.com", "unsubscribe", None)]
+    assert said('address,created_at\na@example.com,"Tue, 14 Nov 2023 22:13:20 GMT"', reason="complaint") == [
+        stop(2, "a@example.com", "complaint")
+    ]
+
+
+@pytest.mark.parametrize("size", [1, 5, 100_000])
+def test_postmark(size: int) -> None:
+    wanted = ["unsubscribe", "manual", "hard_bounce", "complaint"]
+    for file in (json.dumps({"Suppressions": POSTMARK}), json.dumps({"Suppressions": POSTMARK}, indent=2)):
+        found = said(file, size=size)
+        assert [reason for _, _, reason, at, _ in found if at == AT] == wanted
+    numbers = [line for line, *_ in said(json.dumps({"Suppressions": POSTMARK}, indent=2))]
+    assert numbers == [3, 9, 15, 21]
+    rows = "\n".join(",".join(one.values()) for one in POSTMARK)
+    found = said("EmailAddress,SuppressionReason,Origin,CreatedAt\n" + rows)
+    assert [reason for _, _, reason, at, _ in found if at == AT] == wanted
+
+
+@pytest.mark.parametrize("size", [1, 5, 100_000])
+def test_amazon_ses(size: int) -> None:
+    wanted = [("a@example.com", "hard_bounce", AT), ("b@example.com", "complaint", AT)]
+    page = {"SuppressedDestinationSummaries": SES, "NextToken": "x"}
+    for file, times in (
+        (json.dumps(page), 1),
+        (json.dumps(page, indent=4) + "\n" + json.dumps(page, indent=4), 2),
+        ("\n".join(map(json.dumps, SES)), 1),
+        (json.dumps(SES), 1),
+    ):
+        assert [one[1:4] for one in said(file, size=size)] == wanted * times
+
+
+OURS = "namespace,channel,address,reason,active,occurred_at,until,origin,recorded_at,address_received\r\n"
+
+
+def test_our_own_export() -> None:
+    at = "2023-11-14T22:13:20Z"
+    file = OURS + "".join(
+        f"default,{channel},{address},{reason},{active},{at},,kahuna_webhook,{at},{received}\r\n"
+        for channel, address, reason, active, received in (
+            ("email", "ann@example.com", "unsubscribe", "true", "Ann@Example.com"),
+            ("email", "bob@example.com", "complaint", "true", ""),
+            ("email", "cleared@example.com", "complaint", "false", ""),
+            ("sms", "15550100001", "do_not_call", "true", ""),
+            ("email", "dan@example.com", "soft_bounce", "true", "eve@example.com"),
+        )
+    )
+    assert said(file, skipped=1) == [
+        stop(2, "Ann@Example.com", "unsubscribe"),
+        stop(3, "bob@example.com", "complaint"),
+        (5, None, None, None, "other-channel"),
+        stop(6, "dan@example.com", "soft_bounce"),
+    ]
+    assert faults(said(file.replace("default,email,bob", "other,email,bob"), skipped=1))[0] == fault(
+        3, "other-namespace"
+    )
+    row = {"namespace": "default", "channel": "email", "address": "a@example.com", "reason": "manual", "active": False}
+    assert said(json.dumps(row | {"occurred_at": at}), skipped=1) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "wanted"),
+    [
+        ("a@example.com\nb@example.com\n", ["a@example.com", "b@example.com"]),
+        ("\ufeffa@example.com\r\n\r\nb@example.com", ["a@example.com", "b@example.com"]),
+        ("\n \n\nE-Mail Address\ra@example.com\r", ["a@example.com"]),
+        ("Email;Name\na@example.com;Müller, Ann\n", ["a@example.com"]),
+        ('name\temail\n"a\tb"\ta@example.com\n', ["a@example.com"]),
+        ("email,email\na@example.com,b@example.com\n", ["a@example.com"]),
+        ('"email","note"\n"a@example.com","said ""no"""\n', ["a@example.com"]),
+        ("email,note\na@example.com\nb@example.com,x,\n", ["a@example.com", "b@example.com"]),
+    ],
+)
+def test_files_as_people_make_them(file: str, wanted: list[str]) -> None:
+    for encoding in ("utf-8", "utf-16"):
+        if not (encoding == "utf-16" and file.startswith("\ufeff")):
+            assert [one[1] for one in said(file.encode(encoding), reason="manual")] == wanted
+
+
+def test_numbers() -> None:
+    assert said("Phone Number,reason,date\n+1 (555) 010-0001,STOP,20231114\n15550100002,opted-out,\n", "sms") == [
+        stop(2, "+1 (555) 010-0001", "do_not_call", 1_699_920_000),
+        stop(3, "15550100002", "do_not_call", None),
+    ]
+    assert said('{"number": 15550100001, "reason": "dnc", "timestamp": 1700000000000}', "sms") == [
+        stop(1, "15550100001", "do_not_call", AT * 1000)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "at"),
+    [
+        ("1700000000", AT),
+        ("1700000000.9", AT),
+        ("1700000000123", 1_700_000_000_123),
+        ("2023-11-14T22:13:20Z", AT),
+        ("2023-11-14 22:13:20", AT),
+        ("2023-11-14 22:13:20 UTC", AT),
+        ("2023-11-14T17:13:20.5-05:00", AT),
+        ("14 Nov 2023 22:13:20 +0000", AT),
+        ("", None),
+        (" ", None),
+        ("0", 0),
+    ],
+)
+def test_times(text: str, at: int | None) -> None:
+    assert said(f"email,time\na@example.com,{text}\n", reason="manual") == [stop(2, "a@example.com", "manual", at)]
+    for bad in ("soon", "11/14/2023x", "99999999999999999", "nan", "1e400"):
+        assert faults(said(f"email,time\na@example.com,{bad}\n", reason="manual")) == [fault(2, "bad-timestamp")]
+
+
+def test_the_time_of_a_list_is_that_of_its_lines_without_one() -> None:
+    file = "email,created\na@example.com,\nb@example.com,5\n"
+    assert [at for _, _, _, at, _ in said(file, reason="manual", as_of=AT)] == [AT, 5]
+
+
+def test_a_fault_costs_its_own_line() -> None:
+    many = "x" * (LONGEST + 1)
+    file = (
+        "email,reason,note\n"
+        "a@example.com,manual,ok\n"
+        'b@example.com,manual,"never closed\n'
+        "c@example.com,manual,ok\n"
+        "d@example.com,grumpy,ok\n"
+        "e@example.com,,ok\n"
+        ",manual,ok\n"
+        f"{many}\n"
+        f'f@example.com,manual,"{many}"\n'
+        "g@example.com,manual,ok,more\n"
+        'h@example.com,manual,5" wide\n'
+        f"{'h' * 2000}@example.com,manual,ok\n"
+    ) + "i@example.com,manual,ok\n" * MOST_LINES
+    wanted = [
+        (3, "unclosed-quote"),
+        (5, "unknown-reason"),
+        (6, "missing-reason"),
+        (7, "missing-address"),
+        (8, "line-too-long"),
+        (9, "line-too-long"),
+        (10, "too-many-cells"),
+        (12, "address-too-long"),
+    ]
+    for size in (1000, 70_000, 10**7):
+        found = said(file, size=size)
+        assert faults(found) == wanted
+        assert [one[1] for one in found if not one[4]][:3] == ["a@example.com", "c@example.com", "h@example.com"]
+        assert len(found) == 11 + MOST_LINES
+
+
+def test_bytes_that_are_no_text_cost_their_own_line() -> None:
+    found = said(b"email,name\na@example.com,M\xfcller\n\xff@example.com,x\n", reason="manual")
+    assert (found[0][1], faults(found)) == ("a@example.com", [fault(3, "undecodable")])
+    file = '{"email": "a@example.com"}\n{"email": "\\ud800@example.com"}\n{"email": 5}\n[1]\n{"email": null}\nx\n'
+    wanted = ["not-json", "missing-address", "not-an-object", "missing-address", "not-json"]
+    found = said(file.replace('"email": 5', '"email": true'), reason="manual")
+    assert [error for _, error in faults(found)] == wanted
+    assert faults(said('[\n{"email": "\\ud800@example.com"},\n7]', reason="manual")) == [
+        fault(2, "undecodable"),
+        fault(3, "not-an-object"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("file", "slug"),
+    [
+        (b"", "empty-list"),
+        (b"\n \r\n", "empty-list"),
+        (b"name,town\nAnn,Rome\n", "no-address-column"),
+        (b"a@example.com,1700000000\n", "no-header"),
+        (b"a@example.com\n", "reason-required"),
+        (b'{"email": "a@example.com"}\n', "reason-required"),
+        (b"PK\x03\x04" + bytes(100), "not-text"),
+        ("a@example.com".encode("utf-16-le"), "not-text"),
+        (gzip.compress(b"a@example.com\n" * 1000)[:-9], "broken-list"),
+        (gzip.compress(b"a@example.com\n")[:-3] + b"xyz", "broken-list"),
+        (b'{"Suppressions": [{"EmailAddress": "a@example.com", "SuppressionReason": "HardBounce"},', "broken-list"),
+        (b'[{"email": "' + b"x" * 2 * LONGEST + b'"}]', "broken-list"),
+        (b'{"email": ' * 50_000, "broken-list"),
+    ],
+)
+def test_what_is_no_list_is_refused_in_a_sentence(file: bytes, slug: str) -> None:
+    for size in (1, 10**6) if len(file) < 10_000 else (10_000, 10**6):
+        with pytest.raises(Unprocessable) as refused:
+            lines_of(file, size=size, reason="manual" if slug in ("not-text", "broken-list") else None)
+        assert refused.value.reason == slug
+        assert str(refused.value).endswith(".")
+
+
+def test_a_bomb_comes_out_in_pieces() -> None:
+    pack = zlib.compressobj(wbits=31)
+    bomb = b"".join(pack.compress(b"a@example.com\n" * 10_000) for _ in range(200)) + pack.flush()
+    reading = Reading(Asked("default", "email", "manual"))
+    most = total = 0
+    for lines in itertools.chain(reading.feed(bomb), reading.end()):
+        most, total = max(most, len(lines)), total + len(lines)
+    assert (total, most < 50_000) == (2_000_000, True)
+
+
+def test_members_of_gzip_follow_one_another_and_padding_is_nothing() -> None:
+    file = gzip.compress(b"email\na@exam") + gzip.compress(b"ple.com\n") + bytes(50)
+    for size in (1, 1000):
+        assert said(file, reason="manual", size=size) == [stop(2, "a@example.com", "manual", None)]
+
+
+@given(st.binary(max_size=300), st.integers(1, 50))
+def test_no_bytes_at_all_do_more_than_be_refused(noise: bytes, size: int) -> None:
+    for start in (b"", b"email,reason\n", b'{"email": "a@example.com"}\n', b"[", b'email\n"'):
+        try:
+            found = said(start + noise, reason="manual", size=size)
+        except RequestError:
+            continue
+        assert found == said(start + noise, reason="manual", size=1000)
+
+
+@given(st.lists(st.lists(st.text(st.sampled_from("ab\",;\n'é"), max_size=6), min_size=2, max_size=3), max_size=30))
+def test_what_a_writer_of_csv_writes_is_read(rows: list[list[str]]) -> None:
+    """Whatever stands in the cells beside it, every address is found."""
+    chance = random.Random(len(rows))
+    quoted = ['"{}"'.format(cell.replace('"', '""')) for row in rows for cell in row]
+    file = "note,email\n" + "".join(
+        f"{cell},a{n}@example.com{chance.choice(['', ','])}\n" for n, cell in enumerate(quoted)
+    )
+    assert [one[1] for one in said(file, reason="manual")] == [f"a{n}@example.com" for n in range(len(quoted))]
