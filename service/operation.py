@@ -274,7 +274,7 @@ async def _export(database: Database, loaded: Settings, wanted: export.Wanted, f
 @click.command("new-epoch")
 @click.confirmation_option(prompt="Every follower of the feed will have to begin again with an export. Go on?")
 def new_epoch_command() -> None:
-    """After a restore that the database itself does not show, have every follower of the feed begin anew."""
+    """End all cursors of the feed. For after a restore that the database itself does not show."""
 
     async def begin(database: Database) -> None:
         now = datetime.now(UTC)
