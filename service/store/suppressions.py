@@ -93,7 +93,8 @@ ENTRIES: Final = """
            coalesce(reason, split_part(:reason, ',', 1)) as reason,
            coalesce(action, split_part(:action, ',', 1)) as action,
            coalesce(occurred_at, nullif(split_part(:occurred_at, ',', 1), '')::bigint) as occurred_at, index,
-           coalesce(awaits, false) as awaits, coalesce(batch, nullif(split_part(:batch, ',', 1), '')::int) as batch, place
+           coalesce(awaits, false) as awaits,
+           coalesce(batch, nullif(split_part(:batch, ',', 1), '')::int) as batch, place
     from unnest(string_to_array(:address, :separator), string_to_array(:received, :separator),
                 string_to_array(:reason, ','), string_to_array(:action, ','),
                 string_to_array(:occurred_at, ',')::bigint[], string_to_array(:index, ',', '')::int[],
