@@ -28,7 +28,7 @@ from service.flows.ingest import (
 from service.flows.together import Together
 from service.kahuna import webhook
 from service.store import arrivals, batches, outbox
-from service.store.arrivals import Arrival
+from service.store.arrivals import Arrival, Group
 from service.store.batches import Outcome, Received
 from service.store.database import Database
 from service.store.suppressions import Provenance
@@ -118,8 +118,14 @@ class Intake:
         ids = tuple([member.batch.id for member in members])
         provenance = Provenance(shared.namespace, shared.channel, "kahuna", shared.origin, now, ids)
         entries = [entry for one in found for entry in one.facts]
+        group = Group(told, entries, provenance, self._rules.policy)
+        if not any(one.rejected for one in found):
+            async with self._database.single() as connection:
+                stored = await arrivals.store_apart(connection, group)
+            if stored is not None:
+                return [_ingested(one, stored.new.get(place)) for place, one in enumerate(told)]
         async with self._database.straight() as connection:
-            stored = await arrivals.store(connection, told, entries, provenance, self._rules.policy)
+            stored = await arrivals.store(connection, group)
             new = sorted(stored.new)
             rejected = rejected_of([members[place] for place in new], [found[place] for place in new])
             await batches.quarantine_entries(connection, rejected)

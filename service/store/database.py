@@ -66,6 +66,7 @@ GOODBYE: Final = 0.5
 """Seconds that a server may take to say goodbye."""
 
 _FED: Final = "kahuna_sync_fed"
+_DRIVER: Final = "kahuna_sync_driver"
 
 _READ_ONLY: Final = text("select current_setting('transaction_read_only')")
 
@@ -84,6 +85,13 @@ class Seated(NamedTuple):
 
     connection: AsyncConnection
     driver: "asyncpg.Connection[asyncpg.Record]"
+
+
+async def _let_go(seated: Seated) -> None:
+    """Ends a connection: with its settings it is of no use to others."""
+    seated.connection.info.pop(_DRIVER, None)
+    await seated.connection.invalidate()
+    await seated.connection.close()
 
 
 class Database:
@@ -149,41 +157,58 @@ class Database:
 
         A few connections are kept out of the pool for it: to take one from there costs more than the transaction.
         """
+        async with self._seated() as (connection, driver), driver.transaction():
+            if self._settings_per_transaction is not None:
+                await driver.execute(self._settings_per_transaction)
+            yield connection
+
+    @asynccontextmanager
+    async def single(self) -> AsyncIterator[AsyncConnection]:
+        """The same for one statement that is a transaction by itself: one round trip in all. Behind a pooler it is one
+        of several, since the limits have to go before it."""
+        if self._settings_per_transaction is not None:
+            async with self.straight() as connection:
+                yield connection
+            return
+        async with self._seated() as (connection, _):
+            yield connection
+
+    @asynccontextmanager
+    async def _seated(self) -> AsyncIterator[Seated]:
         async with _weather():
             seated = await self._from_bench()
-            connection, driver = seated
+            connection = seated.connection
+            connection.info.pop(_FED, None)  # of one that was rolled back
             try:
-                async with driver.transaction():
-                    if self._settings_per_transaction is not None:
-                        await driver.execute(self._settings_per_transaction)
-                    connection.info.pop(_FED, None)
-                    yield connection
-                fed = connection.info.pop(_FED, False)
+                yield seated
             except BaseException:
-                # One that may still be in the transaction must not be used again.
-                if driver.is_closed() or driver.is_in_transaction():
-                    await connection.invalidate()
-                await connection.close()
+                # It may still be in the transaction.
+                await _let_go(seated)
                 raise
+            fed = connection.info.pop(_FED, False)
             await self._to_bench(seated)
         if fed:
             self.news.set()
 
-    async def _from_bench(self) -> "Seated":
+    async def _from_bench(self) -> Seated:
         while self._bench:
             seated = self._bench.pop()
             if not seated.driver.is_closed():
                 return seated
-            await seated.connection.invalidate()
-            await seated.connection.close()
+            await _let_go(seated)
         connection = await self._autocommit.connect()
-        return Seated(connection, await driver_of(connection))
+        seated = Seated(connection, await driver_of(connection))
+        connection.info[_DRIVER] = seated.driver
+        if self._settings_per_transaction is None:
+            # Plans are kept for good, and one that was made while the list was tiny would read it whole.
+            await seated.driver.execute("set enable_seqscan = off")
+        return seated
 
-    async def _to_bench(self, seated: "Seated") -> None:
+    async def _to_bench(self, seated: Seated) -> None:
         if len(self._bench) < BENCH and not self._closed:
             self._bench.append(seated)
         else:
-            await seated.connection.close()
+            await _let_go(seated)
 
     async def answers(self, seconds: float) -> bool:
         """Whether the database takes writes now. Asked on a connection of its own, since those at hand may be the ones
@@ -228,7 +253,7 @@ class Database:
         """Closes every connection; one whose server no longer answers is dropped, which takes half a second each."""
         self._closed = True
         while self._bench:
-            await self._bench.pop().connection.close()
+            await _let_go(self._bench.pop())
         while True:
             try:
                 async with asyncio.timeout(GOODBYE):
@@ -244,7 +269,7 @@ def note_fed(connection: AsyncConnection) -> None:
 
 async def driver_of(connection: AsyncConnection) -> "asyncpg.Connection[asyncpg.Record]":
     """The driver's own connection behind this one."""
-    driver: Any = (await connection.get_raw_connection()).driver_connection
+    driver: Any = connection.info.get(_DRIVER) or (await connection.get_raw_connection()).driver_connection
     return cast("asyncpg.Connection[asyncpg.Record]", driver)
 
 

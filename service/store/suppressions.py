@@ -113,7 +113,7 @@ def _kept(times: str, clear_at: str) -> str:
 
 # Every row of these addresses, in the order of the keys, also where the facts turn out to be known: what is owed is
 # judged after this, and nobody may change it meanwhile.
-_STORED: Final = """
+_LOCKED: Final = """
     locked as materialized (
         select from (select address from entry order by place) as given
         cross join lateral (
@@ -122,17 +122,22 @@ _STORED: Final = """
             order by s.reason for update
         ) as held
     ),
+"""
+
+_FRESH: Final = """
     fresh as (
         insert into facts (address, channel, namespace, reason, action, occurred_at, source, origin,
                            address_received, batch_id, entry_index, audit_id, recorded_at)
         select address, :channel, :namespace, reason, action, occurred_at, :source, :origin,
                nullif(received, address), batch_id, index, :audit_id, :recorded_at
-        from entry where not awaits and (select count(*) from locked) >= 0
+        from entry where not awaits {and_locked}
         order by place
         on conflict do nothing
         returning address, reason, action, occurred_at, address_received, batch_id
     ),
 """
+
+_STORED: Final = _LOCKED + _FRESH.format(and_locked="and (select count(*) from locked) >= 0")
 
 _TOUCHED: Final = f"""
     stated as (
@@ -211,9 +216,8 @@ _CHANGED: Final = f"""
            or greatest(s.held_stop_at, excluded.held_stop_at) is distinct from s.held_stop_at
            or greatest(s.held_clear_at, excluded.held_clear_at) is distinct from s.held_clear_at
            or excluded.bounces is not null
-        -- What may be owed: a slot that the two sides see differently now, or about which there was more to know.
-        returning address, s.xmax <> 0 or :source = 'local'
-            or stop_at is distinct from held_stop_at or clear_at is distinct from held_clear_at as at_odds
+        returning address, s.xmax <> 0 as met,
+            stop_at is distinct from held_stop_at or clear_at is distinct from held_clear_at as at_odds
     ),
     -- An address of two reasons is fed twice: nobody minds, and to find those out costs more than all of them.
     fed as (
@@ -224,8 +228,13 @@ _CHANGED: Final = f"""
 
 MERGE: Final = _STORED + _TOUCHED + _CHANGED
 MERGE_ONCE: Final = _STORED + _TOUCHED_ONCE + _CHANGED
+MERGE_APART: Final = _FRESH.format(and_locked="") + _TOUCHED_ONCE + _CHANGED
 """From the rows `entry` to facts that are `fresh`, causes that are `changed` and what is fed of them, as further parts
-of one statement: for any entries, and for those that `say_once`."""
+of one statement: for any entries, for those that `say_once`, and for such of which nothing will be owed, so that no
+more is locked than is changed. What may be owed now is among the `AT_ODDS`."""
+
+AT_ODDS: Final = "changed where at_odds or met or :source = 'local'"
+"""A slot that the two sides see differently now, or about which there was more to know than what was said."""
 
 
 def _apply_with(merge: str) -> TextClause:
@@ -238,7 +247,7 @@ def _apply_with(merge: str) -> TextClause:
         {merge}
         select batch_id, count(*) as facts, null as at_odds from fresh group by batch_id
         union all
-        select null, 0, address from changed where at_odds
+        select null, 0, address from {AT_ODDS}
         """  # noqa: S608 (built from our own words alone)
     return text(statement).bindparams(
         bindparam("batches", type_=ARRAY(Uuid)),

@@ -14,6 +14,8 @@ from service.domain.addresses import Channel
 from service.flows import write
 from service.flows.intake import SMALL
 from service.flows.write import Statement
+from service.store import access, outbox, suppressions
+from service.store.suppressions import Entry, Provenance
 from tests.flows.speaking import World
 from tests.flows.test_ingest import counts, suppressed, unsub
 
@@ -84,9 +86,8 @@ async def test_bad_entries_are_counted_where_they_came(world: World) -> None:
 
 async def test_those_without_a_single_good_entry_are_no_exception(world: World) -> None:
     with capture_logs() as lines:
-        answers = await asyncio.gather(
-            *(world.callback("email", [{"n": n}]) for n in range(3)), world.callback("email", [])
-        )
+        bodies: list[list[Any]] = [[], *([{"n": n}] for n in range(3))]
+        answers = await asyncio.gather(*(world.callback("email", body) for body in bodies))
     assert [counts(answer.outcome) for answer in answers] == [(0, 0, 0)] + [(0, 0, 1)] * 3
     assert "group.parted" not in [line["event"] for line in lines]
 
@@ -172,3 +173,27 @@ async def test_an_opt_in_that_kahuna_holds_is_answered_in_company(world: World) 
     await asyncio.gather(*(world.callback("sms", [entry]) for entry in (told, *others)))
     [owed] = await world.corrections("pending")
     assert (owed.address, owed.action, owed.occurred_at) == ("15550100001", "suppress", 9_001)
+
+
+async def test_what_another_changes_meanwhile_is_not_passed_over(world: World) -> None:
+    """The statement has looked at the list already when the stop of ours is committed: nothing may be told back."""
+    async with world.database.begin() as connection:
+        audit_id = await access.write_down(connection, access.Deed("tester", "stop"), world.clock())
+        ours = [Entry("ann@example.com", "ann@example.com", "unsubscribe", "suppress", 1_000)]
+        local = Provenance("default", "email", "local", "api", world.clock(), audit_id=audit_id)
+        merged = await suppressions.apply(connection, ours, local, world.policy)
+        scope = outbox.Scope("default", "email", world.clock(), world.policy)
+        await outbox.owe(connection, scope, merged.at_odds)
+        told = asyncio.create_task(world.callback("email", [unsub("ann@example.com")]))
+        await lock_waited_for(world)
+    assert counts((await told).outcome) == (1, 0, 0)
+    assert [row.state for row in await world.corrections()] == ["superseded"]
+
+
+async def lock_waited_for(world: World) -> None:
+    """Until somebody waits for what another transaction has not committed."""
+    for _ in range(500):
+        if await world.query("select 1 from pg_locks where not granted and locktype = 'transactionid'"):
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail("nobody waits")

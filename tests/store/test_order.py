@@ -10,7 +10,7 @@ from sqlalchemy import text
 
 from service.domain.suppression import Policy
 from service.store import arrivals, batches
-from service.store.arrivals import Arrival
+from service.store.arrivals import Arrival, Group
 from service.store.batches import Received
 from service.store.database import Connection, Database
 from service.store.suppressions import Entry, Provenance
@@ -34,7 +34,17 @@ async def stored(database: Database, digests: list[bytes]) -> int:
     ids = tuple(one.batch.id for one in told)
     provenance = Provenance("default", "email", "kahuna", "kahuna_webhook", NOW, batches=ids)
     async with database.straight() as connection:
-        return len((await arrivals.store(connection, told, said, provenance, Policy())).new)
+        return len((await arrivals.store(connection, Group(told, said, provenance, Policy()))).new)
+
+
+async def stored_apart(database: Database, digests: list[bytes]) -> int:
+    told = [Arrival(received(one), 0, []) for one in digests]
+    ids = tuple(one.batch.id for one in told)
+    provenance = Provenance("default", "email", "kahuna", "kahuna_webhook", NOW, batches=ids)
+    async with database.single() as connection:
+        done = await arrivals.store_apart(connection, Group(told, [], provenance, Policy()))
+    assert done is not None
+    return len(done.new)
 
 
 async def waiting(connection: Connection, count: int) -> None:
@@ -47,7 +57,7 @@ async def waiting(connection: Connection, count: int) -> None:
     pytest.fail("they do not wait")
 
 
-@pytest.mark.parametrize("way", [claimed, stored], ids=["one by one", "in company"])
+@pytest.mark.parametrize("way", [claimed, stored, stored_apart], ids=["by itself", "in company", "in one statement"])
 async def test_digests_are_claimed_in_their_order(
     database: Database, way: Callable[[Database, list[bytes]], Awaitable[int]]
 ) -> None:
