@@ -63,7 +63,6 @@ def set_up_logging(level: str, form: str, speaker: str | None = None) -> None:
         processors=[*shared, last],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
     )
     formatter = structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[_drop_meta, last])
     handler = logging.StreamHandler(sys.stderr)
@@ -75,8 +74,7 @@ _LOGGER: Final[structlog.typing.FilteringBoundLogger] = structlog.get_logger()
 
 
 def logger() -> structlog.typing.FilteringBoundLogger:
-    """The one logger. It looks at how it is set up when it is first used, and not each time: that is as dear as a line
-    that nobody hears."""
+    """The one logger. It looks at how it is set up whenever it is used, so that tests and processes can each do that."""
     return _LOGGER
 
 

@@ -88,8 +88,9 @@ class Seated(NamedTuple):
 
 
 async def _let_go(seated: Seated) -> None:
-    """Ends a connection: with its settings it is of no use to others."""
+    """Ends a connection at once, whatever it is doing: with its settings it is of no use to others."""
     seated.connection.info.pop(_DRIVER, None)
+    seated.driver.terminate()
     await seated.connection.invalidate()
     await seated.connection.close()
 
@@ -198,10 +199,14 @@ class Database:
             await _let_go(seated)
         connection = await self._autocommit.connect()
         seated = Seated(connection, await driver_of(connection))
+        try:
+            if self._settings_per_transaction is None:
+                # Plans are kept for good, and one that was made while the list was tiny would read it whole.
+                await seated.driver.execute("set enable_seqscan = off")
+        except BaseException:
+            await _let_go(seated)
+            raise
         connection.info[_DRIVER] = seated.driver
-        if self._settings_per_transaction is None:
-            # Plans are kept for good, and one that was made while the list was tiny would read it whole.
-            await seated.driver.execute("set enable_seqscan = off")
         return seated
 
     async def _to_bench(self, seated: Seated) -> None:
