@@ -173,7 +173,7 @@ def _sharing(
     async def look(questions: Sequence[Q]) -> Sequence[A]:
         # A server that went away without a word would keep those who wait, and all who come after, for ever.
         try:
-            async with asyncio.timeout(seconds), database.read() as connection:
+            async with asyncio.timeout(seconds), database.look() as connection:
                 return await query(connection, questions)
         except TimeoutError:
             raise StorageUnavailable("The database does not answer; try again.") from None

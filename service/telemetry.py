@@ -74,7 +74,7 @@ _LOGGER: Final[structlog.typing.FilteringBoundLogger] = structlog.get_logger()
 
 
 def logger() -> structlog.typing.FilteringBoundLogger:
-    """The one logger. It looks at how it is set up whenever it is used, so that tests and processes can each do that."""
+    """The one logger. It looks at how it is set up whenever it is used, so that tests and processes can each do so."""
     return _LOGGER
 
 
