@@ -60,7 +60,7 @@ SNAPSHOT_PATIENCE: Final = 30.0
 """Seconds that a snapshot waits for its tables: a migration or an upkeep may be at them."""
 
 BENCH: Final = 4
-"""Connections kept ready for the hottest path, of those that the pool may open: for callbacks and for questions."""
+"""Connections kept ready for the hottest path at most, of those that the pool may open: for callbacks and questions."""
 
 GOODBYE: Final = 0.5
 """Seconds that a server may take to say goodbye."""
@@ -99,7 +99,9 @@ class Database:
     """The one way to PostgreSQL. `begin` writes in a transaction; `read` runs single statements without one. `news` is
     set whenever a transaction that fed the changes has committed; who tells others of it clears it."""
 
-    def __init__(self, engine: AsyncEngine, apart: AsyncEngine, *, settings_per_transaction: str | None = None) -> None:
+    def __init__(
+        self, engine: AsyncEngine, apart: AsyncEngine, *, seats: int, settings_per_transaction: str | None = None
+    ) -> None:
         self._engine = engine
         self._apart = apart
         self._autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
@@ -107,6 +109,7 @@ class Database:
         self._distrusted = False
         self.news = asyncio.Event()
         self._bench: list[Seated] = []
+        self._seats = seats
         self._closed = False
         event.listen(engine.sync_engine, "checkout", self._on_checkout)
 
@@ -125,7 +128,9 @@ class Database:
             pool_use_lifo=True,
         )
         apart = _engine(settings, settings.database_url, poolclass=NullPool)
-        return cls(engine, apart, settings_per_transaction=_as_local(settings) if pooled else None)
+        # Half of the pool at most: those who take a connection for longer must find one.
+        seats = min(BENCH, settings.database_pool_size // 2)
+        return cls(engine, apart, seats=seats, settings_per_transaction=_as_local(settings) if pooled else None)
 
     async def __aenter__(self) -> "Database":
         return self
@@ -221,10 +226,17 @@ class Database:
         return seated
 
     async def _to_bench(self, seated: Seated) -> None:
-        if len(self._bench) < BENCH and not self._closed:
+        if len(self._bench) < self._seats and not self._closed:
             self._bench.append(seated)
-        else:
+            return
+        # Others may need it: it goes back as it came.
+        try:
+            await seated.driver.execute("reset enable_seqscan")
+        except BaseException:
             await _let_go(seated)
+            raise
+        seated.connection.info.pop(_DRIVER, None)
+        await seated.connection.close()
 
     async def answers(self, seconds: float) -> bool:
         """Whether the database takes writes now. Asked on a connection of its own, since those at hand may be the ones
