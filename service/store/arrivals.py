@@ -105,7 +105,7 @@ _ARCHIVED: Final = """,
 
 _STORE: Final = f"""
     {_GIVEN}{_CLAIMED.format(where="")}{{merge}}{_ARCHIVED}
-    select null, 0, address from {AT_ODDS}
+    select null, 0, string_agg(address, :separator) from {AT_ODDS} having count(*) > 0
 """  # noqa: S608 (built from our own words alone)
 
 # It may not commit if another had a part in what it changed: no message is worth more than that it ends.
@@ -170,7 +170,8 @@ async def _fetched(connection: Connection, statement: Straight, group: Group) ->
     rows = await statement.fetch(connection, values)
     note_fed(connection)
     new = {row["place"] - 1: row["facts"] for row in rows if row["at_odds"] is None}
-    return Stored(new, {row["at_odds"] for row in rows if row["at_odds"] is not None})
+    at_odds = [row["at_odds"] for row in rows if row["at_odds"] is not None]
+    return Stored(new, {address for some in at_odds for address in some.split(SEPARATOR)})
 
 
 def _columns(arrivals: Sequence[Arrival]) -> dict[str, Any]:

@@ -247,7 +247,7 @@ def _apply_with(merge: str) -> TextClause:
         {merge}
         select batch_id, count(*) as facts, null as at_odds from fresh group by batch_id
         union all
-        select null, 0, address from {AT_ODDS}
+        select null, 0, string_agg(address, :separator) from {AT_ODDS} having count(*) > 0
         """  # noqa: S608 (built from our own words alone)
     return text(statement).bindparams(
         bindparam("batches", type_=ARRAY(Uuid)),
@@ -326,7 +326,7 @@ async def apply(
     rows = (await connection.execute(_APPLY_ONCE if once else _APPLY, values)).all()
     note_fed(connection)
     new = {row.batch_id: row.facts for row in rows if row.at_odds is None}
-    return Merged(new, {row.at_odds for row in rows if row.at_odds is not None})
+    return Merged(new, {address for row in rows if row.at_odds is not None for address in row.at_odds.split(SEPARATOR)})
 
 
 def _prepared(entries: Sequence[Entry]) -> tuple[bool, dict[str, str]]:
@@ -372,7 +372,8 @@ async def lock(connection: AsyncConnection, namespace: str, channel: Channel, ad
     table = suppressions.c
     mine = (among(table.address, given), table.channel == channel, table.namespace == namespace)
     query = select(table.reason).where(*mine).order_by(table.address, table.reason).with_for_update()
-    await connection.execute(query)
+    # One row comes back, not all: to read those would hold the event loop up.
+    await connection.execute(select(func.count()).select_from(query.subquery()))
 
 
 async def make_homes(connection: AsyncConnection, namespace: str, channel: Channel, addresses: Iterable[str]) -> None:
