@@ -20,7 +20,6 @@ from service.store.suppressions import (
     AT_ODDS,
     ENTRIES,
     MERGE,
-    MERGE_APART,
     MERGE_ONCE,
     Entry,
     Provenance,
@@ -110,7 +109,7 @@ _STORE: Final = f"""
 
 # It may not commit if another had a part in what it changed: no message is worth more than that it ends.
 _STORE_APART: Final = f"""
-    {_GIVEN}{_MET}{_CLAIMED.format(where="where not exists (select from met where apart)")}{MERGE_APART}{_ARCHIVED}
+    {_GIVEN}{_MET}{_CLAIMED.format(where="where not exists (select from met where apart)")}{MERGE_ONCE}{_ARCHIVED}
     select null, case when at_odds or met then 'another has changed one of these meanwhile' else '0' end::int, address
     from changed where at_odds or (met and address not in (select address from met))
     union all

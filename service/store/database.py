@@ -81,18 +81,21 @@ _WITHOUT_LIMITS: Final = text(
 
 
 class Seated(NamedTuple):
-    """A connection that waits for its next transaction outside the pool, and the driver's own behind it."""
+    """A connection that waits for its next transaction outside the pool, the driver's own behind it, and what was noted
+    of it: a connection that was lost would not tell."""
 
     connection: AsyncConnection
     driver: "asyncpg.Connection[asyncpg.Record]"
+    told: dict[Any, Any]
 
 
 async def _let_go(seated: Seated) -> None:
     """Ends a connection at once, whatever it is doing: with its settings it is of no use to others."""
-    seated.connection.info.pop(_DRIVER, None)
     seated.driver.terminate()
-    await seated.connection.invalidate()
-    await seated.connection.close()
+    try:
+        await seated.connection.invalidate()
+    finally:
+        await seated.connection.close()
 
 
 class Database:
@@ -164,7 +167,7 @@ class Database:
             async with self.read() as connection:
                 yield connection
             return
-        async with self._seated() as (connection, _):
+        async with self._seated() as (connection, _, _):
             yield connection
 
     @asynccontextmanager
@@ -174,7 +177,7 @@ class Database:
 
         A few connections are kept out of the pool for it: to take one from there costs more than the transaction.
         """
-        async with self._seated() as (connection, driver), driver.transaction():
+        async with self._seated() as (connection, driver, _), driver.transaction():
             if self._settings_per_transaction is not None:
                 await driver.execute(self._settings_per_transaction)
             yield connection
@@ -187,22 +190,21 @@ class Database:
             async with self.straight() as connection:
                 yield connection
             return
-        async with self._seated() as (connection, _):
+        async with self._seated() as (connection, _, _):
             yield connection
 
     @asynccontextmanager
     async def _seated(self) -> AsyncIterator[Seated]:
         async with _weather():
             seated = await self._from_bench()
-            connection = seated.connection
-            connection.info.pop(_FED, None)  # of one that was rolled back
+            seated.told.pop(_FED, None)  # of one that was rolled back
             try:
                 yield seated
             except BaseException:
                 # It may still be in the transaction.
                 await _let_go(seated)
                 raise
-            fed = connection.info.pop(_FED, False)
+            fed = seated.told.pop(_FED, False)
             await self._to_bench(seated)
         if fed:
             self.news.set()
@@ -214,15 +216,16 @@ class Database:
                 return seated
             await _let_go(seated)
         connection = await self._autocommit.connect()
-        seated = Seated(connection, await driver_of(connection))
         try:
+            seated = Seated(connection, await driver_of(connection), connection.info)
             if self._settings_per_transaction is None:
                 # Plans are kept for good, and one that was made while the list was tiny would read it whole.
                 await seated.driver.execute("set enable_seqscan = off")
         except BaseException:
-            await _let_go(seated)
+            await connection.invalidate()
+            await connection.close()
             raise
-        connection.info[_DRIVER] = seated.driver
+        seated.told[_DRIVER] = seated.driver
         return seated
 
     async def _to_bench(self, seated: Seated) -> None:
@@ -235,7 +238,7 @@ class Database:
         except BaseException:
             await _let_go(seated)
             raise
-        seated.connection.info.pop(_DRIVER, None)
+        seated.told.pop(_DRIVER, None)
         await seated.connection.close()
 
     async def answers(self, seconds: float) -> bool:

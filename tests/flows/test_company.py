@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -197,3 +198,43 @@ async def lock_waited_for(world: World) -> None:
             return
         await asyncio.sleep(0.01)
     pytest.fail("nobody waits")
+
+
+def without_reviews(world: World) -> None:
+    """Opt-ins count as they come."""
+    namespaces = tuple(replace(namespace, opt_in_review="off") for namespace in world.settings.namespaces)
+    world.rule_by(replace(world.settings, namespaces=namespaces))
+
+
+@pytest.mark.parametrize("apart", [True, False], ids=["in two callbacks", "in one"])
+async def test_a_start_and_a_stop_of_one_second_prove_nothing(world: World, apart: bool) -> None:
+    """We suppress; what Kahuna keeps of the two, nobody knows: it is told to stop, one second later."""
+    without_reviews(world)
+    start = {"number": "15550100001", "timestamp": 1_000, "opt-in": True}
+    stop = {"number": "15550100001", "timestamp": 1_000}
+    bodies = [[start], [stop]] if apart else [[start, stop]]
+    await asyncio.gather(*(world.callback("sms", body) for body in bodies))
+    [owed] = await world.corrections("pending")
+    assert (owed.action, owed.occurred_at) == ("suppress", 1_001)
+
+
+async def test_a_consent_that_is_newer_than_such_a_second_is_told(world: World) -> None:
+    without_reviews(world)
+    await world.consent("sms", "15550100001", at=1_050)
+    for entry in ({"opt-in": True}, {}):
+        await world.callback("sms", [{"number": "15550100001", "timestamp": 1_000, **entry}])
+    assert [(row.action, row.occurred_at) for row in await world.corrections("pending")] == [("clear", 1_050)]
+
+
+async def test_two_that_say_the_same_do_not_wait_for_each_other(world: World) -> None:
+    """One with an opt-in beside it, which goes the longer way, and one without."""
+    numbers = [f"1555010{n:04d}" for n in range(40)]
+    await world.callback("sms", [{"number": number, "timestamp": 1_000} for number in numbers])
+    with capture_logs() as lines:
+        for turn in range(8):
+            told = [{"number": number, "timestamp": 2_000 + turn} for number in numbers]
+            start = {"number": f"1666010{turn:04d}", "timestamp": 1_000, "opt-in": True}
+            more = {"number": f"1777010{turn:04d}", "timestamp": 1_000}
+            await asyncio.gather(world.callback("sms", [*told[::-1], start]), world.callback("sms", [*told, more]))
+            await asyncio.gather(*(world.callback("sms", [*told[n:], more | {"timestamp": n + 1}]) for n in range(4)))
+    assert "group.parted" not in [line["event"] for line in lines]
