@@ -61,7 +61,7 @@ async def changes(call: Call[Following, None]) -> Response:
     """What changed after a cursor.
 
     No change is missed, whatever order transactions commit in; one may come twice. Each is told with what is true of
-    its address today. With `wait`, the answer comes as soon as there is a change; a token that has ended by then gets 401.
+    its address today. With `wait`, the answer comes as soon as there is a change: 401 if the token has ended by then.
     """
     query, service = call.query, call.service
     scope = Scope(call.namespace, call.channel(query.channel))

@@ -218,7 +218,7 @@ def _route_of(scope: Scope) -> str:
     return getattr(scope.get("route"), "path", None) or "none"
 
 
-_UNKNOWN_TOKEN: Final = "This API token is unknown, revoked or expired; ask for another."
+_NOBODYS: Final = "This API token is unknown, revoked or expired; ask for another."
 
 
 async def caller_with(request: Request, scope: str) -> Caller:
@@ -228,7 +228,7 @@ async def caller_with(request: Request, scope: str) -> Caller:
         raise Unauthenticated("Send an API token as `Authorization: Bearer <token>`.")
     caller = await service_of(request).callers.of(token)
     if caller is None:
-        raise Unauthenticated(_UNKNOWN_TOKEN)
+        raise Unauthenticated(_NOBODYS)
     if scope not in caller.scopes:
         has = ", ".join(sorted(caller.scopes))
         raise Forbidden(f"This API token lacks the scope {scope} (it has {has}); use one that has it.", "missing-scope")
@@ -238,7 +238,7 @@ async def caller_with(request: Request, scope: str) -> Caller:
 async def check_again(request: Request) -> None:
     """Refuses a call that has waited, if its token has ended meanwhile."""
     if not await service_of(request).callers.still_knows(_bearer(request.scope)):
-        raise Unauthenticated(_UNKNOWN_TOKEN)
+        raise Unauthenticated(_NOBODYS)
 
 
 def header_in(scope: Scope, wanted: bytes) -> str:

@@ -52,7 +52,8 @@ Bodies are JSON in UTF-8, as they are or with `Content-Encoding: gzip`; times ar
 carries `X-Request-ID`: the one that was sent, or a new one. Errors are `application/problem+json` (RFC 9457) with a
 stable slug as `type`; those that an operation may answer are listed with it. Beside them, any path may answer 404
 `not-found` (nothing is there), 405 `method-not-allowed` with `Allow`, 414 `path-too-long` and 500 `internal-error`.
-Unknown and repeated query parameters are errors."""
+Unknown and repeated query parameters are errors. Whatever takes GET takes HEAD too, with the
+same headers and no body."""
 
 _STORAGE: Final = ("storage-unavailable", "storage-outdated", "storage-busy")
 

@@ -142,7 +142,7 @@ async def test_who_waits_is_answered_by_the_change(site: Site, reader: Headers) 
 
 @pytest.mark.parametrize("ending", ["revoked", "expired"])
 async def test_a_token_that_ends_while_it_waits_is_told_nothing(site: Site, ending: str) -> None:
-    ends = {"expires_at": site.clock() + timedelta(seconds=20)} if ending == "expired" else {}
+    ends: dict[str, Any] = {"expires_at": site.clock() + timedelta(seconds=20)} if ending == "expired" else {}
     reader = await site.token("read", **ends)
     start = (await feed(site, reader))["next"]
     asked = asyncio.create_task(
