@@ -262,7 +262,7 @@ class _Door:
         except BadRequest as error:
             if error.reason != "not-json" or not wanted.instead:
                 raise
-            raise BadRequest(f"{error} {wanted.instead}", error.reason) from None
+            raise BadRequest(f"{error} {wanted.instead}", "not-json") from None
 
 
 def _chosen(doors: Sequence[_Door], request: Request) -> _Door:

@@ -241,5 +241,6 @@ OPERATIONS: Final[list[AnyOperation]] = [
             Answer(200, str, "The rows, under a line with their names.", media_type="text/csv", headers=_HEADERS),
             Answer(200, Exported, "A row on each line.", _ROW, "application/x-ndjson", _HEADERS),
         ],
+        problems=["unknown-reason"],
     )
 ]

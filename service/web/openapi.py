@@ -211,9 +211,13 @@ def _in_query(operation: AnyOperation) -> list[dict[str, Any]]:
 
 def _in_headers(operation: AnyOperation) -> list[dict[str, Any]]:
     return [
-        {"name": name, "in": "header", "required": False, "description": says, "schema": {"type": "string"}}
+        {"name": name, "in": "header", "required": False, "description": says, "schema": _header_schema(name)}
         for name, says in operation.headers.items()
     ]
+
+
+def _header_schema(name: str) -> dict[str, Any]:
+    return {"enum": ["identity", "gzip"]} if name == "Content-Encoding" else {"type": "string"}
 
 
 def _bodies(operation: AnyOperation) -> dict[str, Any]:

@@ -101,7 +101,7 @@ async def status(call: Call[Question, None]) -> Response:
     subject = subject_of(call)
     if query.at is None:
         if query.basis != "recorded":
-            raise Unprocessable("basis is about an earlier moment; say which with at.", "invalid-parameter")
+            raise Unprocessable("basis is about an earlier moment; say which with at.", "at-required")
         moment, policy = service.now, service.rules.policy
         causes = await service.lookups.ask(subject)
     else:
@@ -188,7 +188,7 @@ OPERATIONS: Final[list[AnyOperation]] = [
                 headers={"ETag": "Names this answer.", "Cache-Control": "`no-store`."},
             ),
         ],
-        problems=["future-time"],
+        problems=["at-required", "future-time"],
     ),
     Operation(
         "PUT",

@@ -348,7 +348,7 @@ REFUSED_QUESTIONS = {
     "unknown": ({"porpose": "marketing"}, 400, "unknown-parameter"),
     "purpose": ({"purpose": "fun"}, 422, "invalid-parameter"),
     "basis": ({"basis": "guessed"}, 422, "invalid-parameter"),
-    "basis of no moment": ({"basis": "occurred"}, 422, "invalid-parameter"),
+    "basis of no moment": ({"basis": "occurred"}, 422, "at-required"),
     "time": ({"at": "noon"}, 422, "invalid-time"),
     "a day": ({"at": "2024-01-01"}, 422, "invalid-time"),
     "no offset": ({"at": "2024-01-01T00:00:00"}, 422, "invalid-time"),
