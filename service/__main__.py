@@ -205,6 +205,9 @@ def token_create(name: str, scopes: str, namespace: str | None, channel: Channel
             )
             detail = {"name": name, "scopes": wanted, "channel": channel, "expires_at": ends and ends.isoformat()}
             await access.write_down(connection, access.Deed("shell", "token.created", namespace, detail=detail), now)
+            (made,) = await access.callers_of(connection, [access.digest_of(token)])
+        if made is not None:
+            click.echo(f"Its id is {str(made.token_id)[:8]}.", err=True)
         return token
 
     click.echo(with_database(create))

@@ -40,14 +40,17 @@ NAMESPACE = click.option("--namespace", help="Which namespace; needed only if th
 
 
 @contextmanager
-def started(environ: Any, *, namespaces: bool = False, speaker: str | None = None) -> Iterator[Settings]:
+def started(
+    environ: Any, *, namespaces: bool = False, speaker: str | None = None, quiet: bool = False
+) -> Iterator[Settings]:
     """The settings, with a database behind `database_url`: the embedded one if no other is named. `speaker` is what the
-    process calls itself in the log."""
+    process calls itself in the log. One that is `quiet` logs warnings alone, unless LOG_LEVEL says otherwise."""
     loaded = settings.load(environ)
     if namespaces:
         settings.check_namespaces(loaded)
         ingest.rules_of(loaded)
-    set_up_logging(loaded.log_level, loaded.log_format, speaker)
+    level = "warning" if quiet and not environ.get("LOG_LEVEL") else loaded.log_level
+    set_up_logging(level, loaded.log_format, speaker)
     if loaded.database_url is not None:
         yield loaded
         return
@@ -55,14 +58,15 @@ def started(environ: Any, *, namespaces: bool = False, speaker: str | None = Non
         yield dataclasses.replace(loaded, database_url=url)
 
 
-def with_database(work: Any) -> Any:
-    """Runs a coroutine function on the database, and on the settings if it takes them."""
+def with_database(work: Any, *, quiet: bool = False) -> Any:
+    """Runs a coroutine function on the database, and on the settings if it takes them. `quiet`: what the log would
+    tell, the command prints."""
 
     async def run(loaded: Settings) -> Any:
         async with Database.of(loaded) as database:
             return await (work(database, loaded) if work.__code__.co_argcount == 2 else work(database))
 
-    with started(os.environ) as loaded:
+    with started(os.environ, quiet=quiet) as loaded:
         return asyncio.run(run(loaded))
 
 
@@ -302,7 +306,7 @@ def import_command(
     name = None if file.name in ("-", "<stdin>") else os.path.basename(file.name)  # noqa: PTH119 (a name, not a path)
     order = imports.Order(chosen, channel, "shell", random.getrandbits(50), name, reason, since, dry_run)
     try:
-        tally, finished = with_database(lambda database, loaded: _import(database, loaded, order, file))
+        tally, finished = with_database(lambda database, loaded: _import(database, loaded, order, file), quiet=True)
     except RequestError as error:
         raise SettingsError(str(error)) from None
     _show(tally, chosen, order)
@@ -319,8 +323,9 @@ def _show(tally: imports.Tally, namespace: str, order: imports.Order) -> None:
         (tally.accepted, "new stops"),
         (tally.duplicates, "known already"),
         (tally.rejected, "not understood"),
-        (tally.skipped, "that state no stop"),
+        (tally.skipped, "that state no stop here"),
         (tally.untimed, "without a time of their own"),
+        (tally.assumed, "whose own word for the reason is not known"),
     ):
         table.add_row(str(count), says)
     for reason, count in sorted(tally.reasons.items()):

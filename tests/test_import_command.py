@@ -24,9 +24,9 @@ async def world(database: Database, settings: Settings) -> AsyncIterator[World]:
         yield made
 
 
-async def begun(world: World, *words: str) -> Process:
+async def begun(world: World, *words: str, **more: str) -> Process:
     """The command, started from a shell."""
-    environ = {"PATH": os.environ["PATH"], "DATABASE_URL": world.settings.database_url or "", "LOG_LEVEL": "error"}
+    environ = {"PATH": os.environ["PATH"], "DATABASE_URL": world.settings.database_url or "", **more}
     command = (sys.executable, "-m", "service", "import", *words)
     return await asyncio.create_subprocess_exec(*command, env=environ, stdin=PIPE, stdout=PIPE, stderr=PIPE)
 
@@ -52,8 +52,9 @@ async def test_it_takes_a_file_in_and_tells_what_came_of_it(world: World, tmp_pa
             "new stops": 2,
             "known already": 0,
             "not understood": 1,
-            "that state no stop": 0,
+            "that state no stop here": 0,
             "without a time of their own": 0,
+            "whose own word for the reason is not known": 0,
             "understood as hard_bounce": 2,
         }
     )
@@ -61,8 +62,9 @@ async def test_it_takes_a_file_in_and_tells_what_came_of_it(world: World, tmp_pa
     assert [row.occurred_at for row in rows] == [1700000000, 1700006400]
     [row] = await world.query("select headers->>'file-name' as name, headers->>'actor' as actor from batches")
     assert tuple(row) == ("bounces.csv.gz", "shell")
-    process = await begun(world, "-", "--channel", "email", "--reason", "manual")
-    out_bytes, _ = await process.communicate(b"c@example.com\n")
+    process = await begun(world, "-", "--channel", "email", "--reason", "manual", LOG_LEVEL="info")
+    out_bytes, logged = await process.communicate(b"c@example.com\n")
+    assert b"import.finished" in logged
     assert (process.returncode, figures(out_bytes.decode())["new stops"]) == (0, 1)
 
 

@@ -66,8 +66,10 @@ class Order(NamedTuple):
 @dataclass(slots=True)
 class Tally:
     """How far an import is. The four counts add up to the lines: `accepted` are new facts, `duplicates` known ones,
-    `rejected` could not be understood, `skipped` state no stop. `untimed` lines had no time that can stand; `reached`
-    is the last line of the file that is counted; of the `errors`, the first are kept, each with its line."""
+    `rejected` could not be understood, `skipped` state no stop of this channel. Of those understood, `untimed` had no
+    time that can stand, and `assumed` a word for their reason that is not known, so that the one said beside the list
+    was taken. `reached` is the last line of the file that is counted; of the `errors`, the first are kept, each with
+    its line."""
 
     lines: int = 0
     accepted: int = 0
@@ -75,6 +77,7 @@ class Tally:
     rejected: int = 0
     skipped: int = 0
     untimed: int = 0
+    assumed: int = 0
     reached: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     errors: list[tuple[int, str]] = field(default_factory=list)
@@ -93,6 +96,7 @@ class _Made(NamedTuple):
     chunk: Chunk
     found: Sorted
     untimed: frozenset[int]
+    theirs: frozenset[int]
 
 
 class Import:
@@ -192,8 +196,10 @@ class Import:
         batch = Received(batch_id, order.namespace, order.channel, "import", self.begun_at, headers, body, digest)
         found = ingest.sort(Member(batch, chunk), 0, "hold")
         received_at = int(self.begun_at.timestamp())
-        untimed = (e.index for e in chunk.entries if not e.fault and standing_time(e.timestamp, received_at) is None)
-        return _Made(batch, chunk, found, frozenset(untimed))
+        timestamps = {e.index: e.timestamp for e in chunk.entries if e.index not in found.rejected}
+        untimed = (index for index, claimed in timestamps.items() if standing_time(claimed, received_at) is None)
+        theirs = (index for index, line in enumerate(lines) if line.origin is not None)
+        return _Made(batch, chunk, found, frozenset(untimed), frozenset(theirs))
 
     async def _settle(self, tell: Callable[[Tally], None], left: int = 0) -> None:
         """Waits, in their order, until so many chunks at most are under way, and counts the others."""
@@ -223,6 +229,9 @@ class Import:
         tally.duplicates += outcome.duplicates
         tally.rejected += outcome.rejected
         tally.untimed += len(made.untimed)
+        tally.assumed += sum(
+            lines[e.entry_index].word is not None for e in made.found.facts if e.entry_index is not None
+        )
         tally.reached = lines[-1].line
         tally.reasons.update(entry.reason for entry in made.found.facts)
         room = ERRORS_SHOWN - len(tally.errors)
@@ -263,19 +272,17 @@ class Import:
         return outcome
 
     async def _said_before(self, connection: Connection, made: _Made, now: datetime) -> frozenset[int]:
-        """The lines without a time that an import has said before: no news, however often they come."""
-        untimed = _among(made.found.facts, made.untimed)
-        if untimed:
+        """The lines that are no news: see `_no_news`."""
+        if _among(made.found.facts, made.untimed):
             await imports.take_turn(connection, made.batch.namespace, made.batch.channel, now)
-        return await imports.said_before(connection, made.batch.namespace, made.batch.channel, untimed)
+        return await _no_news(connection, made)
 
     async def _look(self, made: _Made) -> Outcome:
         """What storing a chunk would come to, as far as can be told of it alone: which facts would be new is counted at
         the end, since lines may say the same far apart."""
         batch = made.batch
         async with self._database.read() as connection:
-            untimed = _among(made.found.facts, made.untimed)
-            said = await imports.said_before(connection, batch.namespace, batch.channel, untimed)
+            said = await _no_news(connection, made)
             stops = [entry for entry in made.found.facts if entry.entry_index not in said]
             new = await imports.unknown(connection, batch.namespace, batch.channel, stops)
         if self._distinct is not None:
@@ -294,6 +301,15 @@ class Import:
         async with self._database.begin() as connection:
             deed = Deed(order.actor, what, order.namespace, order.channel, detail=detail)
             await access.write_down(connection, deed, self._clock())
+
+
+async def _no_news(connection: Connection, made: _Made) -> frozenset[int]:
+    """The lines without a time that an import has said before, however often they come; and those of our own export
+    that repeat what Kahuna has said: as ours, they would stand against a later opt-in of Kahuna's."""
+    whose = made.batch.namespace, made.batch.channel
+    untimed, theirs = _among(made.found.facts, made.untimed), _among(made.found.facts, made.theirs)
+    said = await imports.said_before(connection, *whose, untimed)
+    return said | await imports.known_of_kahuna(connection, *whose, theirs)
 
 
 def _among(entries: Iterable[Entry], indexes: Collection[int]) -> list[Entry]:

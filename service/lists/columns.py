@@ -27,6 +27,9 @@ _OURS: Final = frozenset({"namespace", "channel", "address", "reason", "active",
 """The columns that only our own export has together; in other people's files, some of them mean something else."""
 
 _CONDITIONS: Final = ("namespace", "channel", "active")
+_THEIRS: Final = ("kahuna_webhook", "kahuna_logs")
+"""Origins, in our own export, of what Kahuna said."""
+
 _YES: Final = ("true", True)
 
 # Of two providers, the columns alone tell why an address is listed.
@@ -77,14 +80,20 @@ LONGEST_WORD: Final = 100
 
 
 class Line(msgspec.Struct, omit_defaults=True, gc=False):
-    """One line that says something: where it stood, and what it says as far as it can be told. `at` is in Unix seconds
-    or milliseconds, or the text that is no time; a `fault` is there if the line was no record."""
+    """One line that says something: where it stood, and what it says as far as it can be told.
+
+    `at` is in Unix seconds or milliseconds, or the text that is no time; a `fault` is there if the line was no record.
+    `word` is the line's own for its reason, where that is not known and another was said beside the list. `origin` is
+    there if the line is one of our own export and repeats what Kahuna said.
+    """
 
     line: int
     address: str | None = None
     reason: str | None = None
     at: int | str | None = None
     fault: str | None = None
+    word: str | None = None
+    origin: str | None = None
 
 
 class Asked(NamedTuple):
@@ -174,6 +183,7 @@ class Columns:
         self._ours = [given[name] for name in _CONDITIONS] if given.keys() >= _OURS else None
         self._received = given.get("addressreceived") if self._ours else None
         self._origin = given.get("origin") if "suppressionreason" in given else None
+        self._said_by = given.get("origin") if self._ours else None
         telling = next((reason for header, reason in _TELLING if header <= given.keys()), None)
         self._otherwise = asked.reason or (telling if asked.channel == "email" else None)
         self._words = words_of(asked.channel)
@@ -205,24 +215,34 @@ class Columns:
             return Line(number, fault="undecodable")
         if self._ours is not None:
             namespace, channel, active = (cells[place] for place in self._ours)
-            if (namespace, channel) != (self._asked.namespace, self._asked.channel):
-                return Line(number, fault="other-channel" if namespace == self._asked.namespace else "other-namespace")
-            if active not in _YES:
+            if namespace != self._asked.namespace:
+                return Line(number, fault="other-namespace")
+            if channel != self._asked.channel or active not in _YES:
                 return None
             address = self._as_received(address, cells)
         at = None if self.at is None else time_in(cells[self.at])
-        return Line(number, address, self._reason(cells), self._asked.as_of if at is None else at)
+        reason, word = self._reason(cells)
+        origin = cells[self._said_by] if self._said_by is not None else None
+        return Line(
+            number,
+            address,
+            reason,
+            self._asked.as_of if at is None else at,
+            word=word,
+            origin=origin if origin in _THEIRS else None,
+        )
 
-    def _reason(self, cells: Any) -> str | None:
-        if self.reason is None:
-            return self._otherwise
-        word = cells[self.reason]
-        if not isinstance(word, str):
-            return self._otherwise
+    def _reason(self, cells: Any) -> tuple[str | None, str | None]:
+        """Why the address is listed; and the word for it that is not known, if that is why another reason stands."""
+        word = None if self.reason is None else cells[self.reason]
+        if not isinstance(word, str) or not (shown := _shown(word.strip())):
+            return self._otherwise, None
         found = self._words.get(word) or self._words.get(folded(word))
         if self._origin is not None and found == "manual" and cells[self._origin] == "Recipient":
-            return self._words["unsubscribe"]  # Postmark's word for whoever unsubscribed by themselves
-        return found or self._otherwise or _shown(word.strip()) or None
+            return self._words["unsubscribe"], None  # Postmark's word for whoever unsubscribed by themselves
+        if found is not None:
+            return found, None
+        return (shown, None) if self._otherwise is None else (self._otherwise, shown)
 
     def _as_received(self, address: str, cells: Any) -> str:
         """The form in which the address came, if it is one of this address: the vendor gets it back like that."""

@@ -13,7 +13,7 @@ from service.domain.facts import reasons_of
 from service.errors import Unprocessable
 from service.lists.columns import Asked, Columns, Line, names_an_address
 from service.lists.records import LONGEST, Csv, JsonDocument, JsonLines, Record, Records, object_in
-from service.lists.unpacking import Text
+from service.lists.unpacking import UNDECODABLE, Text
 
 DELIMITERS: Final = (",", ";", "\t")
 MOST_SHAPES: Final = 100
@@ -21,6 +21,14 @@ MOST_SHAPES: Final = 100
 _QUOTED: Final = re.compile(r'"[^"]*"')
 
 Kind = Literal["csv", "ndjson", "json"]
+
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0e-\x1f]")
+"""What no first line of a list has in it."""
+
+_NO_ROWS: Final = (
+    "There is a first line that names the columns, and no line after it. If curl sent this, use -T or --data-binary: "
+    "-d takes out the line ends."
+)
 
 _NAMES: Final = "Name the columns in its first line, such as address,reason,occurred_at"
 
@@ -36,6 +44,7 @@ class Reading:
         self._start = ""
         self._first = 1
         self._headers = 0
+        self._has_rows = False
         self._is_telling = False
         self._records: Records | None = None
         self._columns: Columns | None = None
@@ -52,6 +61,8 @@ class Reading:
             yield self._lines(text, last=True)
         if self._records is None:
             raise Unprocessable("There is nothing in this file.", "empty-list")
+        if self.kind == "csv" and not self._has_rows:
+            raise Unprocessable(_NO_ROWS, "empty-list")
 
     def _lines(self, text: str, *, last: bool) -> list[Line]:
         if self._records is None:
@@ -82,6 +93,7 @@ class Reading:
     def _line(self, number: int, record: Record) -> Line | None:
         """What a record says; None if it states no stop."""
         if isinstance(record, str):
+            self._has_rows = True
             return Line(number, fault=record)
         if isinstance(record, dict):
             return self._checked(self._of_keys(tuple(record))).read_object(number, record)
@@ -89,11 +101,14 @@ class Reading:
             self._columns = self._of_header(record)
             if self._headers:
                 return None
+        self._has_rows = True
         return self._columns.read_row(number, record)
 
     def _of_header(self, row: list[str]) -> Columns:
         """The columns that the first row names; if it is an address itself, those of a list of addresses alone."""
         if not any(names_an_address(self._asked.channel, name) for name in row):
+            if any(_CONTROL.search(cell) or (UNDECODABLE in cell and "@" not in cell) for cell in row):
+                raise Unprocessable("This is no text; save the list as CSV in UTF-8, and send that.", "not-text")
             if len(row) == 1:
                 return self._checked(Columns(["address"], self._asked, [0]))
             if any(self._is_address(cell) for cell in row):

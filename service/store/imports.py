@@ -55,6 +55,21 @@ _UNKNOWN: Final = text(
     """
 )
 
+_KNOWN_OF_KAHUNA: Final = text(
+    """
+    select place
+    from unnest(string_to_array(:address, :separator), string_to_array(:reason, ','),
+                string_to_array(:occurred_at, ',')::bigint[], string_to_array(:place, ',')::int[])
+         as given(address, reason, occurred_at, place)
+    where (
+        select count(*) from facts as f
+        where f.address = given.address and f.channel = :channel and f.namespace = :namespace
+          and f.reason = given.reason and f.action = 'suppress' and f.occurred_at = given.occurred_at
+          and f.source = 'kahuna'
+    ) > 0
+    """
+)
+
 # Of an address without a correction, of whose slots Kahuna never told or took anything, a stop in force is owed as it
 # is, and nothing else is. Soft bounces are left out: whether they are in force takes more than a comparison.
 _FIRST_STOPS: Final = text(
@@ -114,6 +129,13 @@ async def unknown(
 ) -> frozenset[int]:
     """Those of these stops of our own, by their index, that are no facts yet."""
     return frozenset(await _places(connection, _UNKNOWN, namespace, channel, stops))
+
+
+async def known_of_kahuna(
+    connection: AsyncConnection, namespace: str, channel: Channel, stops: Sequence[Entry]
+) -> frozenset[int]:
+    """Those of these stops, by their index, that are facts already because Kahuna said so."""
+    return frozenset(await _places(connection, _KNOWN_OF_KAHUNA, namespace, channel, stops))
 
 
 async def owe_first_stops(connection: AsyncConnection, scope: Scope, addresses: Collection[str]) -> list[str]:

@@ -59,7 +59,20 @@ class Callers:
 
     async def of(self, token: str) -> Caller | None:
         """Whom the token stands for; None if it is unknown, revoked or expired. TooManyCalls if it makes too many."""
-        digest, now = access.digest_of(token), self._clock()
+        now = self._clock()
+        caller = await self._told(token, now)
+        if caller is not None and caller.token_id is not None:
+            if self._allowance is not None:
+                self._allowance.spend(caller.token_id, now)
+            self._used[caller.token_id] = now
+        return caller
+
+    async def still_knows(self, token: str) -> bool:
+        """Whether the token stands for anybody by now, for a call that took a while: that is no call of its own."""
+        return await self._told(token, self._clock()) is not None
+
+    async def _told(self, token: str, now: datetime) -> Caller | None:
+        digest = access.digest_of(token)
         known = self._known.get(digest) or self._unknown.get(digest)
         # A clock that was set back must not make a moment of an hour.
         if known is None or not known.since <= now < known.until:
@@ -67,10 +80,6 @@ class Callers:
         caller = known.caller
         if caller is None or (caller.expires_at is not None and caller.expires_at <= now):
             return None
-        if caller.token_id is not None:
-            if self._allowance is not None:
-                self._allowance.spend(caller.token_id, now)
-            self._used[caller.token_id] = now
         return caller
 
     async def _learn(self, digest: bytes, now: datetime) -> _Known:

@@ -10,7 +10,7 @@ from service.domain.suppression import Policy, Purpose, counts, verdict
 from service.flows.follow import Cursor, Page, Scope, Told, cursor_from
 from service.web import asking
 from service.web.contract import Answer, AnyOperation, Call, Operation, Shown
-from service.web.http import answer, shown, unless_gone
+from service.web.http import answer, check_again, shown, unless_gone
 
 LONGEST_WAIT: Final = 60
 """Seconds: many a proxy ends what is silent for longer."""
@@ -61,7 +61,7 @@ async def changes(call: Call[Following, None]) -> Response:
     """What changed after a cursor.
 
     No change is missed, whatever order transactions commit in; one may come twice. Each is told with what is true of
-    its address today. With `wait`, the answer comes as soon as there is a change.
+    its address today. With `wait`, the answer comes as soon as there is a change: 401 if the token has ended by then.
     """
     query, service = call.query, call.service
     scope = Scope(call.namespace, call.channel(query.channel))
@@ -71,6 +71,8 @@ async def changes(call: Call[Following, None]) -> Response:
     waiting = await unless_gone(call.request.receive, following)
     if waiting.cancelled():
         return Response(status_code=204)  # for nobody
+    if seconds:
+        await check_again(call.request)
     at = int(service.now.timestamp())
     return answer(_document(waiting.result(), scope, at, service.rules.policy, query.purpose))
 

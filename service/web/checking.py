@@ -38,6 +38,10 @@ WORTH_ZIPPING: Final = 1000
 _QUICKLY: Final = 1
 """The level of compression: the others take several times as long for a tenth less."""
 
+_AS_LINES: Final = (
+    "Any number of addresses, one a line, goes as Content-Type: text/plain, with ?channel=email or ?channel=sms."
+)
+
 _PURPOSE: Final = "What the messages are for: a `transactional` one may be sent in spite of an e-mail unsubscribe."
 
 
@@ -45,7 +49,8 @@ class Question(msgspec.Struct, forbid_unknown_fields=True):
     """Which addresses, and what the message is for."""
 
     channel: Channel
-    addresses: Annotated[list[str], msgspec.Meta(min_length=1, max_length=MOST_ADDRESSES)]
+    # The most is checked by hand, for a sentence that says what to send instead.
+    addresses: Annotated[list[str], msgspec.Meta(min_length=1, extra_json_schema={"maxItems": MOST_ADDRESSES})]
     purpose: Annotated[Purpose, msgspec.Meta(description=_PURPOSE)] = "marketing"
 
 
@@ -73,6 +78,8 @@ async def check_document(call: Call[OfLines, Question]) -> Response:
     body, service = call.body, call.service
     if call.query.channel is not None or call.query.purpose is not None:
         raise Unprocessable("The body says the channel and the purpose; leave them out of the query.", "said-twice")
+    if len(body.addresses) > MOST_ADDRESSES:
+        raise Unprocessable(f"addresses has over {MOST_ADDRESSES} entries. {_AS_LINES}", "invalid-body")
     asking = _asking(call, body.channel, body.purpose)
     found = await _checked(service, asking, body.addresses)
     zipped = accepts_gzip(call.request)
@@ -228,7 +235,9 @@ OPERATIONS: Final[list[AnyOperation]] = [
         check_document,
         scope="read",
         query=OfLines,
-        body=Body(Question, {"channel": "email", "addresses": ["Ann@Example.com", "nobody"]}, BODY_LIMIT),
+        body=Body(
+            Question, {"channel": "email", "addresses": ["Ann@Example.com", "nobody"]}, BODY_LIMIT, instead=_AS_LINES
+        ),
         answers=[
             Answer(200, Results, "A result for each address.", {"results": [_RESULT, _REFUSED]}, headers=_HEADERS)
         ],

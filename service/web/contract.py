@@ -43,10 +43,18 @@ Text: TypeAlias = Annotated[str, msgspec.Meta(extra_json_schema={"pattern": "^[^
 Moment: TypeAlias = Annotated[datetime, msgspec.Meta(tz=True)]
 """An RFC 3339 time with its offset."""
 
+MomentOrDay: TypeAlias = Annotated[datetime, msgspec.Meta(tz=True, extra_json_schema={"x-takes-a-day": True})]
+"""The same as a parameter, or a day, which stands for its beginning in UTC."""
+
 Shown: TypeAlias = Annotated[str, msgspec.Meta(extra_json_schema={"format": "date-time"})]
 """A time in an answer, as `http.shown` writes it."""
 
 A_MOMENT: Final = "an RFC 3339 time with an offset, such as 2026-01-31T12:00:00Z"
+
+_DAY: Final = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
+
+_PLAIN_NAME: Final = re.compile(r"[a-z_]{1,40}")
+"""What may be told of a parameter that nobody knows: anything else may be an address."""
 
 LONGEST_PATH: Final = 16_384
 """Characters of a path with its query. The longest address that is judged at all has a tenth of them."""
@@ -110,12 +118,13 @@ class Call(Generic[Q, B]):
 
 class Body(NamedTuple, Generic[B]):
     """A JSON body: its shape, an example of it, and the most bytes it may have. An optional one that was not sent is
-    the shape's defaults."""
+    the shape's defaults. `instead` is what else to send, for one whose body is no JSON."""
 
     kind: type[B]
     example: Any
     limit: int = API_BODY_LIMIT
     optional: bool = False
+    instead: str = ""
 
 
 class Stream(NamedTuple):
@@ -240,11 +249,20 @@ class _Door:
         query = self._parameters.read(request.scope["query_string"])
         body = None
         if self._body is not None:
-            body = await body_of(request, self._body.kind, self._body.limit, optional=self._body.optional)
+            body = await self._json(request, self._body)
         elif self.streams and _media_type(request) not in self.streams:
             raise UnsupportedMediaType(f"Say what the body is: Content-Type: {' or '.join(self.streams)}.")
         answered = await self._handler(Call(request, service, caller, query, body))
         return answered if isinstance(answered, Response) else answer(answered, self._status)
+
+    @staticmethod
+    async def _json(request: Request, wanted: Body[Any]) -> Any:
+        try:
+            return await body_of(request, wanted.kind, wanted.limit, optional=wanted.optional)
+        except BadRequest as error:
+            if error.reason != "not-json" or not wanted.instead:
+                raise
+            raise BadRequest(f"{error} {wanted.instead}", "not-json") from None
 
 
 def _chosen(doors: Sequence[_Door], request: Request) -> _Door:
@@ -278,7 +296,8 @@ class Parameters(Generic[Q]):
             parameter = self._fields.get(name)
             if parameter is None:
                 allowed = ", ".join(self._fields) or "none"
-                raise BadRequest(f"Unknown query parameter; allowed: {allowed}.", "unknown-parameter")
+                which = f" {name}" if _PLAIN_NAME.fullmatch(name) else ""
+                raise BadRequest(f"Unknown query parameter{which}; allowed: {allowed}.", "unknown-parameter")
             if parameter.name in given:
                 raise BadRequest(f"The query parameter {name} is given twice.", "repeated-parameter")
             given[parameter.name] = parameter.read(text)
@@ -301,6 +320,7 @@ class _Parameter:
         self._type = described.type
         schema = plain_schema(described.type)
         self._takes = schema.get("format") or schema.get("type")
+        self._takes_day = schema.get("x-takes-a-day", False)
         self.wanted = f"{self._shown} must be {_wanted(schema)}"
 
     def read(self, text: str) -> Any:
@@ -319,6 +339,8 @@ class _Parameter:
             return int(text) if _WHOLE_NUMBER.fullmatch(text) else text
         if self._takes == "boolean":
             return {"true": True, "false": False}[text]
+        if self._takes_day and _DAY.fullmatch(text):
+            return f"{text}T00:00:00Z"
         # An offset's plus sign that nobody escaped has become a space.
         return text.replace(" ", "+") if self._takes == "date-time" and "T" in text else text
 
@@ -339,6 +361,8 @@ def _wanted(schema: Mapping[str, Any]) -> str:
     if schema.get("type") == "integer":
         bounds = [f"{word} {schema[key]}" for word, key in (("from", "minimum"), ("to", "maximum")) if key in schema]
         return " ".join(["a whole number", *bounds])
+    if schema.get("x-takes-a-day"):
+        return f"{A_MOMENT}, or a day such as 2026-01-31"
     kinds = {"boolean": "true or false", "date-time": A_MOMENT, "uuid": "an id as answers show it"}
     known = kinds.get(schema.get("format") or schema.get("type") or "")
     examples = schema.get("examples")

@@ -19,6 +19,7 @@ from service.store.export import Format, Key, Wanted
 from service.telemetry import logger
 from service.web.contract import Answer, AnyOperation, Asked, Call, Operation, Shown
 from service.web.http import Service, unless_gone
+from service.web.listing import check_reason
 
 AT_ONCE: Final = 2
 """Exports of one process under way: each keeps a connection and a snapshot for as long as it lasts."""
@@ -91,10 +92,12 @@ async def exported(call: Call[Export, None]) -> Response:
     query, request = call.query, call.request
     if query.reason not in (None, *REASONS):
         raise Unprocessable(f"reason must be one of {', '.join(REASONS)}.", "invalid-parameter")
+    channel = call.channel(query.channel)
+    check_reason(channel, query.reason)
     wanted = Wanted(
         call.namespace,
         int(call.service.now.timestamp()),
-        call.channel(query.channel),
+        channel,
         query.reason,
         query.active,
         ordered=query.order == "key",
@@ -238,5 +241,6 @@ OPERATIONS: Final[list[AnyOperation]] = [
             Answer(200, str, "The rows, under a line with their names.", media_type="text/csv", headers=_HEADERS),
             Answer(200, Exported, "A row on each line.", _ROW, "application/x-ndjson", _HEADERS),
         ],
+        problems=["unknown-reason"],
     )
 ]

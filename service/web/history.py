@@ -49,7 +49,8 @@ class Batch(msgspec.Struct):
 
 
 class ActionTold(msgspec.Struct, tag="action", tag_field="kind"):
-    """Somebody did something. `detail` holds the evidence or the note that was given."""
+    """Somebody did something. `detail` holds the evidence or the note that was given; times in it are RFC 3339 as
+    everywhere."""
 
     at: datetime
     id: uuid.UUID
@@ -163,6 +164,8 @@ def _told(event: Event) -> Told:
     found = event.told | {"kind": event.kind} | {n: more[n] for n in kind.__struct_fields__ if n in more}
     if "occurred_at" in found:
         found["occurred_at"] = shown(found["occurred_at"])
+    if kind is ActionTold and type(at := found["detail"].get("occurred_at")) is int:
+        found["detail"] = found["detail"] | {"occurred_at": shown(at)}
     return msgspec.convert(found, kind)
 
 

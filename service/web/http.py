@@ -218,6 +218,9 @@ def _route_of(scope: Scope) -> str:
     return getattr(scope.get("route"), "path", None) or "none"
 
 
+_NOBODYS: Final = "This API token is unknown, revoked or expired; ask for another."
+
+
 async def caller_with(request: Request, scope: str) -> Caller:
     """Who is calling, if the token carries this scope."""
     token = _bearer(request.scope)
@@ -225,11 +228,17 @@ async def caller_with(request: Request, scope: str) -> Caller:
         raise Unauthenticated("Send an API token as `Authorization: Bearer <token>`.")
     caller = await service_of(request).callers.of(token)
     if caller is None:
-        raise Unauthenticated("This API token is unknown, revoked or expired; ask for another.")
+        raise Unauthenticated(_NOBODYS)
     if scope not in caller.scopes:
         has = ", ".join(sorted(caller.scopes))
         raise Forbidden(f"This API token lacks the scope {scope} (it has {has}); use one that has it.", "missing-scope")
     return caller
+
+
+async def check_again(request: Request) -> None:
+    """Refuses a call that has waited, if its token has ended meanwhile."""
+    if not await service_of(request).callers.still_knows(_bearer(request.scope)):
+        raise Unauthenticated(_NOBODYS)
 
 
 def header_in(scope: Scope, wanted: bytes) -> str:

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from service.domain.addresses import Channel
 from service.errors import StorageUnavailable, TooSlow, UnsupportedEncoding
 from service.flows.imports import Import, Order, Tally
-from service.web.contract import Answer, AnyOperation, Asked, Call, Moment, Operation, Stream
+from service.web.contract import Answer, AnyOperation, Asked, Call, MomentOrDay, Operation, Stream
 from service.web.http import service_of
 
 BUSY_SECONDS: Final = 30
@@ -33,10 +33,11 @@ class Listed(Asked, frozen=True, kw_only=True):
         ),
     ] = None
     as_of: Annotated[
-        Moment | None,
+        MomentOrDay | None,
         msgspec.Meta(
-            description="As of when lines without a time are true: the day of the export, for example. Left out: the "
-            "time of receipt, unless an import has said the same before, without a time either.",
+            description="As of when lines without a time are true: the day of the export, for example (2026-01-31 is "
+            "its beginning in UTC). Left out: the time of receipt, unless an import has said the same before, without "
+            "a time either.",
             examples=["2026-01-31T12:00:00Z"],
         ),
     ] = None
@@ -55,9 +56,13 @@ class LineError(msgspec.Struct):
 
 
 class Imported(msgspec.Struct):
-    """What came of a list. `accepted` (new facts), `duplicates` (known ones), `rejected` and `skipped` (lines that
-    state no stop) add up to `lines`; the first 100 rejected are in `errors`. `reasons` counts the understood lines by
-    what they were taken for; `untimed` lines had no time that can stand."""
+    """What came of a list.
+
+    `accepted` (new facts), `duplicates` (known ones), `rejected` and `skipped` (lines that state no stop of this
+    channel) add up to `lines`; the first 100 rejected are in `errors`. `reasons` counts the understood lines by what
+    they were taken for; of these, `untimed` had no time that can stand, and `assumed` a word that is not known, so that
+    they took the `reason` of the call.
+    """
 
     import_id: uuid.UUID
     state: Literal["imported", "previewed"]
@@ -68,6 +73,7 @@ class Imported(msgspec.Struct):
     rejected: int
     skipped: int
     untimed: int
+    assumed: int
     reasons: dict[str, int]
     errors: list[LineError]
 
@@ -126,6 +132,7 @@ def _told(one: Import, tally: Tally, *, dry_run: bool) -> Imported:
         one.kind,
         **tally.counts,
         untimed=tally.untimed,
+        assumed=tally.assumed,
         reasons=dict(sorted(tally.reasons.items())),
         errors=[LineError(*error) for error in tally.errors],
     )
@@ -141,6 +148,7 @@ OPERATIONS: Final[list[AnyOperation]] = [
         scope="write",
         query=Listed,
         streams={
+            "text/plain": Stream(_SAYS, "ann@example.com\nbob@example.com\n", {}),
             "text/csv": Stream(_SAYS, "email,reason,created\nann@example.com,bounce,1700000000\n", {}),
             "application/x-ndjson": Stream(_SAYS, '{"address": "ann@example.com", "reason": "bounce"}\n', {}),
             "application/json": Stream(_SAYS, [{"address": "ann@example.com", "reason": "bounce"}], {}),
@@ -163,6 +171,7 @@ OPERATIONS: Final[list[AnyOperation]] = [
                     "rejected": 3,
                     "skipped": 0,
                     "untimed": 0,
+                    "assumed": 0,
                     "reasons": {"hard_bounce": 1201},
                     "errors": [{"line": 17, "error": "not-an-email-address"}],
                 },

@@ -7,13 +7,13 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from service.domain.addresses import Channel
-from service.domain.facts import Origin
+from service.domain.facts import Origin, reasons_of
 from service.domain.suppression import Policy, standing
 from service.errors import Unprocessable
 from service.store import reading
 from service.store.reading import START, Listed, Place, Wanted
 from service.web.asking import Walk, cursor_for, in_utc, place_at
-from service.web.contract import Answer, AnyOperation, Call, Moment, Operation, Shown
+from service.web.contract import Answer, AnyOperation, Call, MomentOrDay, Operation, Shown
 from service.web.suppressions import cause_told
 
 Reason = Literal[
@@ -38,8 +38,11 @@ class Filters(Walk, frozen=True, kw_only=True):
     origin: Annotated[Origin | None, msgspec.Meta(description="Where what decided the cause came from.")] = None
     active: Annotated[bool | None, msgspec.Meta(description="Whether the cause is in force now.")] = None
     since: Annotated[
-        Moment | None,
-        msgspec.Meta(description="Recorded at this moment or later.", examples=["2026-01-31T12:00:00Z"]),
+        MomentOrDay | None,
+        msgspec.Meta(
+            description="Recorded at this moment or later; a day is its beginning in UTC.",
+            examples=["2026-01-31T12:00:00Z"],
+        ),
     ] = None
 
 
@@ -74,7 +77,9 @@ async def listed(call: Call[Filters, None]) -> Listing:
     """
     query, service, namespace = call.query, call.service, call.namespace
     since = in_utc(query.since, "since")
-    wanted = Wanted(namespace, call.channel(query.channel), query.reason, query.origin, query.active, since)
+    channel = call.channel(query.channel)
+    check_reason(channel, query.reason)
+    wanted = Wanted(namespace, channel, query.reason, query.origin, query.active, since)
     after = Place(*place_at(query.cursor, tuple[str, str, str, str])) if query.cursor is not None else START
     if any("\0" in part for part in after):
         raise Unprocessable("cursor must be the `next` of an earlier page.", "invalid-cursor")
@@ -83,6 +88,13 @@ async def listed(call: Call[Filters, None]) -> Listing:
         rows, place = await reading.page(connection, wanted, after, query.limit, now, policy)
     told = [_row(one, now, policy) for one in rows]
     return Listing(namespace, told, None if place is None else cursor_for(*place))
+
+
+def check_reason(channel: Channel | None, reason: str | None) -> None:
+    """Refuses a filter that nothing can pass: a reason of the other channel."""
+    if channel is not None and reason is not None and reason not in reasons_of(channel):
+        allowed = ", ".join(reasons_of(channel))
+        raise Unprocessable(f"No {channel} address has this reason; use one of {allowed}.", "unknown-reason")
 
 
 def _row(one: Listed, now: int, policy: Policy) -> Row:
@@ -116,6 +128,6 @@ OPERATIONS: Final[list[AnyOperation]] = [
         scope="read",
         query=Filters,
         answers=[Answer(200, Listing, "A page of the list.", _EXAMPLE)],
-        problems=["invalid-cursor"],
+        problems=["invalid-cursor", "unknown-reason"],
     ),
 ]

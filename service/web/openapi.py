@@ -52,7 +52,8 @@ Bodies are JSON in UTF-8, as they are or with `Content-Encoding: gzip`; times ar
 carries `X-Request-ID`: the one that was sent, or a new one. Errors are `application/problem+json` (RFC 9457) with a
 stable slug as `type`; those that an operation may answer are listed with it. Beside them, any path may answer 404
 `not-found` (nothing is there), 405 `method-not-allowed` with `Allow`, 414 `path-too-long` and 500 `internal-error`.
-Unknown and repeated query parameters are errors."""
+Unknown and repeated query parameters are errors. Whatever takes GET takes HEAD too, with the
+same headers and no body."""
 
 _STORAGE: Final = ("storage-unavailable", "storage-outdated", "storage-busy")
 
@@ -210,9 +211,13 @@ def _in_query(operation: AnyOperation) -> list[dict[str, Any]]:
 
 def _in_headers(operation: AnyOperation) -> list[dict[str, Any]]:
     return [
-        {"name": name, "in": "header", "required": False, "description": says, "schema": {"type": "string"}}
+        {"name": name, "in": "header", "required": False, "description": says, "schema": _header_schema(name)}
         for name, says in operation.headers.items()
     ]
+
+
+def _header_schema(name: str) -> dict[str, Any]:
+    return {"enum": ["identity", "gzip"]} if name == "Content-Encoding" else {"type": "string"}
 
 
 def _bodies(operation: AnyOperation) -> dict[str, Any]:

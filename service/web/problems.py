@@ -63,6 +63,7 @@ PROBLEMS: Final[Mapping[str, Problem]] = {
     "invalid-body": Problem(422, "The body is JSON, but not what this call takes; the detail names the field."),
     "channel-required": Problem(422, "Say of which channel the lines are, with ?channel=email or ?channel=sms."),
     "said-twice": Problem(422, "A JSON body says its channel and its purpose itself; leave them out of the query."),
+    "at-required": Problem(422, "basis asks about an earlier moment; say which with at, or leave basis out."),
     "future-time": Problem(422, "at is in the future; nobody knows yet."),
     "impossible-time": Problem(422, "occurred_at, or as_of, is no time at which this can have happened."),
     "impossible-address": Problem(422, "This cannot be an address of this channel; the detail says why."),

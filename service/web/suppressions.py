@@ -100,6 +100,8 @@ async def status(call: Call[Question, None]) -> Response:
     service, query = call.service, call.query
     subject = subject_of(call)
     if query.at is None:
+        if query.basis != "recorded":
+            raise Unprocessable("basis is about an earlier moment; say which with at.", "at-required")
         moment, policy = service.now, service.rules.policy
         causes = await service.lookups.ask(subject)
     else:
@@ -179,9 +181,14 @@ OPERATIONS: Final[list[AnyOperation]] = [
         headers={"If-None-Match": "The `ETag` of an earlier answer: 304 if nothing has changed."},
         answers=[
             _ANSWER._replace(headers={"ETag": "Names this answer.", "Cache-Control": "`no-store`."}),
-            Answer(304, None, "As the `If-None-Match` says.", headers={"ETag": "Names this answer."}),
+            Answer(
+                304,
+                None,
+                "As the `If-None-Match` says.",
+                headers={"ETag": "Names this answer.", "Cache-Control": "`no-store`."},
+            ),
         ],
-        problems=["future-time"],
+        problems=["at-required", "future-time"],
     ),
     Operation(
         "PUT",
@@ -245,6 +252,9 @@ def cause_told(standing: Standing, row: CauseRow) -> Cause:
     return Cause(standing.cause.reason, standing.active, occurred_at, row.recorded_at, row.origin, row.batch_id, until)
 
 
+_NO_STORE: Final = (b"cache-control", b"no-store")
+
+
 def _tagged(request: Request, document: Status) -> Response:
     """The document, or 304 if the caller has it already. The tag names the bytes, so every replica gives the same."""
     body = msgspec.json.encode(document)
@@ -252,6 +262,6 @@ def _tagged(request: Request, document: Status) -> Response:
     etag = (b"etag", tag.encode())
     given = header_in(request.scope, b"if-none-match")
     if given and not {"*", tag}.isdisjoint(one.strip().removeprefix("W/") for one in given.split(",")):
-        return Ready(304, [etag])
+        return Ready(304, [etag, _NO_STORE])
     headers = [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")]
-    return Ready(200, [*headers, etag, (b"cache-control", b"no-store")], body)
+    return Ready(200, [*headers, etag, _NO_STORE], body)

@@ -332,6 +332,19 @@ async def test_chunks_are_replayed_like_any_batch(world: World) -> None:
     assert await disagreements(world) == []
 
 
+async def test_what_kahuna_said_and_our_export_repeats_is_no_fact_of_ours_at_a_replay_either(world: World) -> None:
+    await world.callback("email", [unsub("a@example.com", AT)])
+    row = "default,email,a@example.com,unsubscribe,true,2023-11-14T22:13:20Z,kahuna_webhook"
+    tally = await imported(world, f"namespace,channel,address,reason,active,occurred_at,origin\n{row}\n")
+    assert figures(tally) == (0, 1, 0, 0)
+    before = await stored(world)
+    [batch] = await world.query("select id from batches where origin = 'import'")
+    done = await replay.replay_one(world.database, batch.id, world.rules, world.clock, "tester", None)
+    assert not done.changed
+    assert await stored(world) == before
+    assert await disagreements(world) == []
+
+
 async def test_what_retention_leaves_of_an_import_still_verifies(world: World) -> None:
     await upkeep.run_due(world.database, world.rules, Retention(), world.clock)
     rows: list[Row] = [

@@ -136,15 +136,16 @@ def test_our_own_export() -> None:
             ("email", "dan@example.com", "soft_bounce", "true", "eve@example.com"),
         )
     )
-    assert said(file, skipped=1) == [
+    assert said(file, skipped=2) == [
         stop(2, "Ann@Example.com", "unsubscribe"),
         stop(3, "bob@example.com", "complaint"),
-        (5, None, None, None, "other-channel"),
         stop(6, "dan@example.com", "soft_bounce"),
     ]
-    assert faults(said(file.replace("default,email,bob", "other,email,bob"), skipped=1))[0] == fault(
+    assert faults(said(file.replace("default,email,bob", "other,email,bob"), skipped=2))[0] == fault(
         3, "other-namespace"
     )
+    assert [line.origin for line in lines_of(file) if not line.fault] == ["kahuna_webhook"] * 3
+    assert [line.origin for line in lines_of(file.replace("kahuna_webhook", "api"))] == [None] * 3
     row = {"namespace": "default", "channel": "email", "address": "a@example.com", "reason": "manual", "active": False}
     assert said(json.dumps(row | {"occurred_at": at}), skipped=1) == []
 
@@ -203,6 +204,35 @@ def test_times(text: str, at: int | None) -> None:
 def test_the_time_of_a_list_is_that_of_its_lines_without_one() -> None:
     file = "email,created\na@example.com,\nb@example.com,5\n"
     assert [at for _, _, _, at, _ in said(file, reason="manual", as_of=AT)] == [AT, 5]
+
+
+def test_a_word_that_is_not_known_is_kept_beside_the_reason_that_stands_for_it() -> None:
+    file = "email,reason\na@example.com,grumpy\nb@example.com,spam\nc@example.com, \n"
+    found = [(line.reason, line.word) for line in lines_of(file, reason="manual")]
+    assert found == [("manual", "grumpy"), ("complaint", None), ("manual", None)]
+    assert [(line.reason, line.word) for line in lines_of(file)] == [
+        ("grumpy", None),
+        ("complaint", None),
+        (None, None),
+    ]
+
+
+@pytest.mark.parametrize(
+    "file", ["email,reason", "email,reason\r\n\n", "email,reason,createda@example.com,spam,1700000000"]
+)
+def test_a_first_line_without_another_says_what_curl_may_have_done(file: str) -> None:
+    with pytest.raises(Unprocessable, match="--data-binary") as refused:
+        said(file, reason="manual")
+    assert refused.value.reason == "empty-list"
+
+
+@pytest.mark.parametrize(
+    "file", [random.Random(1).randbytes(5000), b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR,\x01", b"\x7fELF\x02,\x01"]
+)
+def test_what_is_no_text_is_called_so(file: bytes) -> None:
+    with pytest.raises(Unprocessable) as refused:
+        said(file, reason="manual")
+    assert refused.value.reason == "not-text"
 
 
 def test_a_fault_costs_its_own_line() -> None:
@@ -303,7 +333,11 @@ def test_no_bytes_at_all_do_more_than_be_refused(noise: bytes, size: int) -> Non
         assert found == said(start + noise, reason="manual", size=1000)
 
 
-@given(st.lists(st.lists(st.text(st.sampled_from("ab\",;\n'é"), max_size=6), min_size=2, max_size=3), max_size=30))
+@given(
+    st.lists(
+        st.lists(st.text(st.sampled_from("ab\",;\n'é"), max_size=6), min_size=2, max_size=3), min_size=1, max_size=30
+    )
+)
 def test_what_a_writer_of_csv_writes_is_read(rows: list[list[str]]) -> None:
     """Whatever stands in the cells beside it, every address is found."""
     chance = random.Random(len(rows))

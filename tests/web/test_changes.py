@@ -3,13 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from service.app import build, end_waits
 from service.settings import Settings
-from service.store import changes
+from service.store import access, changes
 from tests.flows.speaking import Clock, until
 from tests.web.harness import Headers, Site, is_problem, opened, with_state
 
@@ -137,6 +138,30 @@ async def test_who_waits_is_answered_by_the_change(site: Site, reader: Headers) 
     await site.deliver("email", [STOP])
     assert [change["address"] for change in (await asked)["changes"]] == ["ann@example.com"]
     assert "\nkahuna_sync_feed_waiting 0.0\n" in (await site.client.get("/metrics")).text
+
+
+@pytest.mark.parametrize("ending", ["revoked", "expired"])
+async def test_a_token_that_ends_while_it_waits_is_told_nothing(site: Site, ending: str) -> None:
+    ends: dict[str, Any] = {"expires_at": site.clock() + timedelta(seconds=20)} if ending == "expired" else {}
+    reader = await site.token("read", **ends)
+    start = (await feed(site, reader))["next"]
+    asked = asyncio.create_task(
+        site.client.get("/v1/changes", headers=reader, params={"after": start, "wait": 60, "limit": 1})
+    )
+    await asyncio.sleep(0.05)
+    if ending == "revoked":
+        async with site.database.begin() as connection:
+            await access.revoke_tokens(connection, "tester", site.clock())
+    site.clock.sleep(30)
+    await site.deliver("email", [STOP])
+    assert is_problem(await asked, 401, "unauthenticated")
+
+
+async def test_a_wait_is_one_call_of_the_allowance(settings: Settings) -> None:
+    async with opened(replace(settings, token_calls_per_second=1)) as site:
+        reader = await site.token("read")
+        await site.deliver("email", [STOP])
+        assert (await feed(site, reader, wait=60))["changes"]
 
 
 async def test_who_hangs_up_waits_no_longer(settings: Settings) -> None:

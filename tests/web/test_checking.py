@@ -77,7 +77,10 @@ async def test_the_check_says_what_the_status_says(site: Site, reader: Headers) 
         (asked("a@b", purpose="fun"), "purpose"),
         (asked("a@b", porpose="marketing"), "porpose"),
         ({"channel": "email", "addresses": ["a@b", 1]}, "addresses"),
-        (asked(*["a@b"] * (MOST_ADDRESSES + 1)), "length <= 100000"),
+        (
+            asked(*["a@b"] * (MOST_ADDRESSES + 1)),
+            "over 100000 entries. Any number of addresses, one a line, goes as Content-Type: text/plain",
+        ),
     ],
 )
 async def test_a_question_that_cannot_be_answered_is_refused(
@@ -86,6 +89,15 @@ async def test_a_question_that_cannot_be_answered_is_refused(
     answer = await site.client.post(CHECK, headers=reader, json=document)
     assert is_problem(answer, 422, "invalid-body")
     assert says in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("kind", [{}, {"Content-Type": "application/x-www-form-urlencoded"}])
+async def test_lines_that_are_not_called_so_are_told_how_to_come(
+    site: Site, reader: Headers, kind: dict[str, str]
+) -> None:
+    answer = await site.client.post(CHECK, headers={**reader, **kind}, content=b"ann@example.com\n")
+    assert is_problem(answer, 400, "not-json")
+    assert "as Content-Type: text/plain, with ?channel=" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize("parameter", ["channel=email", "purpose=marketing"])

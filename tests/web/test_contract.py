@@ -65,7 +65,11 @@ def test_what_is_left_out_has_its_default() -> None:
         (b"channel=sms&at=2026-01-31T12:00:00", "invalid-time", "at must be an RFC 3339 time"),
         (b"channel=sms&id=7", "invalid-parameter", "id must be an id as answers show it"),
         (b"channel=sms&word=a%00b", "invalid-parameter", "word must be a text such as blue"),
-        (b"chanel=sms", "unknown-parameter", "allowed: word, limit, dry_run, at, id, channel"),
+        (
+            b"chanel=sms",
+            "unknown-parameter",
+            "Unknown query parameter chanel; allowed: word, limit, dry_run, at, id, channel",
+        ),
         (b"channel=sms&channel=sms", "repeated-parameter", "channel is given twice"),
     ],
 )
@@ -75,6 +79,12 @@ def test_a_parameter_that_cannot_be_read_is_refused_with_what_to_send(query: byt
     error: RequestError = refused.value
     assert error.reason == slug
     assert says in str(error)
+
+
+@pytest.mark.parametrize("name", ["ann%40example.com", "15550100001", "a" * 41, "A", ""])
+def test_a_name_that_may_be_an_address_is_not_told(name: str) -> None:
+    with pytest.raises(BadRequest, match=r"^Unknown query parameter; allowed: word"):
+        FILTER.read(f"channel=sms&{name}=1".encode())
 
 
 # Serving.

@@ -205,7 +205,7 @@ async def test_some_of_it(site: Site, reader: Headers) -> None:
     assert await some(reason="manual") == ["a00000", "a00002"]
     assert await some(reason="manual", active="true") == ["a00000"]
     assert await some(active="false") == ["a00002"]
-    assert await some(reason="do_not_call", channel="email") == []
+    assert await some(reason="manual", channel="sms") == []
 
 
 async def test_it_goes_on_from_the_last_row(site: Site, reader: Headers) -> None:
@@ -233,6 +233,11 @@ async def test_it_goes_on_from_the_last_row(site: Site, reader: Headers) -> None
 async def test_what_cannot_be_meant_is_refused(site: Site, reader: Headers, parameter: str, value: str) -> None:
     answer = await site.client.get(PATH, headers=reader, params={parameter: value})
     assert is_problem(answer, 422, "invalid-parameter")
+
+
+async def test_a_reason_of_the_other_channel_is_refused(site: Site, reader: Headers) -> None:
+    asked = {"channel": "sms", "reason": "unsubscribe"}
+    assert is_problem(await site.client.get(PATH, headers=reader, params=asked), 422, "unknown-reason")
 
 
 @pytest.mark.parametrize("accepted", ["gzip", "br, gzip;q=0.5", "*"])

@@ -102,6 +102,7 @@ async def test_what_our_people_did_is_told_with_actor_and_evidence(site: Site, e
     action, fact, correction, second = found["events"][:4]
     assert action["detail"]["note"] == "by phone"
     assert second["detail"]["evidence"] == "form 7"
+    assert second["detail"]["occurred_at"] == consent["occurred_at"]
     assert (fact["batch"], fact["action_id"]) == (None, action["id"])
     assert (correction["slot"], correction["state"]) == ("complaint", "sent")
     assert correction["evidence"]["request_id"] == "r1"

@@ -14,6 +14,7 @@ from service.settings import Settings
 from tests.web.harness import Endless, Halting, Headers, Site, address_path, is_problem, opened
 
 LIST = b"email,reason,created\nAnn@example.com,spam,1700000000\nbob@example.com,Bounce,\nnobody,spam,1\n"
+STOP = {"reason": "manual", "occurred_at": "2026-01-31T12:00:00Z"}
 
 
 @pytest.fixture
@@ -51,6 +52,7 @@ async def test_a_list_is_taken_in_and_told_of(site: Site) -> None:
         "rejected": 1,
         "skipped": 0,
         "untimed": 1,
+        "assumed": 0,
         "reasons": {"complaint": 1, "hard_bounce": 1},
         "errors": [{"line": 4, "error": "not-an-email-address"}],
     }
@@ -77,6 +79,57 @@ async def test_a_list_is_taken_in_and_told_of(site: Site) -> None:
     assert 'kahuna_sync_imported_lines_total{channel="email",outcome="accepted"} 2.0' in metrics
 
 
+async def test_addresses_alone_are_plain_text_too(site: Site) -> None:
+    answer = await sent(site, b"ann@example.com\nbob@example.com\n", kind="text/plain", reason="manual")
+    assert (answer.status_code, answer.json()["accepted"]) == (200, 2)
+
+
+async def test_an_unknown_word_is_counted_and_kept_and_a_line_that_is_refused_is_not_untimed(site: Site) -> None:
+    body = b"email,reason\nann@example.com,grumpy\nnobody,grumpy\nbob@example.com,spam\n"
+    for state in ("true", "false"):
+        told = (await sent(site, body, reason="manual", dry_run=state)).json()
+        assert (told["assumed"], told["untimed"], told["rejected"]) == (1, 2, 1)
+    [(batch_id,)] = await site.query("select distinct batch_id from facts")
+    batch = await site.client.get(f"/v1/admin/batches/{batch_id}", headers=await site.token("admin"))
+    first = json.loads(batch.json()["body"])[0]
+    assert first == {"line": 2, "address": "ann@example.com", "reason": "manual", "word": "grumpy"}
+
+
+async def test_our_own_export_read_back_adds_nothing(site: Site) -> None:
+    reader, at = await site.token("read"), 1_700_000_000
+    await site.deliver("email", [{"email": "Ann@example.com", "reason": "unsub", "timestamp": at}])
+    await site.deliver("sms", [{"number": "15550100001", "timestamp": at}])
+    put = await site.client.put(address_path("email", "bob@example.com"), headers=await site.token("write"), json=STOP)
+    assert put.status_code == 200
+    before = await site.query("select * from facts order by address")
+    for form, kind in (("csv", "text/csv"), ("ndjson", "application/x-ndjson")):
+        whole = await site.client.get("/v1/suppressions/export", headers=reader, params={"format": form})
+        for state in ("true", "false"):
+            told = (await sent(site, whole.content, kind=kind, dry_run=state)).json()
+            assert [told[name] for name in ("accepted", "duplicates", "rejected", "skipped")] == [0, 2, 0, 1]
+    assert await site.query("select * from facts order by address") == before
+    whole = await site.client.get("/v1/suppressions/export", headers=reader)
+    back = [{"number": "15550100001", "timestamp": at + 60, "opt-in": True}]
+    assert (await sent(site, whole.content, channel="sms")).json()["duplicates"] == 1
+    await site.deliver("sms", back)
+    status = await site.client.get(address_path("sms", "15550100001"), headers=reader)
+    assert status.json()["suppressed"] is False
+
+
+async def test_what_elsewhere_was_kahunas_is_ours_where_it_is_not_known(site: Site) -> None:
+    row: dict[str, Any] = {"namespace": "default", "channel": "email", "address": "ann@example.com"}
+    row |= {"reason": "unsubscribe", "active": True, "occurred_at": "2023-11-14T22:13:20Z", "origin": "kahuna_webhook"}
+    told = (await sent(site, json.dumps(row).encode(), kind="application/x-ndjson")).json()
+    assert (told["accepted"], told["duplicates"]) == (1, 0)
+
+
+async def test_as_of_takes_a_day(site: Site) -> None:
+    await sent(site, b"ann@example.com\n", reason="manual", as_of="2026-01-31")
+    assert await site.query("select to_timestamp(occurred_at) = timestamptz '2026-01-31 00:00Z' from facts") == [
+        (True,)
+    ]
+
+
 async def test_it_comes_packed_or_not_and_as_json(site: Site) -> None:
     for body, kind, headers in (
         (gzip.compress(LIST), "text/csv; charset=utf-8", {"Content-Encoding": "gzip"}),
@@ -98,6 +151,8 @@ async def test_it_comes_packed_or_not_and_as_json(site: Site) -> None:
         ({"reason": "do_not_call"}, 422, "unknown-reason"),
         ({"as_of": "2999-01-01T00:00:00Z"}, 422, "impossible-time"),
         ({"as_of": "yesterday"}, 422, "invalid-time"),
+        ({"as_of": "2026-02-30"}, 422, "invalid-time"),
+        ({"as_of": "2026-01-31T00:00:00"}, 422, "invalid-time"),
         ({"dry_run": "perhaps"}, 422, "invalid-parameter"),
         ({"file_name": "a\nb"}, 422, "invalid-parameter"),
         ({"file": "a"}, 400, "unknown-parameter"),

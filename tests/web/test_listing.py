@@ -1,6 +1,7 @@
 """The list as callers walk through it."""
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any, get_args
 
 import pytest
@@ -90,6 +91,9 @@ async def test_another_namespace_has_its_own_list(site: Site) -> None:
         ({"limit": "1001"}, 422, "invalid-parameter"),
         ({"active": "yes"}, 422, "invalid-parameter"),
         ({"reason": "gone"}, 422, "invalid-parameter"),
+        ({"channel": "sms", "reason": "unsubscribe"}, 422, "unknown-reason"),
+        ({"channel": "email", "reason": "do_not_call"}, 422, "unknown-reason"),
+        ({"since": "2026-02-30"}, 422, "invalid-time"),
         ({"origin": "elsewhere"}, 422, "invalid-parameter"),
         ({"channel": "fax"}, 422, "invalid-parameter"),
         ({"since": "yesterday"}, 422, "invalid-time"),
@@ -100,6 +104,13 @@ async def test_odd_questions_are_refused(
     site: Site, reader: Headers, parameters: dict[str, str], status: int, slug: str
 ) -> None:
     assert is_problem(await site.client.get(LIST, headers=reader, params=parameters), status, slug)
+
+
+async def test_since_takes_a_day(site: Site, reader: Headers) -> None:
+    today = site.clock().date()
+    for day, some in ((today, True), (today + timedelta(days=1), False)):
+        answer = await site.client.get(LIST, headers=reader, params={"since": day.isoformat()})
+        assert bool(answer.json()["suppressions"]) is some
 
 
 async def test_the_scope_is_that_of_questions(site: Site) -> None:

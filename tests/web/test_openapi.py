@@ -136,6 +136,7 @@ async def test_the_page_shows_every_operation_and_loads_nothing(site: Site, docu
 # Whatever is sent.
 
 SEMANTIC = {
+    "at-required",
     "channel-required",
     "broken-list",
     "empty-list",

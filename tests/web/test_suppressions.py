@@ -133,6 +133,7 @@ async def test_what_the_caller_has_is_not_sent_again(site: Site, everything: Hea
     tag = (await site.client.get(ANN, headers=everything)).headers["ETag"]
     again = await site.client.get(ANN, headers={**everything, "If-None-Match": form.format(tag)})
     assert (again.status_code, again.content, again.headers["ETag"]) == (304, b"", tag)
+    assert again.headers["Cache-Control"] == "no-store"
     assert again.headers["X-Request-ID"]
 
 
@@ -347,6 +348,7 @@ REFUSED_QUESTIONS = {
     "unknown": ({"porpose": "marketing"}, 400, "unknown-parameter"),
     "purpose": ({"purpose": "fun"}, 422, "invalid-parameter"),
     "basis": ({"basis": "guessed"}, 422, "invalid-parameter"),
+    "basis of no moment": ({"basis": "occurred"}, 422, "at-required"),
     "time": ({"at": "noon"}, 422, "invalid-time"),
     "a day": ({"at": "2024-01-01"}, 422, "invalid-time"),
     "no offset": ({"at": "2024-01-01T00:00:00"}, 422, "invalid-time"),
