@@ -149,6 +149,30 @@ def test_our_own_export() -> None:
     assert said(json.dumps(row | {"occurred_at": at}), skipped=1) == []
 
 
+@pytest.mark.parametrize("active", ["true", "TRUE", " True "])
+def test_an_export_that_went_through_a_spreadsheet_still_stops(active: str) -> None:
+    row = "default,email,a@example.com,manual,{},2023-11-14T22:13:20Z,,,,\r\n"
+    assert said(OURS + row.format(active), skipped=0) == [stop(2, "a@example.com", "manual")]
+    assert said(OURS + row.format("FALSE") + row.format(" false"), skipped=2) == []
+    for unclear in ("", "yes", "1", "WAHR"):
+        assert faults(said(OURS + row.format(unclear), skipped=0)) == [fault(2, "bad-active")]
+
+
+@pytest.mark.parametrize(
+    ("file", "channel", "wanted"),
+    [
+        ("address,email\n1 Long Road,a@example.com\n", "email", "a@example.com"),
+        ("Address;E-Mail Address\n1 Long Road;a@example.com\n", "email", "a@example.com"),
+        ("address,number,phone\n1 Long Road,12345,15550100001\n", "sms", "15550100001"),
+        ("number,address\n15550100001,1 Long Road\n", "sms", "15550100001"),
+        ('{"address": "1 Long Road", "email": "a@example.com"}', "email", "a@example.com"),
+        (OURS.strip() + ",email\ndefault,email,a@example.com,manual,true,,,,,,work\n", "email", "a@example.com"),
+    ],
+)
+def test_the_name_that_says_more_is_that_of_the_addresses(file: str, channel: str, wanted: str) -> None:
+    assert [one[1] for one in said(file, channel, "manual")] == [wanted]
+
+
 @pytest.mark.parametrize(
     ("file", "wanted"),
     [
@@ -189,9 +213,20 @@ def test_numbers() -> None:
         ("2023-11-14 22:13:20 UTC", AT),
         ("2023-11-14T17:13:20.5-05:00", AT),
         ("14 Nov 2023 22:13:20 +0000", AT),
+        ("14 Nov 23 22:13:20", AT),
+        ('"Tue, 14 Nov 2023 17:13:20 EST"', AT),
+        ('"Tue, 14 Nov 2023 22:13:20 +0000 (UTC)"', AT),
+        ("14 Nov 2023 22:13:20 Z", AT),
+        ("1700000000123.9", 1_700_000_000_123),
+        ("1000000000", 1_000_000_000),
+        ("1999-12-31", 946_598_400),
+        ('"Nov 14, 2023 10:13:20 PM"', AT),
+        ('"november 14, 2023, 10:13:20\u202fpm"', AT),
+        ("Nov 14 2023 22:13:20", AT),
+        ('"Jan 5, 2026 3:04 PM"', 1_767_625_440),
+        ('"Jan 5, 2026 12:04 AM"', 1_767_571_440),
         ("", None),
         (" ", None),
-        ("0", 0),
     ],
 )
 def test_times(text: str, at: int | None) -> None:
@@ -200,9 +235,30 @@ def test_times(text: str, at: int | None) -> None:
         assert faults(said(f"email,time\na@example.com,{bad}\n", reason="manual")) == [fault(2, "bad-timestamp")]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("0", "5", "-5", "2026", "45992", "45992.52", "01.02", "1_000", "999999999", "999999999.9", "0000045992"),
+        *("1_700_000_000", "1700000000.", "1.7E+09", "infinity", "\u0662\u0660\u0662\u0666", "19991399", "45992101"),
+        *("31 Jan 2026 12:00 AM", "2026-01-31 12:00:00 PM", "Mon Jan 05 2026 15:04:00 GMT+0200 (CET)"),
+        *("5 Jan 2026 15:04 +02:00", "5 Jan 2026 15:04 CET", "Jan 5 2026 15:04 CET", "Jan 5 2026 13:04 PM"),
+        *("Feb 30 2026 15:04", "1/5/2026 15:04"),
+    ],
+)
+def test_a_text_that_may_mean_another_time_is_none(text: str) -> None:
+    """A stop that seems older than a consent would be undone by it."""
+    assert faults(said(f"email,time\na@example.com,{text}\n", reason="manual")) == [fault(2, "bad-timestamp")]
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "45992", "45992.52", "999999999", "1e13", "1e400", "NaN"])
+def test_a_number_that_is_no_unix_time_is_none(number: str) -> None:
+    file = f'[\n{{"email": "a@example.com", "time": {number}}}]'
+    assert faults(said(file, reason="manual")) == [fault(2, "bad-timestamp")]
+
+
 def test_the_time_of_a_list_is_that_of_its_lines_without_one() -> None:
-    file = "email,created\na@example.com,\nb@example.com,5\n"
-    assert [at for _, _, _, at, _ in said(file, reason="manual", as_of=AT)] == [AT, 5]
+    file = "email,created\na@example.com,\nb@example.com,1600000000\n"
+    assert [at for _, _, _, at, _ in said(file, reason="manual", as_of=AT)] == [AT, 1_600_000_000]
 
 
 def test_a_fault_costs_its_own_line() -> None:
