@@ -224,6 +224,25 @@ class Columns:
         """Whether there is anything to tell why an address is listed."""
         return self.reason is not None or self._otherwise is not None
 
+    def swallows(self, row: list[str], alone: list[list[str]]) -> bool:
+        """Whether a row over several lines took in rows of their own: where each line `alone` would have its address,
+        stands another than the row's, or the same in more than one line that has as many cells as the first."""
+        own, again = self._address_of(row), 0
+        for cells in alone:
+            found = self._address_of(cells)
+            again += found is not None and found == own and len(cells) >= self.width
+            if again > 1 or (found is not None and found != own):
+                return True
+        return False
+
+    def _address_of(self, row: list[str]) -> str | None:
+        if self.address is None or self.address >= len(row):
+            return None
+        try:
+            return normalise(self._asked.channel, row[self.address])
+        except ImpossibleAddress:
+            return None
+
     def read_row(self, number: int, row: list[str]) -> Line | None:
         """What a row of CSV says; None if it states no stop."""
         if len(row) < self.width:

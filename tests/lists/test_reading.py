@@ -294,6 +294,53 @@ def test_a_fault_costs_its_own_line() -> None:
         assert len(found) == 11 + MOST_LINES
 
 
+@pytest.mark.parametrize(
+    ("file", "first", "wanted"),
+    [
+        ('email,note\na@x.com,"6 foot\nb@x.com,ok\nc@x.com\nd@x.com,5"\n', 2, "bcd"),
+        ('email,note\n\nz@x.com,"two\nlines"\na@x.com,"6 foot\nb@x.com,5"\n', 5, "zb"),
+        ('note;email\n"6 foot;a@x.com\n5 foot";b@x.com\n', 2, "b"),
+        ('email,note\na@x.com,"6 foot\na@x.com,5"\n', 2, "a"),
+        ('email,note\na@x.com,"6 foot\nb@x.com,""\nc@x.com,5"\n', 2, "bc"),
+        ('email,note\na@x.com,"6 foot\nb@x.com,ok,too,many\nc@x.com,5"\n', 2, "c"),
+        ('email\n"a@x.com\nb@x.com\nc@x.com"\nd@x.com\n', 2, "bcd"),
+        ('email,note\na@x.com,"6 foot\nb@x.com,"5 foot\nc@x.com,ok\n', 2, "bc"),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 9, 1000])
+def test_a_stray_quote_swallows_no_address(file: str, first: int, wanted: str, size: int) -> None:
+    found = said(file, reason="manual", size=size)
+    assert faults(found)[0] == fault(first, "stray-quote")
+    assert [line[1] for line in found if line[4] is None] == [f"{name}@x.com" for name in wanted]
+
+
+@pytest.mark.parametrize("size", [1, 9, 1000])
+def test_a_first_line_swallows_no_address_either(size: int) -> None:
+    with pytest.raises(Unprocessable) as refused:
+        said('email,"note\na@x.com,ok\nb@x.com,5"\n', reason="manual", size=size)
+    assert refused.value.reason == "no-header"
+
+
+def test_a_stray_quote_swallows_no_number() -> None:
+    found = said('phone,note\n15550100001,"6 foot\n15550100002,ok\n15550100003,5"\n', "sms", "do_not_call")
+    assert [line[1] for line in found] == [None, "15550100002", "15550100003"]
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        'email,error\na@x.com,"550 failed\na@x.com\nno such user, by b@x.com"\n',
+        'note,email\n"one, two\nthree",a@x.com\n',
+        'note,email\n"b@x.com\nwrote this",a@x.com\n',
+        'email,note\n"\na@x.com",b@x.com\n',
+        '"E-mail\nAddress",email\nx,a@x.com\n',
+    ],
+)
+def test_cells_of_several_lines_are_no_stray_quotes(file: str) -> None:
+    found = said(file, reason="manual")
+    assert [(line[1] or "").strip() for line in found] == ["a@x.com"]
+
+
 def test_bytes_that_are_no_text_cost_their_own_line() -> None:
     found = said(b"email,name\na@example.com,M\xfcller\n\xff@example.com,x\n", reason="manual")
     assert (found[0][1], faults(found)) == ("a@example.com", [fault(3, "undecodable")])
