@@ -73,7 +73,7 @@ _NEVER: Final = re.compile(r"\b0001\b")
 
 _DAY: Final = re.compile(r"(19|20)[0-9]{6}")
 _BARE: Final = re.compile(r"[+-]?[0-9._]+")
-_UNIX: Final = re.compile(r"([0-9]{9,13})(\.[0-9]+)?")
+_UNIX: Final = re.compile(r"(-?[0-9]{1,13})(?:\.[0-9]+)?")
 _EARLIEST: Final = 10**9
 """September 2001. A number below it is no Unix time of any list: a spreadsheet counts days, and 2026 is a year."""
 
@@ -146,7 +146,7 @@ def time_in(value: Any) -> int | str | None:
     if value is None:
         return None
     if type(value) is int or isinstance(value, float):
-        return int(value) if _EARLIEST <= value < 10**MOST_DIGITS else "no Unix time"
+        return int(value) if _is_unix(value) else "no Unix time"
     if not isinstance(value, str):
         return "neither a number nor a text"
     text = value.strip()
@@ -160,8 +160,12 @@ def time_in(value: Any) -> int | str | None:
 
 def _unix(text: str) -> int | None:
     found = _UNIX.fullmatch(text)
-    seconds = int(found[1]) if found else 0
-    return seconds if seconds >= _EARLIEST else None
+    return int(found[1]) if found and _is_unix(float(text)) else None
+
+
+def _is_unix(number: float) -> bool:
+    """Zero and less are what programs write for a time they do not know: it cannot stand, but the stop can."""
+    return -(10**MOST_DIGITS) < number <= 0 or _EARLIEST <= number < 10**MOST_DIGITS
 
 
 def _moment(text: str) -> int | None:

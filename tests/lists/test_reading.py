@@ -227,6 +227,8 @@ def test_numbers() -> None:
         ('"Jan 5, 2026 12:04 AM"', 1_767_571_440),
         ("", None),
         (" ", None),
+        ("0", 0),
+        ("-5", -5),
     ],
 )
 def test_times(text: str, at: int | None) -> None:
@@ -238,7 +240,7 @@ def test_times(text: str, at: int | None) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("0", "5", "-5", "2026", "45992", "45992.52", "01.02", "1_000", "999999999", "999999999.9", "0000045992"),
+        *("5", "2026", "45992", "45992.52", "01.02", "1_000", "999999999", "999999999.9", "0000045992"),
         *("1_700_000_000", "1700000000.", "1.7E+09", "infinity", "\u0662\u0660\u0662\u0666", "19991399", "45992101"),
         *("31 Jan 2026 12:00 AM", "2026-01-31 12:00:00 PM", "Mon Jan 05 2026 15:04:00 GMT+0200 (CET)"),
         *("5 Jan 2026 15:04 +02:00", "5 Jan 2026 15:04 CET", "Jan 5 2026 15:04 CET", "Jan 5 2026 13:04 PM"),
@@ -250,7 +252,7 @@ def test_a_text_that_may_mean_another_time_is_none(text: str) -> None:
     assert faults(said(f"email,time\na@example.com,{text}\n", reason="manual")) == [fault(2, "bad-timestamp")]
 
 
-@pytest.mark.parametrize("number", ["0", "-1", "45992", "45992.52", "999999999", "1e13", "1e400", "NaN"])
+@pytest.mark.parametrize("number", ["1", "45992", "45992.52", "999999999", "1e13", "-1e13", "1e400", "NaN"])
 def test_a_number_that_is_no_unix_time_is_none(number: str) -> None:
     file = f'[\n{{"email": "a@example.com", "time": {number}}}]'
     assert faults(said(file, reason="manual")) == [fault(2, "bad-timestamp")]
