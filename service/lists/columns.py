@@ -16,9 +16,10 @@ from service.domain.addresses import LONGEST_RAW, MAX_DIGITS, Channel, Impossibl
 from service.domain.facts import reasons_of
 from service.lists.unpacking import UNDECODABLE
 
+# In this order: beside a column of e-mail addresses, "address" is where somebody lives.
 _ADDRESSES: Final[Mapping[Channel, tuple[str, ...]]] = {
-    "email": ("address", "email", "emailaddress", "mail", "recipient"),
-    "sms": ("address", "number", "phonenumber", "phone", "mobilenumber", "mobile", "msisdn", "recipient"),
+    "email": ("email", "emailaddress", "mail", "address", "recipient"),
+    "sms": ("phonenumber", "phone", "mobilenumber", "mobile", "msisdn", "number", "address", "recipient"),
 }
 _REASONS: Final = ("reason", "suppressionreason")
 _TIMES: Final = ("occurredat", "created", "createdat", "lastupdatetime", "timestamp", "time", "date")
@@ -30,7 +31,7 @@ _CONDITIONS: Final = ("namespace", "channel", "active")
 _THEIRS: Final = ("kahuna_webhook", "kahuna_logs")
 """Origins, in our own export, of what Kahuna said."""
 
-_YES: Final = ("true", True)
+_ACTIVE: Final[Mapping[str, bool]] = {"true": True, "false": False}
 
 # Of two providers, the columns alone tell why an address is listed.
 _TELLING: Final[Sequence[tuple[frozenset[str], str]]] = (
@@ -73,7 +74,25 @@ _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _NEVER: Final = re.compile(r"\b0001\b")
 """The year of a time that was never set, as Mailgun writes it."""
 
-_DAY: Final = re.compile(r"(19|20)\d{6}")
+_DAY: Final = re.compile(r"(19|20)[0-9]{6}")
+_BARE: Final = re.compile(r"[+-]?[0-9._]+")
+_UNIX: Final = re.compile(r"(-?[0-9]{1,13})(?:\.[0-9]+)?")
+_EARLIEST: Final = 10**9
+"""September 2001. A number below it is no Unix time of any list: a spreadsheet counts days, and 2026 is a year."""
+
+_MONTH: Final = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"
+_WEEKDAY: Final = r"(?:(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun),? +)?"
+_CLOCK: Final = r"[0-9]{1,2}:[0-9]{2}(?::[0-9]{2})?"
+_ZONE: Final = r"(?:[+-][0-9]{4}|UTC?|GMT|Z|[ECMP][SD]T)"
+
+# The parser of e-mail headers passes over whatever it does not know, such as PM or +02:00: it sees no other forms.
+_RFC_2822: Final = re.compile(
+    rf"{_WEEKDAY}[0-9]{{1,2}} +{_MONTH} +(?:[0-9]{{2}}|[0-9]{{4}}) +{_CLOCK}(?: +{_ZONE}(?: +\([A-Z]{{1,5}}\))?)?",
+    re.IGNORECASE,
+)
+_SPOKEN: Final = re.compile(
+    rf"{_WEEKDAY}({_MONTH})[a-z]* +([0-9]{{1,2}}),? +([0-9]{{4}}),? +({_CLOCK})(?:\s*([AP]M))?", re.IGNORECASE
+)
 
 MOST_DIGITS: Final = 13
 LONGEST_WORD: Final = 100
@@ -136,25 +155,32 @@ def time_in(value: Any) -> int | str | None:
     if value is None:
         return None
     if type(value) is int or isinstance(value, float):
-        return int(value) if abs(value) < 10**MOST_DIGITS else "beyond all calendars"
+        return int(value) if _is_unix(value) else "no Unix time"
     if not isinstance(value, str):
         return "neither a number nor a text"
     text = value.strip()
     if not text or _NEVER.search(text):
         return None
     # Eight digits are a day: as seconds they would be one of 1970.
-    if text.isascii() and text.isdecimal() and not _DAY.fullmatch(text):
-        return int(text) if len(text) <= MOST_DIGITS else text[:LONGEST_WORD]
-    moment = _moment(text)
+    is_number = _BARE.fullmatch(text) and not _DAY.fullmatch(text)
+    moment = _unix(text) if is_number else _moment(text)
     return _shown(text) if moment is None else moment
 
 
+def _unix(text: str) -> int | None:
+    found = _UNIX.fullmatch(text)
+    return int(found[1]) if found and _is_unix(float(text)) else None
+
+
+def _is_unix(number: float) -> bool:
+    """Zero and less are what programs write for a time they do not know: it cannot stand, but the stop can."""
+    return -(10**MOST_DIGITS) < number <= 0 or _EARLIEST <= number < 10**MOST_DIGITS
+
+
 def _moment(text: str) -> int | None:
-    for read in (_iso, float, parsedate_to_datetime):
+    for read in (_iso, _rfc, _spoken):
         try:
             found = read(text)
-            if isinstance(found, float):
-                return int(found)
             return int((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp())
         except (ValueError, OverflowError, TypeError, IndexError):
             continue
@@ -163,6 +189,24 @@ def _moment(text: str) -> int | None:
 
 def _iso(text: str) -> datetime:
     return datetime.fromisoformat(text.removesuffix(" UTC"))
+
+
+def _rfc(text: str) -> datetime:
+    if not _RFC_2822.fullmatch(text):
+        raise ValueError
+    return parsedate_to_datetime(text)
+
+
+def _spoken(text: str) -> datetime:
+    """As people and spreadsheets write it: Jan 5, 2026 3:04 PM."""
+    found = _SPOKEN.fullmatch(text)
+    if not found:
+        raise ValueError
+    month, day, year, clock, half = found.groups()
+    seconds = "" if clock.count(":") == 2 else ":00"
+    hours = "%I:%M:%S %p" if half else "%H:%M:%S"
+    words = f"{month} {day} {year} {clock}{seconds} {half or ''}".strip()
+    return datetime.strptime(words, f"%b %d %Y {hours}").replace(tzinfo=UTC)
 
 
 def _shown(text: str) -> str:
@@ -176,11 +220,12 @@ class Columns:
         # Of two columns of one name, the first counts.
         given = dict(reversed([(folded(name), place) for name, place in zip(names, places, strict=True)]))
         self.width = len(names)
-        self.address = _first(given, _ADDRESSES[asked.channel])
+        is_ours = given.keys() >= _OURS
+        self.address = given["address"] if is_ours else _first(given, _ADDRESSES[asked.channel])
         self.reason = _first(given, _REASONS)
         self.at = _first(given, _TIMES)
         self._asked = asked
-        self._ours = [given[name] for name in _CONDITIONS] if given.keys() >= _OURS else None
+        self._ours = [given[name] for name in _CONDITIONS] if is_ours else None
         self._received = given.get("addressreceived") if self._ours else None
         self._origin = given.get("origin") if "suppressionreason" in given else None
         self._said_by = given.get("origin") if self._ours else None
@@ -192,6 +237,25 @@ class Columns:
     def tells_reasons(self) -> bool:
         """Whether there is anything to tell why an address is listed."""
         return self.reason is not None or self._otherwise is not None
+
+    def swallows(self, row: list[str], alone: list[list[str]]) -> bool:
+        """Whether a row over several lines took in rows of their own: where each line `alone` would have its address,
+        stands another than the row's, or the same in more than one line that has as many cells as the first."""
+        own, again = self._address_of(row), 0
+        for cells in alone:
+            found = self._address_of(cells)
+            again += found is not None and found == own and len(cells) >= self.width
+            if again > 1 or (found is not None and found != own):
+                return True
+        return False
+
+    def _address_of(self, row: list[str]) -> str | None:
+        if self.address is None or self.address >= len(row):
+            return None
+        try:
+            return normalise(self._asked.channel, row[self.address])
+        except ImpossibleAddress:
+            return None
 
     def read_row(self, number: int, row: list[str]) -> Line | None:
         """What a row of CSV says; None if it states no stop."""
@@ -217,7 +281,12 @@ class Columns:
             namespace, channel, active = (cells[place] for place in self._ours)
             if namespace != self._asked.namespace:
                 return Line(number, fault="other-namespace")
-            if channel != self._asked.channel or active not in _YES:
+            if channel != self._asked.channel:
+                return None
+            is_active = _ACTIVE.get(str(active).strip().lower())  # a spreadsheet writes TRUE
+            if is_active is None:
+                return Line(number, fault="bad-active")
+            if not is_active:
                 return None
             address = self._as_received(address, cells)
         at = None if self.at is None else time_in(cells[self.at])

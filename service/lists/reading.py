@@ -88,7 +88,7 @@ class Reading:
             return JsonLines(self._first) if by_lines else JsonDocument(self._first)
         self.kind = "csv"
         outside = _QUOTED.sub("", first)
-        return Csv(self._first, max(DELIMITERS, key=outside.count))
+        return Csv(self._first, max(DELIMITERS, key=outside.count), self._swallows)
 
     def _line(self, number: int, record: Record) -> Line | None:
         """What a record says; None if it states no stop."""
@@ -103,6 +103,12 @@ class Reading:
                 return None
         self._has_rows = True
         return self._columns.read_row(number, record)
+
+    def _swallows(self, row: list[str], alone: list[list[str]]) -> bool:
+        """Whether this row over several lines took in others. If it is the first one, any address tells."""
+        if self._columns is None:
+            return any(self._is_address(cell) for cells in alone for cell in cells)
+        return self._columns.swallows(row, alone)
 
     def _of_header(self, row: list[str]) -> Columns:
         """The columns that the first row names; if it is an address itself, those of a list of addresses alone."""

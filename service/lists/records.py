@@ -7,7 +7,7 @@ it begins. A fault costs its own line, whatever it is. Refuses to know what a ce
 import csv
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 import msgspec
@@ -25,6 +25,8 @@ Record: TypeAlias = list[str] | dict[str, Any] | str
 
 Numbered: TypeAlias = tuple[int, Record]
 
+Swallows: TypeAlias = Callable[[list[str], list[list[str]]], bool]
+"""Whether a row over several lines took in rows of their own: its cells, and what may be those of each line alone."""
 
 _BETWEEN: Final = re.compile(r"[\s,]*")
 
@@ -77,11 +79,14 @@ class _Lines:
 
 
 class Csv:
-    """Rows of cells. A quoted cell may hold line ends; a quote that nobody closes costs its own line alone."""
+    """Rows of cells. A quoted cell may hold line ends; a quote that nobody closes costs its own line alone, and so does
+    one that only another stray quote closes, if the row `swallows` others. That is asked when all rows before it
+    were given."""
 
-    def __init__(self, first: int, delimiter: str) -> None:
+    def __init__(self, first: int, delimiter: str, swallows: Swallows) -> None:
         self._lines = _Lines(first)
         self._delimiter = delimiter
+        self._swallows = swallows
         self._open: list[str] = []
         self._opened_at = 0
 
@@ -89,14 +94,14 @@ class Csv:
         """The rows that end in this text."""
         for first, lines in self._lines.feed(text, last):
             if lines is None:
-                yield from self._closed()
+                yield from self._closed("unclosed-quote")
                 yield first, "line-too-long"
             elif not self._open and '"' not in "".join(lines):
                 yield from self._rows(range(first, first + len(lines)), lines)
             else:
                 yield from self._with_quotes(first, lines)
         if last:
-            yield from self._closed()
+            yield from self._closed("unclosed-quote")
 
     def _with_quotes(self, first: int, lines: Sequence[str]) -> Iterator[Numbered]:
         """A row goes on while a quote is open."""
@@ -105,14 +110,20 @@ class Csv:
         for number, line in enumerate(lines, first):
             self._opened_at = self._opened_at if self._open else number
             self._open.append(line)
-            if self._is_whole(line):
+            is_whole = self._is_whole(line)
+            is_too_long = len(self._open) > MOST_LINES or sum(map(len, self._open)) > LONGEST
+            if len(self._open) > 1 and (is_whole or is_too_long):
+                yield from self._rows(numbers, whole)
+                numbers, whole = [], []
+                if not is_whole or self._has_swallowed():
+                    if is_whole:  # or the address before it would end with it
+                        self._open[-1] = "".join(line.rsplit('"', 1))
+                    yield from self._closed("stray-quote" if is_whole else "unclosed-quote")
+                    continue
+            if is_whole:
                 numbers.append(self._opened_at)
                 whole.append("\n".join(self._open))
                 self._open = []
-            elif len(self._open) > MOST_LINES or sum(map(len, self._open)) > LONGEST:
-                yield from self._rows(numbers, whole)
-                numbers, whole = [], []
-                yield from self._closed()
         yield from self._rows(numbers, whole)
 
     def _is_whole(self, newest: str) -> bool:
@@ -125,10 +136,16 @@ class Csv:
         except csv.Error:
             return False
 
-    def _closed(self) -> Iterator[Numbered]:
+    def _has_swallowed(self) -> bool:
+        cells = self._row("\n".join(self._open))
+        # Within a stray quote, those of the line mean nothing.
+        alone = [line.replace('"', "").split(self._delimiter) for line in self._open]
+        return isinstance(cells, list) and self._swallows(cells, alone)
+
+    def _closed(self, fault: str) -> Iterator[Numbered]:
         """Gives up on a quote: the line that has it is a fault, those after it are rows by themselves."""
         if self._open:
-            yield self._opened_at, "unclosed-quote"
+            yield self._opened_at, fault
             lines, self._open = self._open[1:], []
             yield from self._rows(range(self._opened_at + 1, self._opened_at + 1 + len(lines)), lines)
 

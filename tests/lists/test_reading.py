@@ -150,6 +150,30 @@ def test_our_own_export() -> None:
     assert said(json.dumps(row | {"occurred_at": at}), skipped=1) == []
 
 
+@pytest.mark.parametrize("active", ["true", "TRUE", " True "])
+def test_an_export_that_went_through_a_spreadsheet_still_stops(active: str) -> None:
+    row = "default,email,a@example.com,manual,{},2023-11-14T22:13:20Z,,,,\r\n"
+    assert said(OURS + row.format(active), skipped=0) == [stop(2, "a@example.com", "manual")]
+    assert said(OURS + row.format("FALSE") + row.format(" false"), skipped=2) == []
+    for unclear in ("", "yes", "1", "WAHR"):
+        assert faults(said(OURS + row.format(unclear), skipped=0)) == [fault(2, "bad-active")]
+
+
+@pytest.mark.parametrize(
+    ("file", "channel", "wanted"),
+    [
+        ("address,email\n1 Long Road,a@example.com\n", "email", "a@example.com"),
+        ("Address;E-Mail Address\n1 Long Road;a@example.com\n", "email", "a@example.com"),
+        ("address,number,phone\n1 Long Road,12345,15550100001\n", "sms", "15550100001"),
+        ("number,address\n15550100001,1 Long Road\n", "sms", "15550100001"),
+        ('{"address": "1 Long Road", "email": "a@example.com"}', "email", "a@example.com"),
+        (OURS.strip() + ",email\ndefault,email,a@example.com,manual,true,,,,,,work\n", "email", "a@example.com"),
+    ],
+)
+def test_the_name_that_says_more_is_that_of_the_addresses(file: str, channel: str, wanted: str) -> None:
+    assert [one[1] for one in said(file, channel, "manual")] == [wanted]
+
+
 @pytest.mark.parametrize(
     ("file", "wanted"),
     [
@@ -190,9 +214,22 @@ def test_numbers() -> None:
         ("2023-11-14 22:13:20 UTC", AT),
         ("2023-11-14T17:13:20.5-05:00", AT),
         ("14 Nov 2023 22:13:20 +0000", AT),
+        ("14 Nov 23 22:13:20", AT),
+        ('"Tue, 14 Nov 2023 17:13:20 EST"', AT),
+        ('"Tue, 14 Nov 2023 22:13:20 +0000 (UTC)"', AT),
+        ("14 Nov 2023 22:13:20 Z", AT),
+        ("1700000000123.9", 1_700_000_000_123),
+        ("1000000000", 1_000_000_000),
+        ("1999-12-31", 946_598_400),
+        ('"Nov 14, 2023 10:13:20 PM"', AT),
+        ('"november 14, 2023, 10:13:20\u202fpm"', AT),
+        ("Nov 14 2023 22:13:20", AT),
+        ('"Jan 5, 2026 3:04 PM"', 1_767_625_440),
+        ('"Jan 5, 2026 12:04 AM"', 1_767_571_440),
         ("", None),
         (" ", None),
         ("0", 0),
+        ("-5", -5),
     ],
 )
 def test_times(text: str, at: int | None) -> None:
@@ -201,9 +238,30 @@ def test_times(text: str, at: int | None) -> None:
         assert faults(said(f"email,time\na@example.com,{bad}\n", reason="manual")) == [fault(2, "bad-timestamp")]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("5", "2026", "45992", "45992.52", "01.02", "1_000", "999999999", "999999999.9", "0000045992"),
+        *("1_700_000_000", "1700000000.", "1.7E+09", "infinity", "\u0662\u0660\u0662\u0666", "19991399", "45992101"),
+        *("31 Jan 2026 12:00 AM", "2026-01-31 12:00:00 PM", "Mon Jan 05 2026 15:04:00 GMT+0200 (CET)"),
+        *("5 Jan 2026 15:04 +02:00", "5 Jan 2026 15:04 CET", "Jan 5 2026 15:04 CET", "Jan 5 2026 13:04 PM"),
+        *("Feb 30 2026 15:04", "1/5/2026 15:04"),
+    ],
+)
+def test_a_text_that_may_mean_another_time_is_none(text: str) -> None:
+    """A stop that seems older than a consent would be undone by it."""
+    assert faults(said(f"email,time\na@example.com,{text}\n", reason="manual")) == [fault(2, "bad-timestamp")]
+
+
+@pytest.mark.parametrize("number", ["1", "45992", "45992.52", "999999999", "1e13", "-1e13", "1e400", "NaN"])
+def test_a_number_that_is_no_unix_time_is_none(number: str) -> None:
+    file = f'[\n{{"email": "a@example.com", "time": {number}}}]'
+    assert faults(said(file, reason="manual")) == [fault(2, "bad-timestamp")]
+
+
 def test_the_time_of_a_list_is_that_of_its_lines_without_one() -> None:
-    file = "email,created\na@example.com,\nb@example.com,5\n"
-    assert [at for _, _, _, at, _ in said(file, reason="manual", as_of=AT)] == [AT, 5]
+    file = "email,created\na@example.com,\nb@example.com,1600000000\n"
+    assert [at for _, _, _, at, _ in said(file, reason="manual", as_of=AT)] == [AT, 1_600_000_000]
 
 
 def test_a_word_that_is_not_known_is_kept_beside_the_reason_that_stands_for_it() -> None:
@@ -266,6 +324,53 @@ def test_a_fault_costs_its_own_line() -> None:
         assert faults(found) == wanted
         assert [one[1] for one in found if not one[4]][:3] == ["a@example.com", "c@example.com", "h@example.com"]
         assert len(found) == 11 + MOST_LINES
+
+
+@pytest.mark.parametrize(
+    ("file", "first", "wanted"),
+    [
+        ('email,note\na@x.com,"6 foot\nb@x.com,ok\nc@x.com\nd@x.com,5"\n', 2, "bcd"),
+        ('email,note\n\nz@x.com,"two\nlines"\na@x.com,"6 foot\nb@x.com,5"\n', 5, "zb"),
+        ('note;email\n"6 foot;a@x.com\n5 foot";b@x.com\n', 2, "b"),
+        ('email,note\na@x.com,"6 foot\na@x.com,5"\n', 2, "a"),
+        ('email,note\na@x.com,"6 foot\nb@x.com,""\nc@x.com,5"\n', 2, "bc"),
+        ('email,note\na@x.com,"6 foot\nb@x.com,ok,too,many\nc@x.com,5"\n', 2, "c"),
+        ('email\n"a@x.com\nb@x.com\nc@x.com"\nd@x.com\n', 2, "bcd"),
+        ('email,note\na@x.com,"6 foot\nb@x.com,"5 foot\nc@x.com,ok\n', 2, "bc"),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 9, 1000])
+def test_a_stray_quote_swallows_no_address(file: str, first: int, wanted: str, size: int) -> None:
+    found = said(file, reason="manual", size=size)
+    assert faults(found)[0] == fault(first, "stray-quote")
+    assert [line[1] for line in found if line[4] is None] == [f"{name}@x.com" for name in wanted]
+
+
+@pytest.mark.parametrize("size", [1, 9, 1000])
+def test_a_first_line_swallows_no_address_either(size: int) -> None:
+    with pytest.raises(Unprocessable) as refused:
+        said('email,"note\na@x.com,ok\nb@x.com,5"\n', reason="manual", size=size)
+    assert refused.value.reason == "no-header"
+
+
+def test_a_stray_quote_swallows_no_number() -> None:
+    found = said('phone,note\n15550100001,"6 foot\n15550100002,ok\n15550100003,5"\n', "sms", "do_not_call")
+    assert [line[1] for line in found] == [None, "15550100002", "15550100003"]
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        'email,error\na@x.com,"550 failed\na@x.com\nno such user, by b@x.com"\n',
+        'note,email\n"one, two\nthree",a@x.com\n',
+        'note,email\n"b@x.com\nwrote this",a@x.com\n',
+        'email,note\n"\na@x.com",b@x.com\n',
+        '"E-mail\nAddress",email\nx,a@x.com\n',
+    ],
+)
+def test_cells_of_several_lines_are_no_stray_quotes(file: str) -> None:
+    found = said(file, reason="manual")
+    assert [(line[1] or "").strip() for line in found] == ["a@x.com"]
 
 
 def test_bytes_that_are_no_text_cost_their_own_line() -> None:

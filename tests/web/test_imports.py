@@ -13,7 +13,7 @@ import pytest
 from service.settings import Settings
 from tests.web.harness import Endless, Halting, Headers, Site, address_path, is_problem, opened
 
-LIST = b"email,reason,created\nAnn@example.com,spam,1700000000\nbob@example.com,Bounce,\nnobody,spam,1\n"
+LIST = b"email,reason,created\nAnn@example.com,spam,1700000000\nbob@example.com,Bounce,\nnobody,spam,1700000001\n"
 STOP = {"reason": "manual", "occurred_at": "2026-01-31T12:00:00Z"}
 
 
