@@ -244,7 +244,8 @@ def check_namespaces(settings: Settings) -> None:
 
 
 _WITHOUT_KAHUNA: Final = (
-    "To try it without Kahuna: kahuna-sync up --demo; or kahuna-sync simulator, and KAHUNA_BASE_URL with what it prints."
+    "To try it without Kahuna: kahuna-sync up --demo; or kahuna-sync simulator, and what it prints in KAHUNA_BASE_URL, "
+    "KAHUNA_SECRET_KEY and KAHUNA_API_KEY."
 )
 
 
