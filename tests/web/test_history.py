@@ -85,7 +85,7 @@ async def test_a_callback_is_told_with_its_batch(site: Site, everything: Headers
 async def test_an_import_is_told_with_the_name_of_its_file(site: Site, everything: Headers) -> None:
     await site.client.post(
         "/v1/suppressions/import?channel=email&reason=complaint&file_name=old%20list.csv",
-        headers=everything | {"Content-Type": "text/csv"},
+        headers={**everything, "Content-Type": "text/csv"},
         content=b"email\nann@example.com\n",
     )
     said = (await history(site, everything))["verdict"]["sentence"]
