@@ -122,7 +122,9 @@ class Settings:
     database_pooler: Literal["none", "transaction"] = setting(
         "none", "`transaction` behind PgBouncer in transaction mode: no named statements, no session state"
     )
-    database_pool_size: int = setting(10, "Database connections that one process keeps at most")
+    database_pool_size: int = setting(
+        20, "Database connections that one process keeps at most; lists that come and go hold up to eight for long"
+    )
     database_connect_timeout_seconds: float = setting(5.0, "Seconds to wait for a connection before answering 503")
     lock_timeout_milliseconds: int = setting(
         2000, "Milliseconds that a statement waits for a lock before it is retried"

@@ -20,7 +20,6 @@ from service.store.suppressions import (
     AT_ODDS,
     ENTRIES,
     MERGE,
-    MERGE_APART,
     MERGE_ONCE,
     Entry,
     Provenance,
@@ -105,12 +104,12 @@ _ARCHIVED: Final = """,
 
 _STORE: Final = f"""
     {_GIVEN}{_CLAIMED.format(where="")}{{merge}}{_ARCHIVED}
-    select null, 0, address from {AT_ODDS}
+    select null, 0, string_agg(address, :separator) from {AT_ODDS} having count(*) > 0
 """  # noqa: S608 (built from our own words alone)
 
 # It may not commit if another had a part in what it changed: no message is worth more than that it ends.
 _STORE_APART: Final = f"""
-    {_GIVEN}{_MET}{_CLAIMED.format(where="where not exists (select from met where apart)")}{MERGE_APART}{_ARCHIVED}
+    {_GIVEN}{_MET}{_CLAIMED.format(where="where not exists (select from met where apart)")}{MERGE_ONCE}{_ARCHIVED}
     select null, case when at_odds or met then 'another has changed one of these meanwhile' else '0' end::int, address
     from changed where at_odds or (met and address not in (select address from met))
     union all
@@ -170,7 +169,8 @@ async def _fetched(connection: Connection, statement: Straight, group: Group) ->
     rows = await statement.fetch(connection, values)
     note_fed(connection)
     new = {row["place"] - 1: row["facts"] for row in rows if row["at_odds"] is None}
-    return Stored(new, {row["at_odds"] for row in rows if row["at_odds"] is not None})
+    at_odds = [row["at_odds"] for row in rows if row["at_odds"] is not None]
+    return Stored(new, {address for some in at_odds for address in some.split(SEPARATOR)})
 
 
 def _columns(arrivals: Sequence[Arrival]) -> dict[str, Any]:

@@ -60,7 +60,7 @@ SNAPSHOT_PATIENCE: Final = 30.0
 """Seconds that a snapshot waits for its tables: a migration or an upkeep may be at them."""
 
 BENCH: Final = 4
-"""Connections kept ready for the hottest path, of those that the pool may open: for callbacks and for questions."""
+"""Connections kept ready for the hottest path at most, of those that the pool may open: for callbacks and questions."""
 
 GOODBYE: Final = 0.5
 """Seconds that a server may take to say goodbye."""
@@ -81,25 +81,30 @@ _WITHOUT_LIMITS: Final = text(
 
 
 class Seated(NamedTuple):
-    """A connection that waits for its next transaction outside the pool, and the driver's own behind it."""
+    """A connection that waits for its next transaction outside the pool, the driver's own behind it, and what was noted
+    of it: a connection that was lost would not tell."""
 
     connection: AsyncConnection
     driver: "asyncpg.Connection[asyncpg.Record]"
+    told: dict[Any, Any]
 
 
 async def _let_go(seated: Seated) -> None:
     """Ends a connection at once, whatever it is doing: with its settings it is of no use to others."""
-    seated.connection.info.pop(_DRIVER, None)
     seated.driver.terminate()
-    await seated.connection.invalidate()
-    await seated.connection.close()
+    try:
+        await seated.connection.invalidate()
+    finally:
+        await seated.connection.close()
 
 
 class Database:
     """The one way to PostgreSQL. `begin` writes in a transaction; `read` runs single statements without one. `news` is
     set whenever a transaction that fed the changes has committed; who tells others of it clears it."""
 
-    def __init__(self, engine: AsyncEngine, apart: AsyncEngine, *, settings_per_transaction: str | None = None) -> None:
+    def __init__(
+        self, engine: AsyncEngine, apart: AsyncEngine, *, seats: int, settings_per_transaction: str | None = None
+    ) -> None:
         self._engine = engine
         self._apart = apart
         self._autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
@@ -107,6 +112,7 @@ class Database:
         self._distrusted = False
         self.news = asyncio.Event()
         self._bench: list[Seated] = []
+        self._seats = seats
         self._closed = False
         event.listen(engine.sync_engine, "checkout", self._on_checkout)
 
@@ -125,7 +131,9 @@ class Database:
             pool_use_lifo=True,
         )
         apart = _engine(settings, settings.database_url, poolclass=NullPool)
-        return cls(engine, apart, settings_per_transaction=_as_local(settings) if pooled else None)
+        # Half of the pool at most: those who take a connection for longer must find one.
+        seats = min(BENCH, settings.database_pool_size // 2)
+        return cls(engine, apart, seats=seats, settings_per_transaction=_as_local(settings) if pooled else None)
 
     async def __aenter__(self) -> "Database":
         return self
@@ -159,7 +167,7 @@ class Database:
             async with self.read() as connection:
                 yield connection
             return
-        async with self._seated() as (connection, _):
+        async with self._seated() as (connection, _, _):
             yield connection
 
     @asynccontextmanager
@@ -169,7 +177,7 @@ class Database:
 
         A few connections are kept out of the pool for it: to take one from there costs more than the transaction.
         """
-        async with self._seated() as (connection, driver), driver.transaction():
+        async with self._seated() as (connection, driver, _), driver.transaction():
             if self._settings_per_transaction is not None:
                 await driver.execute(self._settings_per_transaction)
             yield connection
@@ -182,22 +190,21 @@ class Database:
             async with self.straight() as connection:
                 yield connection
             return
-        async with self._seated() as (connection, _):
+        async with self._seated() as (connection, _, _):
             yield connection
 
     @asynccontextmanager
     async def _seated(self) -> AsyncIterator[Seated]:
         async with _weather():
             seated = await self._from_bench()
-            connection = seated.connection
-            connection.info.pop(_FED, None)  # of one that was rolled back
+            seated.told.pop(_FED, None)  # of one that was rolled back
             try:
                 yield seated
             except BaseException:
                 # It may still be in the transaction.
                 await _let_go(seated)
                 raise
-            fed = connection.info.pop(_FED, False)
+            fed = seated.told.pop(_FED, False)
             await self._to_bench(seated)
         if fed:
             self.news.set()
@@ -209,22 +216,30 @@ class Database:
                 return seated
             await _let_go(seated)
         connection = await self._autocommit.connect()
-        seated = Seated(connection, await driver_of(connection))
         try:
+            seated = Seated(connection, await driver_of(connection), connection.info)
             if self._settings_per_transaction is None:
                 # Plans are kept for good, and one that was made while the list was tiny would read it whole.
                 await seated.driver.execute("set enable_seqscan = off")
         except BaseException:
-            await _let_go(seated)
+            await connection.invalidate()
+            await connection.close()
             raise
-        connection.info[_DRIVER] = seated.driver
+        seated.told[_DRIVER] = seated.driver
         return seated
 
     async def _to_bench(self, seated: Seated) -> None:
-        if len(self._bench) < BENCH and not self._closed:
+        if len(self._bench) < self._seats and not self._closed:
             self._bench.append(seated)
-        else:
+            return
+        # Others may need it: it goes back as it came.
+        try:
+            await seated.driver.execute("reset enable_seqscan")
+        except BaseException:
             await _let_go(seated)
+            raise
+        seated.told.pop(_DRIVER, None)
+        await seated.connection.close()
 
     async def answers(self, seconds: float) -> bool:
         """Whether the database takes writes now. Asked on a connection of its own, since those at hand may be the ones

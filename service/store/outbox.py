@@ -103,6 +103,7 @@ _AT_ODDS: Final = f"""
     group by address, {HOME}
     having coalesce(bool_or(stop_at >= coalesce(clear_at, stop_at)), false)
            is distinct from coalesce(max(held_stop_at) > coalesce(max(held_clear_at), -1), false)
+        or max(held_stop_at) = max(held_clear_at)
 """  # noqa: S608 (our own words)
 
 _OPEN_HERE: Final = """

@@ -112,8 +112,9 @@ def _kept(times: str, clear_at: str) -> str:
 
 
 # Every row of these addresses, in the order of the keys, also where the facts turn out to be known: what is owed is
-# judged after this, and nobody may change it meanwhile.
-_LOCKED: Final = """
+# judged after this, and nobody may change it meanwhile. Whoever stores facts does it first: in another order, two that
+# say the same would wait for each other.
+_STORED: Final = """
     locked as materialized (
         select from (select address from entry order by place) as given
         cross join lateral (
@@ -122,22 +123,17 @@ _LOCKED: Final = """
             order by s.reason for update
         ) as held
     ),
-"""
-
-_FRESH: Final = """
     fresh as (
         insert into facts (address, channel, namespace, reason, action, occurred_at, source, origin,
                            address_received, batch_id, entry_index, audit_id, recorded_at)
         select address, :channel, :namespace, reason, action, occurred_at, :source, :origin,
                nullif(received, address), batch_id, index, :audit_id, :recorded_at
-        from entry where not awaits {and_locked}
+        from entry where not awaits and (select count(*) from locked) >= 0
         order by place
         on conflict do nothing
         returning address, reason, action, occurred_at, address_received, batch_id
     ),
 """
-
-_STORED: Final = _LOCKED + _FRESH.format(and_locked="and (select count(*) from locked) >= 0")
 
 _TOUCHED: Final = f"""
     stated as (
@@ -217,7 +213,7 @@ _CHANGED: Final = f"""
            or greatest(s.held_clear_at, excluded.held_clear_at) is distinct from s.held_clear_at
            or excluded.bounces is not null
         returning address, s.xmax <> 0 as met,
-            stop_at is distinct from held_stop_at or clear_at is distinct from held_clear_at as at_odds
+            stop_at is distinct from held_stop_at or held_clear_at is not null or clear_at is not null as at_odds
     ),
     -- An address of two reasons is fed twice: nobody minds, and to find those out costs more than all of them.
     fed as (
@@ -228,13 +224,12 @@ _CHANGED: Final = f"""
 
 MERGE: Final = _STORED + _TOUCHED + _CHANGED
 MERGE_ONCE: Final = _STORED + _TOUCHED_ONCE + _CHANGED
-MERGE_APART: Final = _FRESH.format(and_locked="") + _TOUCHED_ONCE + _CHANGED
 """From the rows `entry` to facts that are `fresh`, causes that are `changed` and what is fed of them, as further parts
-of one statement: for any entries, for those that `say_once`, and for such of which nothing will be owed, so that no
-more is locked than is changed. What may be owed now is among the `AT_ODDS`."""
+of one statement: for any entries, and for those that `say_once`. What may be owed now is among the `AT_ODDS`."""
 
 AT_ODDS: Final = "changed where at_odds or met or :source = 'local'"
-"""A slot that the two sides see differently now, or about which there was more to know than what was said."""
+"""A slot that the two sides may see differently now, or about which there was more to know than what was said. Where
+Kahuna holds an opt-in, the domain decides: at the second of a stop, it proves nothing."""
 
 
 def _apply_with(merge: str) -> TextClause:
@@ -247,7 +242,7 @@ def _apply_with(merge: str) -> TextClause:
         {merge}
         select batch_id, count(*) as facts, null as at_odds from fresh group by batch_id
         union all
-        select null, 0, address from {AT_ODDS}
+        select null, 0, string_agg(address, :separator) from {AT_ODDS} having count(*) > 0
         """  # noqa: S608 (built from our own words alone)
     return text(statement).bindparams(
         bindparam("batches", type_=ARRAY(Uuid)),
@@ -326,7 +321,7 @@ async def apply(
     rows = (await connection.execute(_APPLY_ONCE if once else _APPLY, values)).all()
     note_fed(connection)
     new = {row.batch_id: row.facts for row in rows if row.at_odds is None}
-    return Merged(new, {row.at_odds for row in rows if row.at_odds is not None})
+    return Merged(new, {address for row in rows if row.at_odds is not None for address in row.at_odds.split(SEPARATOR)})
 
 
 def _prepared(entries: Sequence[Entry]) -> tuple[bool, dict[str, str]]:
@@ -372,7 +367,8 @@ async def lock(connection: AsyncConnection, namespace: str, channel: Channel, ad
     table = suppressions.c
     mine = (among(table.address, given), table.channel == channel, table.namespace == namespace)
     query = select(table.reason).where(*mine).order_by(table.address, table.reason).with_for_update()
-    await connection.execute(query)
+    # One row comes back, not all: to read those would hold the event loop up.
+    await connection.execute(select(func.count()).select_from(query.subquery()))
 
 
 async def make_homes(connection: AsyncConnection, namespace: str, channel: Channel, addresses: Iterable[str]) -> None:

@@ -23,6 +23,10 @@ LONGEST_LINE: Final = 8192
 HELD: Final = 256 * 1024
 """Bytes that are held, as received and once decompressed, before no more is taken in."""
 
+MEMBERS: Final = 16
+MEMBER: Final = 1024
+"""Members of a gzip body that may hold next to nothing, and the bytes that the others hold on an average."""
+
 
 class Splitter:
     """Whole lines out of the parts of a body: bytes in, lines out."""
@@ -33,6 +37,7 @@ class Splitter:
         self._text = bytearray()
         self._has_more = False
         self._ended = False
+        self._members = self._unpacked = 0
 
     @property
     def is_full(self) -> bool:
@@ -67,12 +72,19 @@ class Splitter:
             self._received.clear()
             return
         if self._unzip.eof:
+            self._members += 1
+            # Each costs a copy of what follows it, so it must hold something.
+            if self._members > MEMBERS + self._unpacked // MEMBER:
+                raise BadRequest(
+                    "The gzip body has very many members with little in them; compress it as one.", "not-gzip"
+                )
             self._unzip = zlib.decompressobj(wbits=31)
         try:
             part = self._unzip.decompress(self._received, HELD)
         except zlib.error:
             raise BadRequest("The body is not gzip, as Content-Encoding says.", "not-gzip") from None
         self._text += part
+        self._unpacked += len(part)
         # All that it was given may be used up while there is still something to come of it.
         self._has_more = len(part) == HELD and not self._unzip.eof
         self._received = bytearray(self._unzip.unused_data if self._unzip.eof else self._unzip.unconsumed_tail)

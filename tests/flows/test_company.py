@@ -2,8 +2,10 @@
 
 import asyncio
 import random
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -197,3 +199,50 @@ async def lock_waited_for(world: World) -> None:
             return
         await asyncio.sleep(0.01)
     pytest.fail("nobody waits")
+
+
+def without_reviews(world: World) -> None:
+    """Opt-ins count as they come."""
+    namespaces = tuple(replace(namespace, opt_in_review="off") for namespace in world.settings.namespaces)
+    world.rule_by(replace(world.settings, namespaces=namespaces))
+
+
+@pytest.mark.parametrize("apart", [True, False], ids=["in two callbacks", "in one"])
+async def test_a_start_and_a_stop_of_one_second_prove_nothing(world: World, apart: bool) -> None:
+    """We suppress; what Kahuna keeps of the two, nobody knows: it is told to stop, one second later."""
+    without_reviews(world)
+    start = {"number": "15550100001", "timestamp": 1_000, "opt-in": True}
+    stop = {"number": "15550100001", "timestamp": 1_000}
+    bodies = [[start], [stop]] if apart else [[start, stop]]
+    await asyncio.gather(*(world.callback("sms", body) for body in bodies))
+    [owed] = await world.corrections("pending")
+    assert (owed.action, owed.occurred_at) == ("suppress", 1_001)
+
+
+async def test_a_consent_that_is_newer_than_such_a_second_is_told(world: World) -> None:
+    without_reviews(world)
+    await world.consent("sms", "15550100001", at=1_050)
+    for entry in ({"opt-in": True}, {}):
+        await world.callback("sms", [{"number": "15550100001", "timestamp": 1_000, **entry}])
+    assert [(row.action, row.occurred_at) for row in await world.corrections("pending")] == [("clear", 1_050)]
+
+
+async def test_two_that_say_the_same_do_not_wait_for_each_other(world: World) -> None:
+    """Whoever has an address stores its facts; the other waits without having stored any."""
+    await world.callback("sms", [{"number": "15550100001", "timestamp": 1_000}])
+    same = Entry("15550100001", "15550100001", "do_not_call", "suppress", 2_000, 0)
+    provenance = Provenance("default", "sms", "kahuna", "kahuna_webhook", world.clock(), (uuid.uuid4(),))
+    with capture_logs() as lines:
+        counted = await told_while_held(world, same, provenance)
+    assert counted == (0, 1, 0)
+    assert "group.parted" not in [line["event"] for line in lines]
+
+
+async def told_while_held(world: World, same: Entry, provenance: Provenance) -> tuple[int, int, int]:
+    """What comes of a callback that says what another transaction says too, which has the address already."""
+    async with world.database.begin() as connection:
+        await suppressions.lock(connection, "default", "sms", ["15550100001"])
+        told = asyncio.create_task(world.callback("sms", [{"number": "15550100001", "timestamp": 2_000}]))
+        await lock_waited_for(world)
+        assert (await suppressions.apply(connection, [same], provenance, world.policy)).new
+    return counts((await told).outcome)

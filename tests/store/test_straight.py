@@ -1,6 +1,7 @@
 """The hottest path's own transactions: whole or not at all, on connections that are used again while they are good."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import asyncpg
@@ -8,6 +9,7 @@ import pytest
 from sqlalchemy import text
 
 from service.errors import StorageUnavailable
+from service.settings import Settings
 from service.store.database import BENCH, Database, Straight, driver_of
 
 INSERT = Straight.of(text("insert into noted values (:said)"))
@@ -109,3 +111,14 @@ async def test_one_that_is_cancelled_leaves_nothing_open(noting: Database) -> No
     async with noting.straight() as connection:
         await INSERT.fetch(connection, {"said": "a"})
     assert await noted(noting) == ["a"]
+
+
+async def test_a_pool_of_one_is_still_enough_for_all(settings: Settings) -> None:
+    async with Database.of(replace(settings, database_pool_size=1)) as database:
+        pids = {await pid_of(database) for _ in range(3)}
+        async with database.read() as connection:
+            pids.add((await connection.execute(text("select pg_backend_pid()"))).scalar_one())
+            assert (await connection.execute(text("show enable_seqscan"))).scalar() == "on"
+        async with database.look() as connection:
+            pids.add(int((await WHO.fetch(connection, {}))[0]["pid"]))
+    assert len(pids) == 1

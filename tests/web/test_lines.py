@@ -94,3 +94,13 @@ def test_what_is_no_whole_gzip_is_refused(body: bytes) -> None:
     with pytest.raises(BadRequest) as refused:
         lines_of(body, 1000, zipped=True)
     assert refused.value.reason == "not-gzip"
+
+
+def test_members_that_hold_something_may_be_many() -> None:
+    body = b"".join(gzip.compress(b"ann@example.com\n" * 80) for _ in range(50))
+    assert len(lines_of(body, 4096, zipped=True)) == 4000
+
+
+def test_members_that_hold_nothing_are_refused() -> None:
+    with pytest.raises(BadRequest, match="members"):
+        lines_of(gzip.compress(b"") * 1000, 65536, zipped=True)
