@@ -10,7 +10,7 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
@@ -231,22 +231,34 @@ def load(environ: Mapping[str, str]) -> Settings:
 
 
 def check_namespaces(settings: Settings) -> None:
-    """Refuses to start without what receiving and sending need."""
-    for namespace in settings.namespaces:
-        where = "" if len(settings.namespaces) == 1 else f" of namespace {namespace.name}"
-        if not namespace.api_key:
-            raise SettingsError(
-                f"KAHUNA_API_KEY{where} is not set: put the namespace's API Key there; it signs webhooks."
-            )
-        if namespace.secret_key is None:
-            raise SettingsError(f"KAHUNA_SECRET_KEY{where} is not set: put the namespace's Secret Key there.")
-        if namespace.env is None:
-            raise SettingsError(
-                f"KAHUNA_ENV{where} is not set: say p (production) or s (sandbox) for Kahuna's own host."
-            )
+    """Refuses to start without what receiving and sending need, and names all of it at once."""
+    several = len(settings.namespaces) > 1
+    missing = [
+        f"{name}{f' of namespace {namespace.name}' if several else ''} ({says})"
+        for namespace in settings.namespaces
+        for name, says in _missing(namespace)
+    ]
+    if missing:
+        raise SettingsError(f"Not set, but needed: {'; '.join(missing)}. {_WITHOUT_KAHUNA}")
     if settings.default_namespace and settings.main_namespace is None:
         known = ", ".join(namespace.name for namespace in settings.namespaces)
         raise SettingsError(f"DEFAULT_NAMESPACE names no namespace; there are {known}.")
+
+
+_WITHOUT_KAHUNA: Final = (
+    "To try it without Kahuna: kahuna-sync up --demo; or kahuna-sync simulator, and what it prints in KAHUNA_BASE_URL, "
+    "KAHUNA_SECRET_KEY and KAHUNA_API_KEY."
+)
+
+
+def _missing(namespace: Namespace) -> Iterator[tuple[str, str]]:
+    """What is not set and has to be, and what it is."""
+    if not namespace.api_key:
+        yield "KAHUNA_API_KEY", "the namespace's API Key, which signs webhooks"
+    if namespace.secret_key is None:
+        yield "KAHUNA_SECRET_KEY", "the namespace's Secret Key"
+    if namespace.env is None:
+        yield "KAHUNA_ENV", "p for production or s for sandbox, since KAHUNA_BASE_URL is Kahuna's own host"
 
 
 def chosen(settings: Settings, name: str | None) -> Namespace:

@@ -191,6 +191,12 @@ def test_a_start_without_keys_is_refused(missing: str) -> None:
     assert SECRET not in message
 
 
+def test_all_that_is_missing_is_named_at_once_and_the_way_without_it() -> None:
+    message = refusal({})
+    for name in ("KAHUNA_API_KEY", "KAHUNA_SECRET_KEY", "KAHUNA_ENV", "KAHUNA_BASE_URL", "up --demo"):
+        assert name in message
+
+
 def test_a_list_of_no_keys_is_no_key() -> None:
     assert "KAHUNA_API_KEY" in refusal(KEYS | STAND_IN | {"KAHUNA_API_KEY": " , "})
 

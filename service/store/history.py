@@ -71,6 +71,21 @@ _EVENTS: Final = text(
 ).bindparams(bindparam("after_at", type_=DateTime(timezone=True)), bindparam("after_kind", type_=BigInteger))
 _EVENTS_TYPED: Final = _EVENTS.columns(told=JSONB, batch_id=Uuid)
 
+# What decided a cause is its latest fact; at the same second the stop.
+_NAMES: Final = text(
+    """
+    select newest.reason, newest.origin, coalesce(a.actor, b.headers ->> 'file-name') as name
+    from (
+        select distinct on (reason) reason, origin, batch_id, audit_id from facts
+        where address = :address and channel = :channel and namespace = :namespace
+        order by reason, occurred_at desc, action desc
+    ) as newest
+    left join audit a on a.id = newest.audit_id
+    left join batches b on b.id = newest.batch_id
+    where newest.origin in ('api', 'import')
+    """
+)
+
 _WAITING: Final = text(
     """
     select (select count(*) from reviews where address = :address and channel = :channel and namespace = :namespace
@@ -122,6 +137,12 @@ async def page(connection: AsyncConnection, subject: Subject, after: Moment, lim
     return [
         Event(Moment(r.at, r.kind, r.key), r.told, r.settled_at, r.batch_id, receipts.get(r.batch_id)) for r in rows
     ]
+
+
+async def names(connection: AsyncConnection, subject: Subject) -> dict[tuple[str, str], str]:
+    """Who stands behind a reason and an origin: the service that called, or the file that was imported."""
+    rows = await connection.execute(_NAMES, subject._asdict())
+    return {(row.reason, row.origin): row.name for row in rows if row.name is not None}
 
 
 async def waiting(connection: AsyncConnection, subject: Subject) -> int:

@@ -70,10 +70,10 @@ class Results(msgspec.Struct):
 
 
 async def check_document(call: Call[OfLines, Question]) -> Response:
-    """May we message these addresses? Up to 100,000 in one call.
+    """May we message these addresses? Up to 100,000 in one JSON body, any number as lines of text.
 
-    Duplicates are answered each in its place, and what cannot be an address gets an `error` instead of a verdict. The
-    best form for one address, too: it keeps addresses out of the access logs on the way.
+    As `application/json`: one result for each address, in the same order and spelling. The best form for one
+    address, too: it keeps addresses out of the access logs on the way.
     """
     body, service = call.body, call.service
     if call.query.channel is not None or call.query.purpose is not None:
@@ -90,8 +90,12 @@ async def check_document(call: Call[OfLines, Question]) -> Response:
 async def check_lines(call: Call[OfLines, None]) -> Response:
     """May we message these addresses? Any number of them, one a line; the answers come while lines are still sent.
 
-    Each line is answered by one line, in the same order. Read the answers while you send: nothing is kept for a caller
-    who does not, so one who sends a long list first and reads later is cut off.
+    As `text/plain`: one address a line, and `?channel=` says of which channel they are. Each line is answered by
+    one line, in the same order, while lines are still sent. Read the answers while you send: nothing is kept for a
+    caller who does not, so one who sends a long list first and reads later is cut off.
+
+    What cannot be an address gets an `error` instead of a verdict: `not-an-email-address`, `not-a-number`,
+    `wrong-number-of-digits`, `address-too-long`, `control-character`, and for a line that is no text `not-utf8`.
     """
     encoding = call.request.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("identity", "gzip", ""):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, TypeAlias
 import msgspec
 
 from service.domain.addresses import Channel
-from service.domain.explanation import Explanation, Rule, explain
+from service.domain.explanation import Explanation, Rule, Teller, explain
 from service.domain.suppression import Purpose, Verdict, verdict
 from service.errors import Unprocessable
 from service.store import history
@@ -135,9 +135,11 @@ async def explained(call: Call[Review, None]) -> History:
     async with service.database.read() as connection:
         events = await history.page(connection, subject, after, query.limit)
         waiting = await history.waiting(connection, subject)
+        names = await history.names(connection, subject)
     policy, now = service.rules.policy, int(service.now.timestamp())
     judged = verdict({row.cause.reason: row.cause for row in causes}, now, policy, query.purpose)
-    why = explain(judged, {row.cause.reason: row.origin for row in causes}, policy, query.purpose, waiting)
+    tellers = {r.cause.reason: Teller(r.origin, names.get((r.cause.reason, r.origin or ""))) for r in causes}
+    why = explain(judged, tellers, policy, query.purpose, waiting)
     further = cursor_for(*events[-1].moment) if len(events) == query.limit else None
     return History(*subject, _reasoned(judged, why), [_told(event) for event in events], further)
 
@@ -179,8 +181,8 @@ _EXAMPLE: Final = {
         "until": None,
         "rule": "until-cleared",
         "reason": "unsubscribe",
-        "sentence": "May not be messaged: this person unsubscribed on 31 January 2026 at 12:00 UTC; Kahuna told us so "
-        "by a callback. This stands until a newer consent.",
+        "sentence": "May not be messaged: this person unsubscribed on 31 January 2026 at 12:00 UTC; Kahuna, which "
+        "sends our messages, told us so. This stands until a newer consent is recorded.",
     },
     "events": [
         {

@@ -82,8 +82,17 @@ async def import_list(call: Call[Listed, None]) -> Imported:
     """Suppress the addresses of a list: CSV, one JSON object a line, or a provider's JSON, as it is or packed by gzip.
 
     The list is read while it arrives, and taken in by chunks of 5,000 lines; if the call is cut off, send the same file
-    again. It only ever stops: a line that is known changes nothing, and nothing is cleared. What the columns may be
-    called, and which words are known, is in the README.
+    again. It only ever stops: a line that is known changes nothing, and nothing is cleared.
+
+    Columns or fields, whatever their case, spaces, `-` and `_`: the address is `address`, `email`, `email_address`,
+    `mail` or `recipient`, for `sms` `address`, `number`, `phone_number`, `phone`, `mobile_number`, `mobile`, `msisdn`
+    or `recipient`; the reason `reason` or `suppression_reason`; the time `occurred_at`, `created`, `created_at`,
+    `last_update_time`, `timestamp`, `time` or `date`.
+
+    A rejected line says why: `missing-address`, `not-an-email-address`, `not-a-number`, `wrong-number-of-digits`,
+    `address-too-long`, `control-character`, `undecodable` (a character that was lost), `missing-reason`,
+    `unknown-reason`, `bad-timestamp`, `too-many-cells` (more than the first line has names), `not-json`,
+    `not-an-object`, `line-too-long` (over 64 KiB), and `other-namespace` for rows of our own export.
     """
     request, service, query = call.request, call.service, call.query
     if request.headers.get("Content-Encoding", "identity").strip().lower() not in ("identity", "gzip", ""):

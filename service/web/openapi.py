@@ -149,14 +149,14 @@ def _operation(together: Sequence[AnyOperation]) -> dict[str, Any]:
     says = [
         cleandoc(operation.says or (operation.handler and operation.handler.__doc__) or "") for operation in together
     ]
-    summary, _, rest = says[0].partition("\n\n")
+    summary, rests = says[0].partition("\n\n")[0], [text.partition("\n\n")[2] for text in says]
     bodies = {media_type: body for operation in together for media_type, body in _bodies(operation).items()}
     required = not any(operation.body is not None and operation.body.optional for operation in together)
     slugs = {slug: None for operation in together for slug in slugs_of(operation)}
     return {
         "operationId": _id_of(first),
         "summary": " ".join(summary.split()).rstrip("."),
-        **({"description": more} if (more := "\n\n".join(text for text in (rest, *says[1:]) if text)) else {}),
+        **({"description": more} if (more := "\n\n".join(filter(None, rests))) else {}),
         "tags": [_tag(first.path)],
         "parameters": [*_in_path(first), *_in_query(first), *_in_headers(first)],
         **({"requestBody": {"required": required, "content": bodies}} if bodies else {}),

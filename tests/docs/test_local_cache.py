@@ -1,10 +1,14 @@
 """docs/local-cache.md is true: a cache built by its program equals the list while callbacks pour in."""
 
 import asyncio
+import os
 import random
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,7 @@ import pytest
 import uvicorn
 
 from service.app import build
+from service.domain.addresses import Channel, normalise
 from service.settings import Settings
 from service.store import access, changes
 from service.store.database import Database
@@ -38,12 +43,32 @@ def url(settings: Settings) -> Iterator[str]:
     thread.join()
 
 
-def cache_of(url: str, token: str) -> Any:
-    """What the program on the page makes, without its own loop."""
-    (example,) = blocks.examples(PAGE, "python")
+def program() -> dict[str, Any]:
+    """What the program on the page defines, without its own loop."""
     names: dict[str, Any] = {"__name__": "the program"}
-    exec(compile(example.code, str(PAGE), "exec"), names)  # noqa: S102 (the example of our own documentation)
-    return names["Cache"](url, token)
+    exec(compile(source(), str(PAGE), "exec"), names)  # noqa: S102 (the example of our own documentation)
+    return names
+
+
+def source() -> str:
+    """The program as it stands on the page."""
+    (example,) = blocks.examples(PAGE, "python")
+    return example.code
+
+
+def cache_of(url: str, token: str) -> Any:
+    """The cache of the program."""
+    return program()["Cache"](url, token)
+
+
+@contextmanager
+def running(url: str, token: str) -> Iterator[subprocess.Popen[str]]:
+    """The program as somebody starts it who copied it from the page."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    environment = {**os.environ, "SYNC": url, "TOKEN": token}
+    with subprocess.Popen([sys.executable, "-c", source()], text=True, env=environment, **pipes) as process:  # type: ignore[call-overload]
+        yield process
+        process.kill()
 
 
 async def pour(url: str, chance: random.Random, count: int) -> None:
@@ -91,3 +116,60 @@ async def begins_again(cache: Any, database: Database, now: datetime) -> None:
     cache.until.clear()
     await asyncio.to_thread(cache.follow, 0)
     assert cache.until == known
+
+
+def test_a_token_that_is_refused_is_said_and_tried_again(url: str) -> None:
+    with running(url, "ks_nobody") as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("Not up to date: 401 ")
+        assert process.poll() is None
+
+
+async def test_it_says_that_it_begins_and_takes_addresses_as_people_write_them(url: str, database: Database) -> None:
+    async with database.begin() as connection:
+        token = await access.create_token(connection, "cache", ["read", "write"], "default", datetime.now(UTC))
+    async with httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {token}"}) as client:
+        stopped = await client.put("/v1/suppressions/email/ann@example.com", json={"reason": "manual"})
+        assert stopped.status_code == 200, stopped.text
+
+    def asked() -> tuple[str, list[str]]:
+        with running(url, token) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            assert process.stderr is not None
+            begun = process.stderr.readline()
+            process.stdin.write(" Ann@Example.com \nbob@example.com\n")
+            process.stdin.close()
+            return begun, process.stdout.read().split()
+
+    begun, said = await asyncio.to_thread(asked)
+    assert begun == "The whole list is here: 1 addresses.\n"
+    assert said == ["False", "True"]
+
+
+@pytest.mark.parametrize(
+    ("channel", "address"),
+    [
+        ("email", " Ann@EXAMPLE.com\n"),
+        ("email", "J\u00d6RG@EXAMPLE.com"),
+        ("email", "jo\u0308rg@example.com"),
+        ("sms", "+1 (555) 010-0001"),
+        ("sms", "001.555.010/0001"),
+    ],
+)
+def test_its_normal_form_is_that_of_the_list(channel: Channel, address: str) -> None:
+    assert program()["normal"](channel, address) == normalise(channel, address)
+
+
+@pytest.mark.parametrize(
+    ("channel", "address"), [("email", "ann@m\u00fcller.example"), ("email", "nobody"), ("sms", "call me"), ("sms", "")]
+)
+def test_what_it_cannot_read_is_not_messaged(channel: Channel, address: str) -> None:
+    cache = cache_of("http://127.0.0.1:9", "none")
+    cache.cursor = "some"
+    assert cache.may_message("sms", "15550100001") is True
+    assert cache.may_message(channel, address) is False
+
+
+def test_nobody_is_messaged_before_the_list_is_there() -> None:
+    assert cache_of("http://127.0.0.1:9", "none").may_message("email", "ann@example.com") is False

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.domain.explanation import Rule, explain
+from service.domain.explanation import Rule, Teller, explain
 from service.domain.suppression import DAY, Cause, Policy, Purpose, fold, verdict
 from tests.domain.test_suppression import HISTORIES, MOMENTS, POLICIES
 
@@ -18,9 +18,8 @@ STORIES: dict[str, tuple[list[Cause], Purpose, Rule, str]] = {
         "marketing",
         "until-cleared",
         (
-            "May not be messaged: this person unsubscribed on 1 April 1970 at 00:00 UTC; Kahuna told us so by a "
-            "callback. "
-            "This stands until a newer consent."
+            "May not be messaged: this person unsubscribed on 1 April 1970 at 00:00 UTC; Kahuna, which sends "
+            "our messages, told us so. This stands until a newer consent is recorded."
         ),
     ),
     "the lasting one of two": (
@@ -28,9 +27,9 @@ STORIES: dict[str, tuple[list[Cause], Purpose, Rule, str]] = {
         "marketing",
         "until-cleared",
         (
-            "May not be messaged: this person reported a message as spam on 22 March 1970 at 00:00 UTC; Kahuna told "
-            "us so "
-            "by a callback. This stands until a newer consent. Besides, there is hard_bounce."
+            "May not be messaged: this person reported a message as spam on 22 March 1970 at 00:00 UTC; Kahuna, "
+            "which sends our messages, told us so. This stands until a newer consent is recorded. Besides, there is a "
+            "hard bounce."
         ),
     ),
     "a bounce that counts": (
@@ -38,8 +37,9 @@ STORIES: dict[str, tuple[list[Cause], Purpose, Rule, str]] = {
         "marketing",
         "hard-bounce-lifetime",
         (
-            "May not be messaged: a message bounced for good on 1 April 1970 at 00:00 UTC; Kahuna told us so by a "
-            "callback. This ends by itself on 1 May 1970 at 00:00 UTC."
+            "May not be messaged: a message came back as undeliverable for good (a hard bounce) on 1 April "
+            "1970 at 00:00 UTC; Kahuna, which sends our messages, told us so. "
+            "This ends by itself on 1 May 1970 at 00:00 UTC."
         ),
     ),
     "a bounce that counted": (
@@ -47,8 +47,8 @@ STORIES: dict[str, tuple[list[Cause], Purpose, Rule, str]] = {
         "marketing",
         "lapsed",
         (
-            "May be messaged: a message bounced for good on 11 January 1970 at 00:00 UTC; Kahuna told us so by a "
-            "callback. "
+            "May be messaged: a message came back as undeliverable for good (a hard bounce) on 11 January "
+            "1970 at 00:00 UTC; Kahuna, which sends our messages, told us so. "
             "That counted until 10 February 1970 at 00:00 UTC only."
         ),
     ),
@@ -57,24 +57,36 @@ STORIES: dict[str, tuple[list[Cause], Purpose, Rule, str]] = {
         "marketing",
         "repeated-soft-bounces",
         (
-            "May not be messaged: 3 or more messages bounced softly within 14 days, the last on 24 March 1970 at 00:00 "
-            "UTC; Kahuna told us so by a callback. This ends by itself on 23 April 1970 at 00:00 UTC."
+            "May not be messaged: 3 or more messages came back as undeliverable for now (soft bounces) within 14 days, "
+            "the last on 24 March 1970 at 00:00 UTC; Kahuna, which sends our messages, told us so. "
+            "This ends by itself on 23 April 1970 at 00:00 UTC."
         ),
     ),
     "two soft bounces": (
         [Cause("soft_bounce", 90 * DAY, None, (89 * DAY, 90 * DAY))],
         "marketing",
         "too-few-soft-bounces",
-        "May be messaged: a message bounced softly on 1 April 1970 at 00:00 UTC, but never 3 within 14 days.",
+        (
+            "May be messaged: a message came back as undeliverable for now (a soft bounce) on 1 April 1970 at "
+            "00:00 UTC, but never 3 within 14 days."
+        ),
     ),
     "a consent": (
         [Cause("unsubscribe", 90 * DAY, 95 * DAY)],
         "marketing",
         "cleared",
         (
-            "May be messaged: a consent given on 6 April 1970 at 00:00 UTC ended what came before it; Kahuna told us "
-            "so by "
-            "a callback."
+            "May be messaged: on 6 April 1970 at 00:00 UTC a consent was given, which ended what came before it; "
+            "Kahuna, which sends our messages, told us so."
+        ),
+    ),
+    "a consent and nothing else": (
+        [Cause("unsubscribe", None, 95 * DAY)],
+        "marketing",
+        "cleared",
+        (
+            "May be messaged: on 6 April 1970 at 00:00 UTC a consent was given, and no stop is known; "
+            "Kahuna, which sends our messages, told us so."
         ),
     ),
     "a password reset": (
@@ -82,9 +94,8 @@ STORIES: dict[str, tuple[list[Cause], Purpose, Rule, str]] = {
         "transactional",
         "marketing-only",
         (
-            "A transactional message may be sent: this person unsubscribed on 1 April 1970 at 00:00 UTC; Kahuna told "
-            "us so "
-            "by a callback. That counts for marketing alone."
+            "A transactional message may be sent: this person unsubscribed on 1 April 1970 at 00:00 UTC; Kahuna, "
+            "which sends our messages, told us so. That counts for marketing alone."
         ),
     ),
 }
@@ -93,7 +104,7 @@ STORIES: dict[str, tuple[list[Cause], Purpose, Rule, str]] = {
 @pytest.mark.parametrize(("causes", "purpose", "rule", "sentence"), STORIES.values(), ids=STORIES)
 def test_the_rule_that_decided_is_told(causes: list[Cause], purpose: Purpose, rule: Rule, sentence: str) -> None:
     judged = verdict({one.reason: one for one in causes}, NOW, POLICY, purpose)
-    found = explain(judged, {one.reason: "kahuna_webhook" for one in causes}, POLICY, purpose)
+    found = explain(judged, {one.reason: Teller("kahuna_webhook") for one in causes}, POLICY, purpose)
     assert (found.rule, found.sentence) == (rule, sentence)
 
 
@@ -102,9 +113,23 @@ def test_an_opt_in_that_waits_is_told_along(waiting: int, told: str) -> None:
     assert told in explain(verdict({}, NOW, POLICY), {}, POLICY, waiting=waiting).sentence
 
 
+@pytest.mark.parametrize(
+    ("teller", "told"),
+    [
+        (Teller("api", "orders"), "our service orders said so"),
+        (Teller("api"), "one of our own services said so"),
+        (Teller("import", "old.csv"), "the imported file old.csv said so"),
+        (Teller("import"), "a list that was imported said so"),
+    ],
+)
+def test_who_said_so_has_a_name_if_one_is_known(teller: Teller, told: str) -> None:
+    judged = verdict({"manual": Cause("manual", 1)}, NOW, POLICY)
+    assert told in explain(judged, {"manual": teller}, POLICY).sentence
+
+
 def test_who_said_so_may_be_unknown() -> None:
     judged = verdict({"manual": Cause("manual", 1)}, NOW, POLICY)
-    assert "who said so is not recorded" in explain(judged, {"manual": None}, POLICY).sentence
+    assert "who said so is not recorded" in explain(judged, {"manual": Teller(None)}, POLICY).sentence
 
 
 @given(HISTORIES, MOMENTS, POLICIES, st.sampled_from(["marketing", "transactional"]))

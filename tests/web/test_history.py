@@ -57,8 +57,8 @@ async def test_a_callback_is_told_with_its_batch(site: Site, everything: Headers
     found = await history(site, everything)
     assert found["verdict"]["rule"] == "until-cleared"
     assert found["verdict"]["sentence"] == (
-        "May not be messaged: this person unsubscribed on 14 November 2023 at 22:13 UTC; Kahuna told us so by a "
-        "callback. This stands until a newer consent."
+        "May not be messaged: this person unsubscribed on 14 November 2023 at 22:13 UTC; Kahuna, which sends "
+        "our messages, told us so. This stands until a newer consent is recorded."
     )
     assert found["events"] == [
         {
@@ -82,6 +82,16 @@ async def test_a_callback_is_told_with_its_batch(site: Site, everything: Headers
     ]
 
 
+async def test_an_import_is_told_with_the_name_of_its_file(site: Site, everything: Headers) -> None:
+    await site.client.post(
+        "/v1/suppressions/import?channel=email&reason=complaint&file_name=old%20list.csv",
+        headers={**everything, "Content-Type": "text/csv"},
+        content=b"email\nann@example.com\n",
+    )
+    said = (await history(site, everything))["verdict"]["sentence"]
+    assert "the imported file old list.csv said so" in said
+
+
 async def test_what_our_people_did_is_told_with_actor_and_evidence(site: Site, everything: Headers) -> None:
     """And the correction that it owed Kahuna, with Kahuna's acceptance."""
     await site.client.put(ANN, headers=everything, json={"reason": "complaint", "note": "by phone"})
@@ -92,6 +102,7 @@ async def test_what_our_people_did_is_told_with_actor_and_evidence(site: Site, e
     await site.execute(f"update corrections set state = 'sent', settled_at = created_at, evidence = '{accepted}'")
     found = await history(site, everything)
     assert found["verdict"]["rule"] == "cleared"
+    assert found["verdict"]["sentence"].endswith("which ended what came before it; our service tester said so.")
     kinds = [(one["kind"], one.get("actor"), one.get("action")) for one in found["events"]]
     assert kinds[:3] == [
         ("action", "tester", "address.suppress"),

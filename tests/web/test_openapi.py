@@ -104,6 +104,13 @@ async def test_every_operation_and_parameter_is_explained(document: Any) -> None
         assert all(answer["description"] for answer in one["responses"].values()), (method, path)
 
 
+async def test_a_call_with_two_kinds_of_bodies_asks_its_question_once(document: Any) -> None:
+    told = document["paths"]["/v1/suppressions/check"]["post"]
+    assert told["summary"].startswith("May we message")
+    assert "May we message" not in told["description"]
+    assert told["description"].index("As `application/json`") < told["description"].index("As `text/plain`")
+
+
 def test_every_refusal_has_its_words_and_its_status_and_there_are_no_others() -> None:
     said = {slug: one.status for slug, one in PROBLEMS.items()}
     of_the_router = {"not-found": 404, "method-not-allowed": 405, "internal-error": 500}
