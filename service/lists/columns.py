@@ -31,6 +31,8 @@ _CONDITIONS: Final = ("namespace", "channel", "active")
 _THEIRS: Final = ("kahuna_webhook", "kahuna_logs")
 """Origins, in our own export, of what Kahuna said."""
 
+_AS_A_NUMBER: Final = re.compile(r"\+?\d{7,15}\.0")
+
 _ACTIVE: Final[Mapping[str, bool]] = {"true": True, "false": False}
 
 # Of two providers, the columns alone tell why an address is listed.
@@ -275,6 +277,9 @@ class Columns:
             return Line(number, fault="missing-address")
         if len(address) > LONGEST_RAW:
             return Line(number, fault="address-too-long")
+        if self._asked.channel == "sms":
+            # As a spreadsheet writes a number that it takes for one; the point would else be a separator.
+            address = address[:-2] if _AS_A_NUMBER.fullmatch(address) else address
         if not address.isascii() and (UNDECODABLE in address or _SURROGATE.search(address)):
             return Line(number, fault="undecodable")
         if self._ours is not None:

@@ -451,3 +451,8 @@ def test_what_a_writer_of_csv_writes_is_read(rows: list[list[str]]) -> None:
         f"{cell},a{n}@example.com{chance.choice(['', ','])}\n" for n, cell in enumerate(quoted)
     )
     assert [one[1] for one in said(file, reason="manual")] == [f"a{n}@example.com" for n in range(len(quoted))]
+
+
+def test_a_number_that_a_spreadsheet_took_for_one_is_that_number() -> None:
+    found = said("phone\n15550100001.0\n1.555.010.0000\n", "sms", "do_not_call")
+    assert [address for _, address, *_ in found] == ["15550100001", "1.555.010.0000"]
