@@ -124,7 +124,8 @@ async def make(connection: AsyncConnection, receipts: Receipts, month: Month) ->
     """Makes a month's partition and moves there what the default one holds of it; if that is too much for once, a slice
     of it, from its beginning: the next call goes on behind it. StorageBusy if others do not let go of the default one.
 
-    The default partition is locked meanwhile, and only it: the others take rows and are read.
+    All of them are locked meanwhile, the whole table first. Whoever had only the default one to wait for would look
+    there with a list of partitions that lacks the new one: for that one statement, the rows would be nowhere.
     """
     parent, partition = receipts.table, month.partition_of(receipts)
     slices = [part for part in await parts(connection, receipts) if part.month == month]
@@ -134,7 +135,7 @@ async def make(connection: AsyncConnection, receipts: Receipts, month: Month) ->
     if split is not None:
         partition = f"{partition}_{len(slices) + 1}"
     mine = _between(receipts, low, split or end)
-    await _seize(connection, f"{parent}_default")
+    await _seize(connection, parent, f"{parent}_default")
     # An identity is the parent's; a check that says the same as the bounds spares the attachment a scan of its own.
     await connection.execute(text(f"create table {partition} (like {parent} including all excluding identity)"))
     await connection.execute(text(f"alter table {partition} add constraint bounds check ({mine})"))
