@@ -34,6 +34,7 @@ from service.web import (
     history,
     imports,
     listing,
+    reconciliations,
     reference,
     webhook,
 )
@@ -55,6 +56,7 @@ OPERATIONS: Final[tuple[AnyOperation, ...]] = (
     *listing.OPERATIONS,
     *changes.OPERATIONS,
     *admin.OPERATIONS,
+    *reconciliations.OPERATIONS,
     *archive.OPERATIONS,
     *imports.OPERATIONS,
     *health.OPERATIONS,

@@ -234,7 +234,7 @@ async def _reconcile(guide: Guide) -> dict[str, int]:
 
     async def finished() -> dict[str, Any] | None:
         run = (await guide.service.get(queued.headers["Location"])).json()
-        _expect(run["state"] != "failed", "a reconciliation succeeds")
+        _expect(run["state"] not in ("failed", "abandoned"), "a reconciliation succeeds")
         return run["counts"] | {"done": 1} if run["finished_at"] else None
 
     return await _await("the reconciliation", finished)

@@ -1,5 +1,4 @@
-"""Owns what an operator does to the database from the shell and shows while it lasts: import, reconcile, replay,
-rebuild.
+"""Owns what an operator does to the database from the shell and shows while it lasts: import, export, replay, rebuild.
 
 Refuses to read arguments, which `__main__` hands over, and to know how anything is done, which is the flows' business.
 """
@@ -10,7 +9,6 @@ import os
 import random
 import select
 import sys
-import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -26,11 +24,10 @@ from service import embedded, settings, up
 from service.domain.evidence import KINDS
 from service.domain.facts import REASONS
 from service.errors import RequestError, SettingsError, StorageUnavailable
-from service.flows import follow, imports, ingest, rebuild, reconcile, replay
+from service.flows import follow, imports, ingest, rebuild, replay
 from service.settings import Settings
-from service.store import access, archive, changes, export, reconciliations
+from service.store import access, archive, changes, export
 from service.store.database import Database
-from service.store.reconciliations import Run
 from service.telemetry import set_up_logging
 
 PART: Final = 64 * 1024
@@ -70,47 +67,7 @@ def with_database(work: Any, *, quiet: bool = False) -> Any:
         return asyncio.run(run(loaded))
 
 
-@click.command("reconcile")
-@click.option("--channel", type=click.Choice(["email", "sms"]), required=True)
-@click.option("--source", type=click.Choice(["ledger"]), default="ledger", show_default=True)
-@click.option("--auto-approve", is_flag=True, help="Turn the differences into corrections at once.")
-@NAMESPACE
-def reconcile_command(channel: str, source: str, auto_approve: bool, namespace: str | None) -> None:
-    """Compare the list with the ledger of what Kahuna holds."""
-    chosen = settings.chosen(settings.load(os.environ), namespace).name
-    run = Run(uuid.uuid4(), chosen, "email" if channel == "email" else "sms", source, auto_approve, "shell")
-    row = with_database(lambda database, loaded: _reconcile(database, loaded, run))
-    click.echo(f"Reconciliation of {chosen}, {channel}: {row.state}")
-    table = Table("count", "of")
-    for name, count in sorted(row.counts.items()) or [("differences", 0)]:
-        table.add_row(str(count), name.replace("_", " "))
-    Console().print(table)
-    click.echo(f"Each difference: GET /v1/admin/reconciliations/{run.id}/differences", err=True)
-
-
-async def _reconcile(database: Database, loaded: Settings, run: Run) -> Any:
-    def clock() -> datetime:
-        return datetime.now(UTC)
-
-    columns = (SpinnerColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("comparing")
-
-        def show(counts: reconcile.Counts) -> None:
-            progress.update(task, description=f"comparing: {counts['differences']} differences so far")
-
-        await reconcile.queue(database, run, clock)
-        # A worker may be quicker than this process: then its result is waited for.
-        await reconcile.run_next(database, ingest.policy_of(loaded), clock, show, run.id)
-        while True:
-            async with database.read() as connection:
-                row = await reconciliations.one(connection, run.id)
-            if row is not None and row.finished_at is not None:
-                return row
-            await asyncio.sleep(0.2)
-
-
-class _Moment(click.ParamType[datetime]):
+class Moment(click.ParamType[datetime]):
     """A time, in UTC unless it says otherwise."""
 
     name = "time"
@@ -125,8 +82,8 @@ class _Moment(click.ParamType[datetime]):
 
 
 @click.command("replay")
-@click.option("--since", type=_Moment(), help="Only batches received at this time or later.")
-@click.option("--until", type=_Moment(), help="Only batches received before this time (default: now).")
+@click.option("--since", type=Moment(), help="Only batches received at this time or later.")
+@click.option("--until", type=Moment(), help="Only batches received before this time (default: now).")
 @click.option("--channel", type=click.Choice(["email", "sms"]), help="Only batches of this channel.")
 @click.option("--dry-run", is_flag=True, help="Say what would change, and change nothing.")
 @NAMESPACE
@@ -294,7 +251,7 @@ def new_epoch_command() -> None:
 @click.argument("file", type=click.File("rb"))
 @click.option("--channel", type=click.Choice(["email", "sms"]), required=True)
 @click.option("--reason", help="Why the addresses are listed, for lines that do not tell.")
-@click.option("--as-of", type=_Moment(), help="As of when lines without a time are true (default: now).")
+@click.option("--as-of", type=Moment(), help="As of when lines without a time are true (default: now).")
 @click.option("--dry-run", is_flag=True, help="Say what would come of it, and store nothing.")
 @NAMESPACE
 def import_command(
@@ -381,7 +338,6 @@ def _part(file: Any, stop: asyncio.Event) -> bytes:
 COMMANDS: Final = (
     import_command,
     export_command,
-    reconcile_command,
     replay_command,
     rebuild_command,
     new_epoch_command,

@@ -182,6 +182,22 @@ class Settings:
     )
     circuit_probe_seconds: float = setting(60.0, "Seconds between probes while Kahuna refuses the credentials")
     worker_poll_seconds: float = setting(0.5, "Seconds between two looks at an empty queue")
+    reconcile_every_hours: float | None = setting(
+        None, "Hours between two reconciliations of each list that the worker begins by itself. Unset: none"
+    )
+    reconcile_source: Literal["ledger", "logs"] = setting(
+        "ledger", "What those compare with: the ledger, or first what Kahuna's logs tell"
+    )
+    reconcile_auto_approve: Literal["off", "on"] = setting(
+        "off", "`on`: what those propose is carried out at once, as far as the guards let it"
+    )
+    reconcile_guard_share: float = setting(
+        0.05, "Share of the list from which on a plan with so many differences waits for a person"
+    )
+    reconcile_guard_floor: int = setting(20, "Differences up to which the share does not matter")
+    reconcile_guard_count: int = setting(1000, "Differences from which on a plan waits for a person, whatever the list")
+    reconcile_sample: int = setting(100, "Addresses that a reconciliation with profiles takes if none are named")
+    reconcile_budget: int = setting(200, "Calls of User Info that one reconciliation with profiles may make")
     archive_retention_days: int | None = setting(
         None, "Days after which received bodies are dropped, by whole months (UTC). Unset: never"
     )

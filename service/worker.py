@@ -6,15 +6,16 @@ new is begun, what is under way may finish, and what cannot is left to its lease
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from service.domain.addresses import CHANNELS
 from service.errors import SettingsError, StorageUnavailable
-from service.flows import follow, ingest, push, reconcile, upkeep
+from service.flows import follow, ingest, prove, push, reconcile, upkeep
 from service.flows.push import Pusher
+from service.flows.underway import Means, guards_of
 from service.kahuna import NO_RETRY, Contract, Credentials, KahunaClient, Timeouts, WrongCorrection, WrongCredentials
 from service.settings import Namespace, Settings
 from service.store import access
@@ -76,6 +77,18 @@ async def run(
     logger().info("worker.stopped", cut_short=len(unfinished))
 
 
+def means_of(
+    settings: Settings,
+    database: Database,
+    rules: ingest.Rules,
+    clock: Callable[[], datetime],
+    clients: Mapping[str, KahunaClient],
+) -> Means:
+    """What reconciliations work with, by these settings."""
+    budget = {"sample": settings.reconcile_sample, "budget": settings.reconcile_budget}
+    return Means(database, rules, clock, guards_of(settings), clients, **budget)
+
+
 @asynccontextmanager
 async def _steps(
     settings: Settings,
@@ -90,10 +103,12 @@ async def _steps(
     retention = upkeep.retention_of(settings)
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(Database.of(settings))
-        pushers = []
+        pushers, clients = [], {}
         for namespace in settings.namespaces:
             client = await stack.enter_async_context(make_client(namespace, settings))
             pushers.append(Pusher(database, client, namespace.name, rules.policy, limits, clock, jitter))
+            clients[namespace.name] = client
+        means = means_of(settings, database, rules, clock, clients)
 
         async def note_policy() -> None:
             async with database.begin() as connection:
@@ -105,12 +120,21 @@ async def _steps(
         def pushing(pusher: Pusher) -> list[Step]:
             return [lambda channel=channel: push.push_due(pusher, channel) for channel in CHANNELS]  # type: ignore[misc]
 
+        def scheduled(namespace: str, hours: float) -> Step:
+            wanted = {"source": settings.reconcile_source, "auto_approve": settings.reconcile_auto_approve == "on"}
+            every = timedelta(hours=hours)
+            return lambda: reconcile.queue_scheduled(database, namespace, every, wanted, clock)
+
+        hours = settings.reconcile_every_hours
+        schedules = [] if hours is None else [scheduled(name, hours) for name in clients]
         telling = [] if settings.database_direct_url is None else [lambda: follow.announce(database)]
         poll = settings.worker_poll_seconds
         yield [
             *(("push", step, poll) for pusher in pushers for step in pushing(pusher)),
             ("apply", lambda: ingest.apply_recorded(database, rules, clock), poll),
-            ("reconcile", lambda: reconcile.run_next(database, rules.policy, clock), poll),
+            ("reconcile", lambda: reconcile.run_next(means), poll),
+            ("prove", lambda: prove.prove(database, clock), HOUSEKEEPING),
+            *(("schedule", step, HOUSEKEEPING) for step in schedules),
             *(("announce", step, follow.BETWEEN_ANNOUNCEMENTS) for step in telling),
             ("release", release, HOUSEKEEPING),
             ("upkeep", lambda: upkeep.run_due(database, rules, retention, clock), HOUSEKEEPING),

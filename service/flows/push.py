@@ -20,8 +20,8 @@ from service.errors import StorageUnavailable
 from service.kahuna import errors, wire
 from service.kahuna.client import KahunaClient
 from service.settings import Settings
-from service.store import outbox
-from service.store.database import Database, is_conflict, until_settled
+from service.store import differences, outbox
+from service.store.database import Connection, Database, is_conflict, until_settled
 from service.store.outbox import Circuit, Claimed, Scope, Settlement
 from service.telemetry import logger
 
@@ -97,10 +97,14 @@ class _Claim:
             return
         self.any_accepted = self.any_accepted or settlement.state == "sent"
         scope = Scope(self.pusher.namespace, self.channel, self.pusher.clock(), self.pusher.policy)
-        settled = await until_settled(
-            self.pusher.database,
-            lambda connection: outbox.settle(connection, scope, self.lease, claimed, settlement),
-        )
+
+        async def transaction(connection: Connection) -> int:
+            settled = await outbox.settle(connection, scope, self.lease, claimed, settlement)
+            if settlement.state in ("sent", "rejected"):
+                await differences.close_settled(connection, scope.now, [one.id for one in claimed])
+            return settled
+
+        settled = await until_settled(self.pusher.database, transaction)
         tell = logger().warning if settlement.state in ("rejected", "dead") else logger().info
         tell(
             f"corrections.{'postponed' if settlement.state == 'pending' else settlement.state}",

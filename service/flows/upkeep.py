@@ -15,8 +15,8 @@ from typing import Concatenate, Final, ParamSpec, TypeVar
 
 from service.errors import StorageBusy, StorageUnavailable
 from service.flows.ingest import Rules
-from service.flows.reconcile import TakenOver
 from service.flows.testimony import Testimony, testimony_of
+from service.flows.underway import TakenOver
 from service.settings import Settings
 from service.store import batches, changes, checkpoints, leases, partitions, quarantine, suppressions
 from service.store.batches import Extent

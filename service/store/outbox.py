@@ -97,7 +97,7 @@ _UNPROVED: Final = ("pending", "sending", "superseded", "dead")
 _FOR_GOOD: Final = frozenset({"rejected", "unsupported"})
 
 # A superset of the slots at odds, cheap enough for the whole list; the domain decides on what it finds.
-_AT_ODDS: Final = f"""
+AT_ODDS: Final = f"""
     select address from suppressions
     where namespace = :namespace and channel = :channel and {{where}}
     group by address, {HOME}
@@ -106,23 +106,14 @@ _AT_ODDS: Final = f"""
         or max(held_stop_at) = max(held_clear_at)
 """  # noqa: S608 (our own words)
 
-_OPEN_HERE: Final = """
+OPEN_HERE: Final = """
     select address from corrections where namespace = :namespace and channel = :channel and {where}
     and state in ('pending', 'sending', 'superseded', 'dead')
 """
 
 _GIVEN: Final = "address = any(string_to_array(:addresses, :separator))"
 
-_AT_ODDS_AMONG: Final = text(f"{_AT_ODDS.format(where=_GIVEN)} union {_OPEN_HERE.format(where=_GIVEN)}")
-
-_AFTER: Final = "address > :after"
-
-_BETWEEN: Final = "address > :after and address <= :up_to"
-
-_AT_ODDS_AFTER, _AT_ODDS_BETWEEN = (
-    text(f"{_AT_ODDS.format(where=part)} union {_OPEN_HERE.format(where=part)} and attempts > 0 order by address")
-    for part in (_AFTER, _BETWEEN)
-)
+_AT_ODDS_AMONG: Final = text(f"{AT_ODDS.format(where=_GIVEN)} union {OPEN_HERE.format(where=_GIVEN)}")
 
 
 async def owe(connection: AsyncConnection, scope: Scope, addresses: Collection[str], *, again: bool = False) -> int:
@@ -150,7 +141,7 @@ async def examine(
     for address in given:
         causes = {row.reason: _cause(row) for row in rows[address]}
         states += [
-            _state_of(scope, address, name, rows[address], outbox[address, name], again=again)
+            state_of(scope, address, name, rows[address], outbox[address, name], again=again)
             for name in sorted(slots_of(scope.channel, causes))
         ]
     return states
@@ -172,20 +163,22 @@ async def write(connection: AsyncConnection, scope: Scope, states: Sequence[Slot
     return len(new)
 
 
-async def page_end(connection: AsyncConnection, scope: Scope, after: str, rows: int) -> str | None:
-    """The address up to which the next so many rows of the list go; None at the end of the list."""
-    table = suppressions.c
-    query = select(table.address).where(table.address > after, table.channel == scope.channel)
-    query = query.where(table.namespace == scope.namespace).order_by(table.address).offset(rows - 1).limit(1)
-    return (await connection.execute(query)).scalar()
+async def pending_of(
+    connection: AsyncConnection, scope: Scope, addresses: Collection[str]
+) -> dict[tuple[str, str], int]:
+    """The corrections of these addresses that wait to be sent: their ids, by address and slot."""
+    query = select(corrections.c.address, corrections.c.slot, corrections.c.id)
+    rows = await connection.execute(
+        query.where(*_mine(corrections, scope, addresses), corrections.c.state == "pending")
+    )
+    return {(row.address, row.slot): row.id for row in rows}
 
 
-async def at_odds_between(connection: AsyncConnection, scope: Scope, after: str, up_to: str | None) -> list[str]:
-    """The addresses of a part of the list with a slot at odds, in order; the last part has no end."""
-    values = {"namespace": scope.namespace, "channel": scope.channel, "after": after}
-    if up_to is None:
-        return list((await connection.execute(_AT_ODDS_AFTER, values)).scalars())
-    return list((await connection.execute(_AT_ODDS_BETWEEN, values | {"up_to": up_to})).scalars())
+async def withdraw(connection: AsyncConnection, ids: Collection[int], reason: str, now: datetime) -> set[int]:
+    """Takes back those of these corrections that nobody has tried to send; returns their ids."""
+    unsent = update(corrections).where(among(corrections.c.id, ids), corrections.c.state == "pending")
+    unsent = unsent.where(corrections.c.attempts == 0).values(state="superseded", reason=reason, settled_at=now)
+    return set((await connection.execute(unsent.returning(corrections.c.id))).scalars())
 
 
 async def claim(
@@ -331,7 +324,8 @@ async def _open_by_slot(
     return found
 
 
-def _state_of(scope: Scope, address: str, name: str, rows: list[Any], outbox: list[Open], *, again: bool) -> SlotState:
+def state_of(scope: Scope, address: str, name: str, rows: list[Any], outbox: list[Open], *, again: bool) -> SlotState:
+    """One slot, from the rows of its address in the list and the corrections of the slot that are not proved."""
     causes = {row.reason: _cause(row) for row in rows}
     mine = [row for row in rows if row.reason in {c.reason for c in slots_of(scope.channel, causes)[name]}]
     slot = _slot(mine, outbox)

@@ -1,19 +1,31 @@
-"""Owns the runs that compare both lists, and the differences that each found."""
+"""Owns the runs that compare both lists: who asked, how far each is, and which worker has it.
+
+Whoever changes a run locks its row first, and the rows of the list and of its differences after it. A worker's word
+counts as long as nobody has raised the fence.
+"""
 
 import uuid
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from sqlalchemy import insert, or_, select, update
+from sqlalchemy import ColumnElement, and_, exists, insert, or_, select, update
+from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.domain.addresses import Channel
+from service.domain.runs import WAITING, RunState
 from service.store.tables import differences, reconciliations
+
+MOST_ATTEMPTS: Final = 5
+"""Workers that may take a run one after the other without any of them getting further."""
+
+_UNDER_WAY: Final = ("running", "approved", "reverting")
 
 
 class Run(NamedTuple):
-    """What a run is to do. `fence` counts the workers that took it: only the last one's word is written."""
+    """What a run is to do, and how far it is. `fence` counts the workers that took it: only the last one's word is
+    written. `asked` holds what else was asked for; `position` is the last address that is compared."""
 
     id: uuid.UUID
     namespace: str
@@ -22,64 +34,64 @@ class Run(NamedTuple):
     auto_approve: bool
     actor: str
     fence: int = 0
-
-
-class Difference(NamedTuple):
-    """One slot on which the two sides differ, and what would settle it (nothing, where the API has no words for it)."""
-
-    address: str
-    slot: str
-    kind: str
-    action: str | None
-    occurred_at: int | None
-    evidence: dict[str, Any]
+    state: RunState = "queued"
+    asked: dict[str, Any] | None = None
+    position: str = ""
+    counts: dict[str, int] | None = None
 
 
 async def create(connection: AsyncConnection, run: Run, now: datetime) -> None:
     """Queues a run."""
-    row = run._asdict() | {"state": "queued", "created_at": now, "counts": {}}
-    await connection.execute(insert(reconciliations).values(row))
+    row = {name: getattr(run, name) for name in ("id", "namespace", "channel", "source", "auto_approve", "actor")}
+    new = {"state": "queued", "created_at": now, "counts": {}, "asked": run.asked}
+    await connection.execute(insert(reconciliations).values(row | new))
 
 
 async def claim(
     connection: AsyncConnection, now: datetime, until: datetime, run_id: uuid.UUID | None = None
 ) -> Run | None:
-    """Takes the oldest run that waits, or whose worker is gone; or the one given, if nobody has it."""
+    """Takes the oldest run on which there is work that nobody does; or the one given, if nobody has it.
+
+    One that has been taken too often in vain is given up: then the state says so, and nothing is to be done.
+    """
     table = reconciliations.c
-    free = or_(table.state == "queued", (table.state == "running") & (table.lease_until < now))
-    query = select(reconciliations).where(free).order_by(table.created_at).limit(1).with_for_update(skip_locked=True)
+    free = or_(table.lease_until.is_(None), table.lease_until < now)
+    due = or_(table.state == "queued", and_(table.state.in_(_UNDER_WAY), free))
+    query = select(reconciliations).where(due).order_by(table.created_at).limit(1).with_for_update(skip_locked=True)
     row = (await connection.execute(query if run_id is None else query.where(table.id == run_id))).first()
     if row is None:
         return None
-    fence = row.fence + 1
-    taken = update(reconciliations).where(table.id == row.id)
-    await connection.execute(taken.values(state="running", lease_until=until, fence=fence))
-    await connection.execute(differences.delete().where(differences.c.run_id == row.id))
-    return Run(row.id, row.namespace, row.channel, row.source, row.auto_approve, row.actor, fence)
+    taken: dict[str, Any] = {"lease_until": until, "fence": row.fence + 1, "attempts": row.attempts + 1}
+    if row.attempts >= MOST_ATTEMPTS:
+        state = "abandoned" if row.state == "running" else "failed"
+        taken |= {"state": state, "error": "worker-died", "finished_at": now, "lease_until": None}
+    elif row.state == "queued":
+        taken |= {"state": "running", "started_at": now}
+    await connection.execute(update(reconciliations).where(table.id == row.id).values(taken))
+    return _run(row)._replace(fence=row.fence + 1, state=taken.get("state", row.state))
 
 
 async def hold(connection: AsyncConnection, run: Run, until: datetime) -> bool:
-    """Holds the run for longer; False if another worker has taken it over."""
-    return await _write(connection, run, {"lease_until": until})
+    """Holds the run for longer, and locks its row until the commit; False if another worker has taken it over, or
+    somebody has ended it."""
+    return await write(connection, run, {"lease_until": until})
 
 
-async def add_differences(connection: AsyncConnection, run: Run, found: Sequence[Difference]) -> None:
-    """Writes down a page of differences."""
-    if found:
-        await connection.execute(insert(differences), [{"run_id": run.id} | d._asdict() for d in found])
-
-
-async def finish(
-    connection: AsyncConnection, run: Run, state: str, counts: dict[str, int], now: datetime, error: str | None
-) -> bool:
-    """Ends a run; False if another worker has taken it over."""
-    values = {"state": state, "counts": counts, "finished_at": now, "lease_until": None, "error": error}
-    return await _write(connection, run, values)
-
-
-async def _write(connection: AsyncConnection, run: Run, values: dict[str, Any]) -> bool:
+async def write(connection: AsyncConnection, run: Run, values: dict[str, Any]) -> bool:
+    """Writes down how far it is; False if it is not this worker's any more."""
     mine = update(reconciliations).where(reconciliations.c.id == run.id, reconciliations.c.fence == run.fence)
     return (await connection.execute(mine.values(values))).rowcount > 0
+
+
+async def change(connection: AsyncConnection, run_id: uuid.UUID, values: dict[str, Any]) -> None:
+    """Writes to a run whose row is locked."""
+    await connection.execute(update(reconciliations).where(reconciliations.c.id == run_id).values(values))
+
+
+async def lock(connection: AsyncConnection, run_id: uuid.UUID) -> Any | None:
+    """One run, locked until the end of the transaction."""
+    query = select(reconciliations).where(reconciliations.c.id == run_id)
+    return (await connection.execute(query.with_for_update())).first()
 
 
 async def one(connection: AsyncConnection, run_id: uuid.UUID) -> Any | None:
@@ -87,13 +99,82 @@ async def one(connection: AsyncConnection, run_id: uuid.UUID) -> Any | None:
     return (await connection.execute(select(reconciliations).where(reconciliations.c.id == run_id))).first()
 
 
-async def newest(connection: AsyncConnection, namespace: str, limit: int) -> Sequence[Any]:
-    """The newest runs of a namespace."""
-    query = select(reconciliations).where(reconciliations.c.namespace == namespace)
-    return (await connection.execute(query.order_by(reconciliations.c.created_at.desc()).limit(limit))).all()
+async def compared(connection: AsyncConnection, run_id: uuid.UUID) -> int:
+    """How many rows of the list a run has compared."""
+    query = select(reconciliations.c.compared).where(reconciliations.c.id == run_id)
+    return (await connection.execute(query)).scalar() or 0
 
 
-async def differences_of(connection: AsyncConnection, run_id: uuid.UUID, limit: int) -> Sequence[Any]:
-    """What a run found, in the order of the addresses."""
-    query = select(differences).where(differences.c.run_id == run_id)
-    return (await connection.execute(query.order_by(differences.c.address, differences.c.slot).limit(limit))).all()
+class Place(NamedTuple):
+    """Where a page of the list of runs ends."""
+
+    created_at: datetime
+    id: uuid.UUID
+
+
+async def newest(
+    connection: AsyncConnection,
+    namespace: str,
+    limit: int,
+    *,
+    channel: str | None = None,
+    state: str | None = None,
+    before: Place | None = None,
+) -> Sequence[Any]:
+    """The newest runs of a namespace, or those before a place."""
+    table = reconciliations.c
+    query = select(reconciliations).where(table.namespace == namespace)
+    for column, value in ((table.channel, channel), (table.state, state)):
+        query = query if value is None else query.where(column == value)
+    if before is not None:
+        older = and_(table.created_at == before.created_at, table.id < before.id)
+        query = query.where(or_(table.created_at < before.created_at, older))
+    return (await connection.execute(query.order_by(table.created_at.desc(), table.id.desc()).limit(limit))).all()
+
+
+async def any_of(connection: AsyncConnection, namespace: str, channel: Channel, states: Sequence[str]) -> bool:
+    """Whether a run of this list is in one of these states."""
+    table = reconciliations.c
+    query = select(table.id).where(table.namespace == namespace, table.channel == channel, table.state.in_(states))
+    return (await connection.execute(query.limit(1))).first() is not None
+
+
+async def abandon_plans(connection: AsyncConnection, run: Run, now: datetime) -> int:
+    """Gives up the plans of this list and actor that nobody has touched: this run has a newer one. Returns how many."""
+    table = reconciliations.c
+    stale = update(reconciliations).where(
+        table.namespace == run.namespace,
+        table.channel == run.channel,
+        table.actor == run.actor,
+        table.state == "planned",
+        table.approved_at.is_(None),
+        table.id != run.id,
+    )
+    given_up = stale.values(state="abandoned", error=f"newer-plan:{run.id}", finished_at=now)
+    return (await connection.execute(given_up)).rowcount
+
+
+async def unproved(connection: AsyncConnection, limit: int) -> list[uuid.UUID]:
+    """Applied runs of which no line waits for Kahuna any more, but which do not say so yet."""
+    table = reconciliations.c
+    query = select(table.id).where(table.state == "applied", table.closed_at.is_(None), ~_any_waiting())
+    return list((await connection.execute(query.order_by(table.created_at).limit(limit))).scalars())
+
+
+async def last_checks(connection: AsyncConnection) -> dict[tuple[str, Channel], tuple[uuid.UUID, datetime]]:
+    """The newest run that compared a whole list, and when it did, by namespace and channel."""
+    table = reconciliations.c
+    query = select(table.namespace, table.channel, table.id, table.complete_at)
+    whole = query.ext(distinct_on(table.namespace, table.channel)).where(table.complete_at.is_not(None))
+    rows = await connection.execute(whole.order_by(table.namespace, table.channel, table.complete_at.desc()))
+    return {(row.namespace, row.channel): (row.id, row.complete_at) for row in rows}
+
+
+def _any_waiting() -> ColumnElement[bool]:
+    waiting = differences.c.state.in_(sorted(WAITING))
+    return exists().where(differences.c.run_id == reconciliations.c.id, waiting)
+
+
+def _run(row: Any) -> Run:
+    given = {name: getattr(row, name) for name in Run._fields}
+    return Run(**given | {"position": row.position or ""})

@@ -353,7 +353,25 @@ reconciliations = Table(
     moment("finished_at", nullable=True),
     word("error", nullable=True),
     Column("counts", JSONB, nullable=False),
-    CheckConstraint("state in ('queued', 'running', 'planned', 'applied', 'failed')", name="reconciliations_state"),
+    Column("asked", JSONB),
+    word("position", nullable=True),
+    Column("compared", BigInteger),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    moment("started_at", nullable=True),
+    moment("planned_at", nullable=True),
+    moment("complete_at", nullable=True),
+    Column("held_by", JSONB(none_as_null=True)),
+    moment("approved_at", nullable=True),
+    word("decided_by", nullable=True),
+    word("note", nullable=True),
+    moment("closed_at", nullable=True),
+    Column("outcome", JSONB(none_as_null=True)),
+    CheckConstraint(
+        "state in ('queued', 'running', 'planned', 'approved', 'applied', 'proved', 'rejected', 'reverting', "
+        "'reverted', 'failed', 'abandoned')",
+        name="reconciliations_state",
+    ),
+    Index("reconciliations_newest", "namespace", "channel", "created_at"),
     comment="Runs that compare the list with what Kahuna holds",
 )
 
@@ -368,7 +386,23 @@ differences = Table(
     seconds("occurred_at"),
     Column("evidence", JSONB, nullable=False),
     Column("correction_id", BigInteger),
-    comment="What a run found: both sides, and the correction that settles it",
+    word("state", default="proposed"),
+    word("reason", nullable=True),
+    word("why", nullable=True),
+    Column("audit_id", Uuid),
+    Column("batch_id", Uuid),
+    word("decided_by", nullable=True),
+    moment("decided_at", nullable=True),
+    moment("closed_at", nullable=True),
+    CheckConstraint(
+        "state in ('proposed', 'approved', 'on_its_way', 'applied', 'proved', 'refused', 'unsupported', 'moot', "
+        "'declined', 'reverted')",
+        name="differences_state",
+    ),
+    Index("differences_waiting", "correction_id", postgresql_where=text("state in ('applied', 'on_its_way')")),
+    Index("differences_undone", "address", "slot", postgresql_where=text("state in ('declined', 'reverted')")),
+    Index("differences_open", "run_id", "kind", postgresql_where=text("state not in ('proved', 'moot')")),
+    comment="What a run found: both sides, what was decided of it, and the correction or fact that settles it",
 )
 
 checkpoint_causes = Table(

@@ -1,28 +1,17 @@
-"""Owns what operators ask and decide: reconciliations, corrections, opt-ins that wait."""
+"""Owns what operators ask and decide: corrections, opt-ins that wait."""
 
 import uuid
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
-from starlette.responses import Response
 
 from service.domain.addresses import Channel
-from service.errors import NotFound
-from service.flows import reconcile, review
-from service.store import outbox, reconciliations, reviews
-from service.store.reconciliations import Run
+from service.flows import review
+from service.store import outbox, reviews
 from service.web.asking import Page, id_in, told
 from service.web.contract import Answer, AnyOperation, Asked, Body, Call, Operation, Shown, Text
-from service.web.http import answer, shown
-
-
-class RunRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """What to compare, and whether what differs is settled without being asked again."""
-
-    channel: Channel
-    source: Literal["ledger"]
-    auto_approve: bool = False
+from service.web.http import shown
 
 
 class Decision(msgspec.Struct, forbid_unknown_fields=True):
@@ -46,52 +35,6 @@ class Reviews(Page, frozen=True, kw_only=True):
     state: Annotated[Literal["pending", "approved", "refused"], msgspec.Meta(description="Opt-ins in this state.")] = (
         "pending"
     )
-
-
-class QueuedRun(msgspec.Struct):
-    """A reconciliation that a worker will carry out."""
-
-    id: uuid.UUID
-    state: Literal["queued"]
-
-
-class RunShown(msgspec.Struct):
-    """A reconciliation: what it compares, how far it is, and what it counted."""
-
-    id: uuid.UUID
-    namespace: str
-    channel: Channel
-    source: str
-    auto_approve: bool
-    state: str
-    actor: str
-    created_at: datetime
-    finished_at: datetime | None
-    error: str | None
-    counts: dict[str, Any]
-
-
-class Runs(msgspec.Struct):
-    """Reconciliations, the newest first."""
-
-    reconciliations: list[RunShown]
-
-
-class DifferenceShown(msgspec.Struct):
-    """One slot of Kahuna's on which both sides differ, and what would settle it."""
-
-    address: str
-    slot: str
-    kind: str
-    action: str | None
-    evidence: dict[str, Any]
-    occurred_at: Shown | None
-
-
-class Differences(msgspec.Struct):
-    """What a reconciliation found."""
-
-    differences: list[DifferenceShown]
 
 
 class CorrectionShown(msgspec.Struct):
@@ -143,36 +86,6 @@ class ReviewsShown(msgspec.Struct):
     reviews: list[ReviewShown]
 
 
-async def start_run(call: Call[Asked, RunRequest]) -> Response:
-    """Queue a reconciliation; the worker carries it out."""
-    wanted, service = call.body, call.service
-    run = Run(uuid.uuid4(), call.namespace, wanted.channel, wanted.source, wanted.auto_approve, call.caller.name)
-    await reconcile.queue(service.database, run, service.clock)
-    location = f"/v1/admin/reconciliations/{run.id}"
-    return answer(QueuedRun(run.id, "queued"), 202, {"Location": location})
-
-
-async def list_runs(call: Call[Page, None]) -> Runs:
-    """The newest reconciliations."""
-    namespace = call.namespace
-    async with call.service.database.read() as connection:
-        rows = await reconciliations.newest(connection, namespace, call.query.limit)
-    return Runs([told(RunShown, row) for row in rows])
-
-
-async def one_run(call: Call[Asked, None]) -> RunShown:
-    """One reconciliation, with what it counted."""
-    return told(RunShown, await _run_asked_for(call))
-
-
-async def list_differences(call: Call[Page, None]) -> Differences:
-    """What a reconciliation found."""
-    run = await _run_asked_for(call)
-    async with call.service.database.read() as connection:
-        rows = await reconciliations.differences_of(connection, run.id, call.query.limit)
-    return Differences([told(DifferenceShown, row, occurred_at=shown(row.occurred_at)) for row in rows])
-
-
 async def list_corrections(call: Call[Corrections, None]) -> CorrectionsShown:
     """The newest corrections in a state."""
     namespace = call.namespace
@@ -199,15 +112,6 @@ async def refuse_review(call: Call[Asked, Decision]) -> ReviewShown:
     return await _decide(call, "refused")
 
 
-async def _run_asked_for(call: Call[Any, None]) -> Any:
-    limit = call.namespace_limit
-    async with call.service.database.read() as connection:
-        row = await reconciliations.one(connection, id_in(call))
-    if row is None or limit not in (None, row.namespace):
-        raise NotFound("There is no such reconciliation; list them with GET /v1/admin/reconciliations.")
-    return row
-
-
 async def _decide(call: Call[Asked, Decision], decision: str) -> ReviewShown:
     service = call.service
     decided = await review.decide(
@@ -226,31 +130,6 @@ async def _decide(call: Call[Asked, Decision], decision: str) -> ReviewShown:
 def _review(row: Any) -> ReviewShown:
     return told(ReviewShown, row, occurred_at=shown(row["occurred_at"]))
 
-
-_RUN_ID: Final = "0b6e7b5c-4f0e-4d0a-9d6a-1f2e3d4c5b6a"
-
-_RUN: Final = {
-    "id": _RUN_ID,
-    "namespace": "default",
-    "channel": "email",
-    "source": "ledger",
-    "auto_approve": False,
-    "state": "planned",
-    "actor": "support",
-    "created_at": "2026-01-31T12:00:00Z",
-    "finished_at": "2026-01-31T12:00:05Z",
-    "error": None,
-    "counts": {"missing_there": 1},
-}
-
-_DIFFERENCE: Final = {
-    "address": "ann@example.com",
-    "slot": "unsubscribe",
-    "kind": "missing_there",
-    "action": "suppress",
-    "evidence": {},
-    "occurred_at": "2026-01-31T12:00:00Z",
-}
 
 _CORRECTION: Final = {
     "id": 1,
@@ -285,54 +164,9 @@ _REVIEW: Final = {
     "note": None,
 }
 
-_RUNS: Final = "/v1/admin/reconciliations"
-
 _DECIDED: Final = Answer(200, ReviewShown, "The opt-in, as decided.", _REVIEW | {"state": "approved"})
 
 OPERATIONS: Final[list[AnyOperation]] = [
-    Operation(
-        "POST",
-        _RUNS,
-        start_run,
-        scope="admin",
-        query=Asked,
-        body=Body(RunRequest, {"channel": "email", "source": "ledger"}),
-        answers=[
-            Answer(
-                202,
-                QueuedRun,
-                "It is queued.",
-                {"id": _RUN_ID, "state": "queued"},
-                headers={"Location": "Where it is shown."},
-            )
-        ],
-    ),
-    Operation(
-        "GET",
-        _RUNS,
-        list_runs,
-        scope="admin",
-        query=Page,
-        answers=[Answer(200, Runs, "The newest ones.", {"reconciliations": [_RUN]})],
-    ),
-    Operation(
-        "GET",
-        f"{_RUNS}/{{id}}",
-        one_run,
-        scope="admin",
-        query=Asked,
-        answers=[Answer(200, RunShown, "The reconciliation.", _RUN)],
-        problems=["not-found"],
-    ),
-    Operation(
-        "GET",
-        f"{_RUNS}/{{id}}/differences",
-        list_differences,
-        scope="admin",
-        query=Page,
-        answers=[Answer(200, Differences, "What it found.", {"differences": [_DIFFERENCE]})],
-        problems=["not-found"],
-    ),
     Operation(
         "GET",
         "/v1/admin/corrections",

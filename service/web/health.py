@@ -10,10 +10,11 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from starlette.responses import Response
 
+from service.domain.drift import KINDS
 from service.errors import StorageUnavailable
 from service.flows import push
 from service.flows.shelter import Shelter
-from service.store import batches, changes, migrations, outbox, reviews, spool
+from service.store import batches, changes, differences, migrations, outbox, reconciliations, reviews, spool
 from service.store.database import Connection
 from service.store.spool import Stock
 from service.telemetry import logger
@@ -199,7 +200,24 @@ async def _stored(connection: Connection, now: datetime) -> list[GaugeMetricFami
     about = "Seconds since the oldest change was recorded that an older transaction of the server keeps from the feed"
     lag = GaugeMetricFamily("kahuna_sync_feed_lag_seconds", about)
     lag.add_metric([], await changes.lag(connection, now))
-    return [unapplied, waiting, depth, circuits, lag]
+    return [unapplied, waiting, depth, circuits, lag, *await _drift(connection)]
+
+
+async def _drift(connection: Connection) -> list[GaugeMetricFamily]:
+    """What the newest check of each whole list found and is not closed yet."""
+    about = (
+        "Differences between the list and what Kahuna holds that are not closed, by the newest check of the whole list"
+    )
+    drift = GaugeMetricFamily("kahuna_sync_differences", about, labels=["namespace", "channel", "kind"])
+    about = "When the whole list was last compared with what Kahuna holds"
+    checked = GaugeMetricFamily("kahuna_sync_last_check_timestamp_seconds", about, labels=["namespace", "channel"])
+    checks = await reconciliations.last_checks(connection)
+    found = await differences.open_by_kind(connection, [run_id for run_id, _ in checks.values()])
+    for (namespace, channel), (run_id, at) in checks.items():
+        checked.add_metric([namespace, channel], at.timestamp())
+        for kind in KINDS:
+            drift.add_metric([namespace, channel, kind], found.get((run_id, kind), 0))
+    return [drift, checked]
 
 
 class _Stored:

@@ -40,6 +40,8 @@ PROBLEMS: Final[Mapping[str, Problem]] = {
     "unknown-channel": Problem(404, "There is no such channel; use email or sms."),
     "method-not-allowed": Problem(405, "This path does not take this method; the Allow header names those it takes."),
     "already-decided": Problem(409, "It was decided before; a decision stands."),
+    "no-plan": Problem(409, "The run is no plan whose lines can be decided; the detail says what it is."),
+    "not-revertible": Problem(409, "The run is in no state in which it can be taken back; the detail says in which."),
     "batch-gone": Problem(409, "The batch has passed its retention; what it said cannot be read again."),
     "newer-stop": Problem(409, "A stop at or after this consent stands; only a newer consent ends it."),
     "cursor-expired": Problem(
@@ -68,6 +70,7 @@ PROBLEMS: Final[Mapping[str, Problem]] = {
     "impossible-time": Problem(422, "occurred_at, or as_of, is no time at which this can have happened."),
     "impossible-address": Problem(422, "This cannot be an address of this channel; the detail says why."),
     "unknown-reason": Problem(422, "No address of this channel has this reason; the detail lists those it can have."),
+    "not-for-this-source": Problem(422, "since is for the source logs, addresses are for profiles; leave it out."),
     "not-text": Problem(422, "The list is no text, but a spreadsheet or the like; save it as CSV in UTF-8."),
     "broken-list": Problem(422, "The list is damaged or cut off at the place that the detail names; send it whole."),
     "empty-list": Problem(422, "There is nothing in the list."),

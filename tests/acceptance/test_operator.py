@@ -10,7 +10,7 @@ from .running import until
 from .speaking import Voice, a_number, ago, an_email, rows_of, stopped, told
 from .watching import arrived, settled
 
-ENDED = {"finished", "done", "applied", "completed", "complete", "approved", "succeeded", "failed"}
+ENDED = {"finished", "done", "applied", "completed", "complete", "approved", "succeeded", "proved", "failed"}
 
 
 def reconcile(voice: Voice, channel: str) -> dict[str, Any]:

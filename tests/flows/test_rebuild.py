@@ -16,9 +16,9 @@ from service.flows.rebuild import Disagreement, Verified
 from service.flows.upkeep import Retention
 from service.store import access
 from service.store.database import Database
+from tests.flows.planning import load_behind_our_back
 from tests.flows.speaking import World
 from tests.flows.test_ingest import NUMBER, unsub
-from tests.flows.test_reconcile import load_behind_our_back
 from tests.flows.test_replay import knowing, replayed
 from tests.flows.test_reviews import decide, reviewing, start, waiting
 

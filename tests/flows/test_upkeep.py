@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from structlog.testing import capture_logs
 
 from service.flows import upkeep
-from service.flows.reconcile import TakenOver
+from service.flows.underway import TakenOver
 from service.flows.upkeep import Retention
 from service.store import batches, leases
 from service.store import partitions as partition_store

@@ -1,4 +1,4 @@
-"""What operators ask and decide: opt-ins that wait, the quarantine, corrections, reconciliations."""
+"""What operators ask and decide: opt-ins that wait, the quarantine, corrections."""
 
 import uuid
 from collections.abc import AsyncIterator
@@ -7,8 +7,6 @@ from typing import Any
 import httpx
 import pytest
 
-from service.flows import reconcile
-from service.flows.ingest import policy_of
 from service.settings import Settings
 from tests.web.harness import Headers, Site, address_path, is_problem, opened
 
@@ -171,9 +169,6 @@ async def test_corrections_are_shown_by_their_state(site: Site, admin: Headers) 
         assert await listed(site, admin, "/v1/admin/corrections", state=state) == []
 
 
-# Reconciliations.
-
-
 async def queued(site: Site, caller: Headers, **more: Any) -> str:
     """The id of a new run."""
     asked = {"channel": "email", "source": "ledger"} | more
@@ -181,69 +176,6 @@ async def queued(site: Site, caller: Headers, **more: Any) -> str:
     assert (answer.status_code, answer.json()["state"]) == (202, "queued")
     assert answer.headers["Location"] == f"/v1/admin/reconciliations/{answer.json()['id']}"
     return str(answer.json()["id"])
-
-
-async def test_a_run_is_queued_carried_out_and_told(site: Site, admin: Headers) -> None:
-    await site.client.put(address_path("email", "ann@example.com"), headers=admin, json={"reason": "complaint"})
-    await site.execute("delete from corrections")
-    path = f"/v1/admin/reconciliations/{await queued(site, admin)}"
-    assert (await site.client.get(path, headers=admin)).json()["state"] == "queued"
-    await reconcile.run_next(site.database, policy_of(site.settings), site.clock)
-    run = (await site.client.get(path, headers=admin)).json()
-    assert (run["state"], run["actor"], run["counts"]["differences"]) == ("planned", "tester", 1)
-    assert await listed(site, admin, "/v1/admin/reconciliations") == [run]
-    (difference,) = (await site.client.get(f"{path}/differences", headers=admin)).json()["differences"]
-    assert (difference["address"], difference["slot"]) == ("ann@example.com", "complaint")
-    assert (difference["kind"], difference["action"]) == ("missing_there", "suppress")
-    assert await listed(site, admin, "/v1/admin/corrections") == []
-
-
-async def test_a_run_that_approves_itself_writes_the_corrections(site: Site, admin: Headers) -> None:
-    await site.client.put(address_path("email", "ann@example.com"), headers=admin, json={"reason": "complaint"})
-    await site.execute("delete from corrections")
-    await queued(site, admin, auto_approve=True)
-    await reconcile.run_next(site.database, policy_of(site.settings), site.clock)
-    assert len(await listed(site, admin, "/v1/admin/corrections")) == 1
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        {},
-        {"channel": "fax", "source": "ledger"},
-        {"channel": "email", "source": "rumours"},
-        {"channel": "email", "source": "ledger", "auto_approve": "yes"},
-        {"channel": "email", "source": "ledger", "approve": True},
-    ],
-)
-async def test_a_run_that_cannot_be_is_refused(site: Site, admin: Headers, body: object) -> None:
-    answer = await site.client.post("/v1/admin/reconciliations", headers=admin, json=body)
-    assert is_problem(answer, 422, "invalid-body")
-    assert await listed(site, admin, "/v1/admin/reconciliations") == []
-
-
-@pytest.mark.parametrize("run", [str(uuid.UUID(int=0)), "nothing"])
-async def test_there_is_no_such_run(site: Site, admin: Headers, run: str) -> None:
-    for tail in ("", "/differences"):
-        path = f"/v1/admin/reconciliations/{run}{tail}"
-        assert is_problem(await site.client.get(path, headers=admin), 404, "not-found")
-
-
-async def test_a_run_is_told_in_its_own_namespace_alone(site: Site, admin: Headers) -> None:
-    run = await queued(site, admin)
-    other = await site.token("admin", namespace="other")
-    for tail in ("", "/differences"):
-        answer = await site.client.get(f"/v1/admin/reconciliations/{run}{tail}", headers=other)
-        assert answer.status_code in (403, 404), answer.text
-
-
-async def test_a_question_that_names_another_namespace_finds_no_run(site: Site, admin: Headers) -> None:
-    run = await queued(site, admin)
-    everywhere = await site.token("admin", namespace=None)
-    for tail in ("", "/differences"):
-        path = f"/v1/admin/reconciliations/{run}{tail}"
-        answer = await site.client.get(path, headers=everywhere, params={"namespace": "other"})
-        assert answer.status_code == 404, answer.text
 
 
 # What all of them share.
@@ -262,6 +194,10 @@ async def test_a_list_needs_the_scope_admin(site: Site, path: str) -> None:
         ("POST", "/v1/admin/reconciliations"),
         ("GET", f"/v1/admin/reconciliations/{uuid.UUID(int=0)}"),
         ("GET", f"/v1/admin/reconciliations/{uuid.UUID(int=0)}/differences"),
+        ("GET", f"/v1/admin/reconciliations/{uuid.UUID(int=0)}/report"),
+        ("POST", f"/v1/admin/reconciliations/{uuid.UUID(int=0)}/approve"),
+        ("POST", f"/v1/admin/reconciliations/{uuid.UUID(int=0)}/reject"),
+        ("POST", f"/v1/admin/reconciliations/{uuid.UUID(int=0)}/revert"),
         ("POST", f"/v1/admin/reviews/{uuid.UUID(int=0)}/approve"),
         ("POST", f"/v1/admin/reviews/{uuid.UUID(int=0)}/refuse"),
     ],

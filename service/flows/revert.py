@@ -1,0 +1,99 @@
+"""Owns the taking back of a run: the facts that it recorded here are retracted by their evidence, opt-ins of it that
+are not sent yet are withdrawn, and the rest of its plan is declined.
+
+A stop that it had Kahuna told stands: it follows from the list, not from the run. What Kahuna accepted and cannot be
+told back is counted in the outcome.
+"""
+
+import uuid
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Final
+
+from service.domain.runs import REVERTIBLE, RUN_STATES
+from service.errors import Conflict
+from service.flows.approve import locked
+from service.flows.underway import Progress, Underway
+from service.store import access, differences, outbox, reconciliations, suppressions
+from service.store.access import Deed
+from service.store.database import Connection, Database, until_settled
+from service.telemetry import logger
+
+PAGE: Final = 1000
+"""Corrections that one transaction withdraws."""
+
+
+async def ask(
+    database: Database,
+    run_id: uuid.UUID,
+    actor: str,
+    note: str | None,
+    clock: Callable[[], datetime],
+    allowed_namespace: str | None,
+) -> None:
+    """Has a worker take back what a run recorded; whatever of it is not carried out yet never will be."""
+    now = clock()
+
+    async def transaction(connection: Connection) -> None:
+        row = await locked(connection, run_id, allowed_namespace)
+        if row.state not in REVERTIBLE:
+            meaning = RUN_STATES[row.state]
+            raise Conflict(f"This run is {row.state} ({meaning}); there is nothing to take back.", "not-revertible")
+        await differences.decline_rest(connection, run_id, actor, now)
+        values = {"state": "reverting", "decided_by": actor, "note": note, "attempts": 0, "lease_until": None}
+        # A worker that is at it finds the fence raised.
+        more = {"fence": row.fence + 1, "finished_at": None, "error": None}
+        await reconciliations.change(connection, run_id, values | more)
+        detail = {"run_id": str(run_id), "note": note}
+        deed = Deed(actor, "reconciliation.reverted", row.namespace, row.channel, detail=detail)
+        await access.write_down(connection, deed, now)
+
+    await until_settled(database, transaction)
+    logger().info("reconciliation.revert_asked", run_id=str(run_id))
+
+
+async def carry_out(underway: Underway, progress: Progress | None) -> None:
+    """Takes it back. Cut short anywhere, the next worker does what is left."""
+    withdrawn = await _withdraw(underway)
+    retracted = await _retract(underway, progress)
+    outcome = {"withdrawn": withdrawn} | retracted
+    lines = await underway.do(_conclude, underway, outcome)
+    logger().info("reconciliation.reverted", run_id=str(underway.run.id), lines=lines, **outcome)
+
+
+async def _withdraw(underway: Underway) -> int:
+    total = 0
+    while True:
+        count = await underway.do(_withdraw_some, underway)
+        if not count:
+            return total
+        total += count
+
+
+async def _withdraw_some(connection: Connection, underway: Underway) -> int:
+    scope = underway.scope()
+    lines = await differences.unsent_opt_ins(connection, underway.run.id, PAGE)
+    if not lines:
+        return 0
+    await suppressions.lock(connection, scope.namespace, scope.channel, sorted({line.address for line in lines}))
+    ids = {line.correction_id for line in lines}
+    withdrawn = await outbox.withdraw(connection, ids, "run-reverted", scope.now)
+    await differences.mark_withdrawn(connection, underway.run.id, withdrawn, scope.now)
+    return len(withdrawn)
+
+
+async def _retract(underway: Underway, progress: Progress | None) -> dict[str, Any]:
+    """The facts of the run, by the rows of the audit log that state them."""
+    async with underway.means.database.read() as connection:
+        audit_ids = await differences.evidence_of(connection, underway.run.id)
+    return {"retracted": len(audit_ids)}
+
+
+async def _conclude(connection: Connection, underway: Underway, outcome: dict[str, Any]) -> int:
+    run, now = underway.run, underway.means.clock()
+    count = await differences.revert(connection, run.id, now)
+    lines = await differences.counts(connection, run.id)
+    stands = {"told_and_stands": lines.get("proved", 0), "on_the_way": lines.get("applied", 0)}
+    values = {"state": "reverted", "finished_at": now, "closed_at": now, "lease_until": None}
+    await reconciliations.write(connection, run, values | {"outcome": outcome | stands})
+    return count

@@ -1,0 +1,260 @@
+"""Owns the reconciliations from the shell: ask for one and watch it, list them, look at a plan, decide, take back, and
+write the report.
+
+Refuses to know how anything is done, which is the flows' business; a decision made here is carried out here, unless a
+worker is quicker.
+"""
+
+import asyncio
+import os
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import click
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn
+from rich.table import Table
+
+from service import settings, worker
+from service.domain.addresses import Channel, ImpossibleAddress, normalise
+from service.domain.drift import KINDS
+from service.domain.facts import REASONS
+from service.domain.runs import RUN_STATES
+from service.errors import RequestError, SettingsError
+from service.flows import approve, ingest, reconcile, revert
+from service.flows.approve import Verdict
+from service.flows.underway import UNFINISHED, Means
+from service.operation import NAMESPACE, Moment, with_database
+from service.settings import Settings
+from service.store import reconciliations
+from service.store.database import Database
+from service.store.differences import Selection
+from service.store.reconciliations import Run
+from service.web import report
+from service.web.report import GroupShown
+
+CHANNEL: Final = click.Choice(["email", "sms"])
+
+ACTOR: Final = "shell"
+
+Work = Callable[[Database, Settings], Awaitable[Any]]
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+@click.group("reconcile", invoke_without_command=True)
+@click.option("--channel", type=CHANNEL, help="Which list to compare.")
+@click.option("--source", type=click.Choice(["ledger", "logs", "profiles"]), default="ledger", show_default=True)
+@click.option("--since", type=Moment(), help="With logs: from when on they are read again.")
+@click.option("--address", "addresses", multiple=True, help="With profiles: look this one up; repeatable.")
+@click.option("--auto-approve", is_flag=True, help="Carry out what the guards let pass, at once.")
+@NAMESPACE
+@click.pass_context
+def reconcile_command(ctx: click.Context, /, channel: Any, source: str, auto_approve: bool, **more: Any) -> None:
+    """Compare the list with what Kahuna holds, and decide on the plan."""
+    if ctx.invoked_subcommand is not None:
+        return
+    if channel is None:
+        raise SettingsError("Say which list: kahuna-sync reconcile --channel email, or --channel sms.")
+    asked = _asked(channel, source, more["since"], more["addresses"])
+    run = Run(uuid.uuid4(), _namespace(more["namespace"]), channel, source, auto_approve, ACTOR, asked=asked)
+
+    async def work(database: Database, loaded: Settings) -> Any:
+        await reconcile.queue(database, run, _now)
+        return await _watched(database, loaded, run.id)
+
+    _show(*with_database(work, quiet=True))
+
+
+def _asked(channel: Channel, source: str, since: datetime | None, addresses: Sequence[str]) -> dict[str, Any] | None:
+    if since is not None and source != "logs":
+        raise SettingsError("--since is for --source logs.")
+    if addresses and source != "profiles":
+        raise SettingsError("--address is for --source profiles.")
+    try:
+        named = sorted({normalise(channel, address) for address in addresses})
+    except ImpossibleAddress as error:
+        raise SettingsError(f"One of the addresses cannot be one: {error.slug}.") from None
+    asked: dict[str, Any] = {} if since is None else {"since": since.isoformat()}
+    return asked | ({"addresses": named} if named else {}) or None
+
+
+@reconcile_command.command("list")
+@click.option("--state", type=click.Choice(sorted(RUN_STATES)), help="Only runs in this state.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Runs at most.")
+@NAMESPACE
+def list_command(state: str | None, limit: int, namespace: str | None) -> None:
+    """The newest runs."""
+    chosen = _namespace(namespace)
+
+    async def work(database: Database, _: Settings) -> Any:
+        async with database.read() as connection:
+            return await reconciliations.newest(connection, chosen, limit, state=state)
+
+    table = Table("id", "channel", "source", "asked for", "by", "differences", "state", title=f"Runs of {chosen}")
+    for row in with_database(work, quiet=True):
+        count = str(row.counts.get("differences", 0))
+        asked_at = f"{row.created_at:%Y-%m-%d %H:%M}"
+        table.add_row(str(row.id), row.channel, row.source, asked_at, row.actor, count, row.state)
+    Console().print(table)
+
+
+@reconcile_command.command("show")
+@click.argument("run_id", type=click.UUID)
+def show_command(run_id: uuid.UUID) -> None:
+    """One run: where it stands, and its plan as a table."""
+
+    async def work(database: Database, _: Settings) -> Any:
+        return await _found(database, run_id)
+
+    _show(*with_database(work, quiet=True))
+
+
+def _deciding(command: Any) -> Any:
+    """The options by which lines are chosen."""
+    for option in (
+        click.option("--note", help="A note for the audit log."),
+        click.option("--line", "lines", nargs=2, multiple=True, metavar="ADDRESS SLOT", help="This line; repeatable."),
+        click.option("--action", type=click.Choice(["suppress", "clear"]), help="Lines that would do this."),
+        click.option("--slot", type=click.Choice(REASONS), help="Lines of this slot of Kahuna's."),
+        click.option("--reason", type=click.Choice(REASONS), help="Lines about this reason."),
+        click.option("--kind", type=click.Choice(KINDS), help="Lines of this kind."),
+    ):
+        command = option(command)
+    return click.argument("run_id", type=click.UUID)(command)
+
+
+@reconcile_command.command("approve")
+@_deciding
+def approve_command(run_id: uuid.UUID, note: str | None, **chosen: Any) -> None:
+    """Approve lines of a plan: all that wait, or those that the options choose."""
+    _decide(run_id, Verdict(ACTOR, "approved", _selection(**chosen), note))
+
+
+@reconcile_command.command("reject")
+@_deciding
+def reject_command(run_id: uuid.UUID, note: str | None, **chosen: Any) -> None:
+    """Decide that lines of a plan are not to be carried out."""
+    _decide(run_id, Verdict(ACTOR, "declined", _selection(**chosen), note))
+
+
+def _selection(lines: Sequence[tuple[str, str]], **filters: Any) -> Selection:
+    return Selection(**filters, lines=tuple(lines) or None)
+
+
+def _decide(run_id: uuid.UUID, verdict: Verdict) -> None:
+    async def work(database: Database, loaded: Settings) -> Any:
+        decided = await approve.decide(database, run_id, verdict, _now, None)
+        return decided, await _watched(database, loaded, run_id)
+
+    decided, (row, groups) = _refusals_told(work)
+    click.echo(f"{decided.lines} lines {verdict.decision}")
+    if decided.passed_over:
+        click.echo(f"{len(decided.passed_over)} of the lines named wait for no decision", err=True)
+    _show(row, groups)
+
+
+@reconcile_command.command("revert")
+@click.argument("run_id", type=click.UUID)
+@click.option("--note", help="A note for the audit log.")
+def revert_command(run_id: uuid.UUID, note: str | None) -> None:
+    """Take back what a run recorded here."""
+
+    async def work(database: Database, loaded: Settings) -> Any:
+        await revert.ask(database, run_id, ACTOR, note, _now, None)
+        return await _watched(database, loaded, run_id)
+
+    _show(*_refusals_told(work))
+
+
+@reconcile_command.command("report")
+@click.argument("run_id", type=click.UUID)
+@click.option("--format", "form", type=click.Choice(["json", "csv", "html"]), default="html", show_default=True)
+@click.option("--output", type=click.Path(dir_okay=False), help="The file to write (default: standard output).")
+def report_command(run_id: uuid.UUID, form: report.Form, output: str | None) -> None:
+    """Write the report of a run."""
+    with click.open_file(output or "-", "wb") as file:
+
+        async def work(database: Database, _: Settings) -> None:
+            row, _groups = await _found(database, run_id)
+            async for part in report.parts(database, row, form):
+                await asyncio.to_thread(file.write, part)
+
+        with_database(work, quiet=True)
+
+
+def _refusals_told(work: Work) -> Any:
+    try:
+        return with_database(work, quiet=True)
+    except RequestError as error:
+        raise SettingsError(str(error)) from None
+
+
+def _namespace(named: str | None) -> str:
+    return settings.chosen(settings.load(os.environ), named).name
+
+
+async def _found(database: Database, run_id: uuid.UUID) -> tuple[Any, list[GroupShown]]:
+    async with database.read() as connection:
+        row = await reconciliations.one(connection, run_id)
+    if row is None:
+        raise SettingsError("There is no such run; list them with kahuna-sync reconcile list.")
+    return row, await report.groups_of(database, run_id)
+
+
+async def _watched(database: Database, loaded: Settings, run_id: uuid.UUID) -> tuple[Any, list[GroupShown]]:
+    """Carries a run on, and shows how far it is, until it waits for somebody else. A worker may be quicker than this
+    process: then its result is waited for."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("waiting for a worker")
+
+        def show(what: str, count: int) -> None:
+            progress.update(task, description=f"{what}: {count} so far")
+
+        async with _means(database, loaded) as means:
+            while True:
+                await reconcile.run_next(means, show, run_id)
+                row, groups = await _found(database, run_id)
+                if row.state not in UNFINISHED:
+                    return row, groups
+                await asyncio.sleep(0.2)
+
+
+@asynccontextmanager
+async def _means(database: Database, loaded: Settings) -> AsyncIterator[Means]:
+    """What a reconciliation works with here. The ledger needs no keys, so a shell without them can compare with it."""
+    async with AsyncExitStack() as stack:
+        clients = {}
+        for namespace in loaded.namespaces:
+            if namespace.secret_key is not None and namespace.api_key and namespace.env is not None:
+                clients[namespace.name] = await stack.enter_async_context(worker.client_for(namespace, loaded))
+        yield worker.means_of(loaded, database, ingest.rules_of(loaded), _now, clients)
+
+
+def _show(row: Any, groups: Sequence[GroupShown]) -> None:
+    click.echo(f"Reconciliation of {row.namespace}, {row.channel}: {row.state} ({RUN_STATES[row.state]})")
+    for one in row.held_by or []:
+        click.echo(f"It waits for a person: {one['says']} ({one['found']:g}; limit {one['limit']:g})")
+    if row.error is not None:
+        click.echo(f"It ended for this: {row.error}", err=True)
+    if groups:
+        table = Table("mended", "kind", "reason", "action", "state", "why", "lines", "for example")
+        for group in groups:
+            texts = (group.direction, group.kind, group.reason, group.action, group.state, group.why)
+            table.add_row(*(one or "" for one in texts), str(group.count), ", ".join(group.samples))
+        Console().print(table)
+    elif row.planned_at is not None:
+        click.echo("Both sides agree: 0 differences.")
+    if row.state == "planned":
+        click.echo(
+            f"Decide: kahuna-sync reconcile approve {row.id}, or reject; each line: report --format csv", err=True
+        )
+
+
+COMMANDS: Final = (reconcile_command,)

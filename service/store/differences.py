@@ -1,0 +1,374 @@
+"""Owns the lines of the plans: what each run found, what was decided of it, and what settles it.
+
+Lines that wait for a decision or are approved change only under the lock of their run; those that wait for Kahuna are
+closed together with their corrections.
+"""
+
+import uuid
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from sqlalchemy import ColumnElement, DateTime, Uuid, and_, bindparam, func, or_, select, text, tuple_, update
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.domain.drift import Direction
+from service.domain.runs import LineState
+from service.store.database import SEPARATOR, among
+from service.store.reconciliations import Run
+from service.store.tables import corrections, differences
+
+SAMPLES: Final = 3
+"""Addresses that are shown of each group of lines."""
+
+
+class Line(NamedTuple):
+    """One slot on which the two sides differ: what would settle it, both sides' evidence, and how it stands. `why` is
+    said of those that cannot be proposed or are settled already; the ids name what settles it."""
+
+    address: str
+    slot: str
+    kind: str
+    action: str | None
+    occurred_at: int | None
+    evidence: dict[str, Any]
+    state: LineState = "proposed"
+    reason: str | None = None
+    why: str | None = None
+    correction_id: int | None = None
+    batch_id: uuid.UUID | None = None
+
+
+class Settled(NamedTuple):
+    """What came of carrying a line out."""
+
+    address: str
+    slot: str
+    state: LineState
+    why: str | None = None
+    correction_id: int | None = None
+    audit_id: uuid.UUID | None = None
+
+
+class Selection(NamedTuple):
+    """Which lines are meant: those that all of this is true of. Without anything, all."""
+
+    kind: str | None = None
+    reason: str | None = None
+    slot: str | None = None
+    action: str | None = None
+    state: str | None = None
+    direction: Direction | None = None
+    lines: tuple[tuple[str, str], ...] | None = None
+
+
+def _columns(kind: type, types: dict[str, str]) -> str:
+    """The fields of bulk rows as a table, from columns of joined text: bound one by one they stall the event loop."""
+    names = kind._fields  # type: ignore[attr-defined]  # a NamedTuple
+    arrays = (
+        f"string_to_array(:{name}, :separator, ''){f'::{types[name]}[]' if name in types else ''}" for name in names
+    )
+    return f"unnest({', '.join(arrays)}) as given({', '.join(names)})"
+
+
+_ADD: Final = text(
+    f"""
+    insert into differences (run_id, {", ".join(Line._fields)})
+    select :run_id, {", ".join(Line._fields)} from {
+        _columns(Line, {"occurred_at": "bigint", "evidence": "jsonb", "correction_id": "bigint", "batch_id": "uuid"})
+    }
+    on conflict (run_id, address, slot) do update set kind = excluded.kind, action = excluded.action,
+        occurred_at = excluded.occurred_at, evidence = excluded.evidence, state = excluded.state,
+        reason = excluded.reason, why = excluded.why, correction_id = excluded.correction_id,
+        batch_id = coalesce(excluded.batch_id, differences.batch_id)
+    """  # noqa: S608 (our own words)
+).bindparams(bindparam("run_id", type_=Uuid))
+
+_SETTLE: Final = text(
+    f"""
+    update differences as d set state = given.state, why = given.why, correction_id = given.correction_id,
+        audit_id = given.audit_id, closed_at = case when given.state in ('proved', 'moot') then :now end
+    from {_columns(Settled, {"correction_id": "bigint", "audit_id": "uuid"})}
+    where d.run_id = :run_id and d.address = given.address and d.slot = given.slot
+    """  # noqa: S608 (our own words)
+).bindparams(bindparam("run_id", type_=Uuid), bindparam("now", type_=DateTime(True)))
+
+# In the order of the keys, as every other who changes several of them.
+_CLOSE: Final = """
+    with closed as (
+        select d.run_id, d.address, d.slot, c.state, c.reason from differences as d
+        join corrections as c on c.id = d.correction_id
+        where d.state in ('applied', 'on_its_way') and c.state in ('sent', 'rejected', 'unsupported') {which}
+        order by d.run_id, d.address, d.slot for update of d
+    )
+    update differences as d set closed_at = case when closed.state = 'sent' then :now end,
+        state = case closed.state when 'sent' then 'proved' when 'rejected' then 'refused' else 'unsupported' end,
+        why = case when closed.state = 'sent' then 'accepted' else closed.reason end
+    from closed where d.run_id = closed.run_id and d.address = closed.address and d.slot = closed.slot
+"""
+
+_NOW: Final = bindparam("now", type_=DateTime(True))
+
+_CLOSE_ALL: Final = text(_CLOSE.format(which="")).bindparams(_NOW)
+_CLOSE_THESE: Final = text(_CLOSE.format(which="and d.correction_id = any(:ids)")).bindparams(_NOW)
+
+# A correction that made way for another: the line goes with that one if it says the same, and is moot without one.
+_FOLLOW: Final = text(
+    """
+    with stray as (
+        select d.run_id, d.address, d.slot,
+               (select max(n.id) from corrections as n
+                where n.address = d.address and n.slot = d.slot and n.channel = r.channel and n.namespace = r.namespace
+                  and n.action = d.action and n.state <> 'superseded' and n.id > coalesce(d.correction_id, 0)) as next
+        from differences as d join reconciliations as r on r.id = d.run_id
+        left join corrections as c on c.id = d.correction_id
+        where d.state in ('applied', 'on_its_way') and (c.id is null or c.state = 'superseded')
+        order by d.run_id, d.address, d.slot limit 5000 for update of d
+    )
+    update differences as d set correction_id = coalesce(stray.next, d.correction_id),
+        state = case when stray.next is null then 'moot' else d.state end,
+        why = case when stray.next is null then 'no-longer-owed' else d.why end,
+        closed_at = case when stray.next is null then cast(:now as timestamptz) end
+    from stray where d.run_id = stray.run_id and d.address = stray.address and d.slot = stray.slot
+    """
+).bindparams(_NOW)
+
+# One that is on its way is no difference meanwhile: that it is gone from a later plan proves nothing.
+_SHOWN_GONE: Final = text(
+    """
+    with gone as (
+        select d.run_id, d.address, d.slot from differences as d join reconciliations as r on r.id = d.run_id
+        left join corrections as c on c.id = d.correction_id
+        where r.namespace = :namespace and r.channel = :channel and r.id <> :run_id and r.planned_at < :since
+          and d.state in ('applied', 'on_its_way', 'refused', 'unsupported')
+          and (c.id is null or c.state not in ('pending', 'sending'))
+          and not exists (select from differences as n
+                          where n.run_id = :run_id and n.address = d.address and n.slot = d.slot)
+        order by d.run_id, d.address, d.slot for update of d
+    ), closed as (
+        update differences as d set state = 'proved', why = :why, closed_at = :now from gone
+        where d.run_id = gone.run_id and d.address = gone.address and d.slot = gone.slot returning d.run_id
+    )
+    select distinct run_id from closed order by run_id
+    """
+).bindparams(
+    bindparam("run_id", type_=Uuid), bindparam("since", type_=DateTime(True)), bindparam("now", type_=DateTime(True))
+)
+
+# What a person did not want is not done without one.
+_UNDONE: Final = """
+    exists (select from differences as o join reconciliations as r on r.id = o.run_id
+            where o.address = d.address and o.slot = d.slot and o.state in ('declined', 'reverted')
+              and o.kind = d.kind and o.action = d.action and o.run_id <> d.run_id
+              and r.namespace = :namespace and r.channel = :channel
+              and o.occurred_at is not distinct from d.occurred_at)
+"""
+
+_HELD: Final = text(
+    f"""
+    select count(*) filter (where action = 'clear') as permits, count(*) filter (where {_UNDONE}) as decided_before
+    from differences as d where run_id = :run_id and state = 'proposed'
+    """  # noqa: S608 (our own words)
+).bindparams(bindparam("run_id", type_=Uuid))
+
+_APPROVE_HARMLESS: Final = text(
+    f"""
+    update differences as d set state = 'approved', decided_by = :actor, decided_at = :now
+    where run_id = :run_id and state = 'proposed' and action = 'suppress' and not {_UNDONE}
+    """  # noqa: S608 (our own words)
+).bindparams(bindparam("run_id", type_=Uuid), _NOW)
+
+_GROUPS: Final = text(
+    """
+    select g.kind, g.reason, g.action, g.state, g.why, g.lines, s.samples from (
+        select kind, reason, action, state, why, count(*) as lines from differences where run_id = :run_id
+        group by kind, reason, action, state, why
+    ) as g cross join lateral (
+        select array_agg(address) as samples from (
+            select address from differences as d where d.run_id = :run_id and d.kind = g.kind and d.state = g.state
+               and d.reason is not distinct from g.reason and d.action is not distinct from g.action
+               and d.why is not distinct from g.why
+            order by address limit :samples
+        ) as first_ones
+    ) as s order by g.kind, g.reason, g.action, g.state, g.why
+    """
+).bindparams(bindparam("run_id", type_=Uuid))
+
+_OPEN: Final = text(
+    """
+    select run_id, kind, count(*) as lines from differences
+    where run_id = any(:run_ids) and state not in ('proved', 'moot') group by run_id, kind
+    """
+).bindparams(bindparam("run_ids", type_=ARRAY(Uuid)))
+
+
+async def add(connection: AsyncConnection, run_id: uuid.UUID, lines: Sequence[Line]) -> None:
+    """Writes down a page of them."""
+    if lines:
+        told = [line._replace(evidence=msgspec.json.encode(line.evidence).decode()) for line in lines]  # type: ignore[arg-type]
+        await connection.execute(_ADD, _joined(told) | {"run_id": run_id})
+
+
+async def settle(connection: AsyncConnection, run_id: uuid.UUID, settled: Sequence[Settled], now: datetime) -> None:
+    """Writes down what came of approved ones."""
+    if settled:
+        await connection.execute(_SETTLE, _joined(settled) | {"run_id": run_id, "now": now})
+
+
+def _joined(rows: Sequence[Any]) -> dict[str, str]:
+    columns = zip(*rows, strict=True)
+    texts = (SEPARATOR.join("" if value is None else str(value) for value in column) for column in columns)
+    return dict(zip(rows[0]._fields, texts, strict=True)) | {"separator": SEPARATOR}
+
+
+async def counts(connection: AsyncConnection, run_id: uuid.UUID) -> dict[LineState, int]:
+    """How many lines of a run are in each state."""
+    query = select(differences.c.state, func.count()).where(differences.c.run_id == run_id)
+    return {row[0]: row[1] for row in await connection.execute(query.group_by(differences.c.state))}
+
+
+async def held(connection: AsyncConnection, run: Run) -> tuple[int, int]:
+    """Of the proposed ones: how many would permit messages, and how many a person did not want before."""
+    row = (await connection.execute(_HELD, _whose(run))).one()
+    return row.permits, row.decided_before
+
+
+async def approve_harmless(connection: AsyncConnection, run: Run, now: datetime) -> int:
+    """Approves the proposed ones that protect and that nobody turned down before; returns how many."""
+    return (await connection.execute(_APPROVE_HARMLESS, _whose(run) | {"actor": run.actor, "now": now})).rowcount
+
+
+def _whose(run: Run) -> dict[str, Any]:
+    return {"run_id": run.id, "namespace": run.namespace, "channel": run.channel}
+
+
+async def decide(
+    connection: AsyncConnection, run_id: uuid.UUID, chosen: Selection, state: LineState, actor: str, now: datetime
+) -> int:
+    """Approves or declines the proposed ones that are meant; returns how many."""
+    meant = update(differences).where(*_meant(run_id, chosen), differences.c.state == "proposed")
+    return (await connection.execute(meant.values(state=state, decided_by=actor, decided_at=now))).rowcount
+
+
+async def decline_rest(connection: AsyncConnection, run_id: uuid.UUID, actor: str, now: datetime) -> int:
+    """Declines whatever is not carried out yet."""
+    rest = update(differences).where(differences.c.run_id == run_id, differences.c.state.in_(["proposed", "approved"]))
+    return (await connection.execute(rest.values(state="declined", decided_by=actor, decided_at=now))).rowcount
+
+
+async def standing(
+    connection: AsyncConnection, run_id: uuid.UUID, keys: Collection[tuple[str, str]]
+) -> dict[tuple[str, str], str]:
+    """How these lines stand, by address and slot; those that are none of the run's are missing."""
+    query = select(differences.c.address, differences.c.slot, differences.c.state)
+    chosen = Selection(lines=tuple(keys))
+    rows = await connection.execute(query.where(*_meant(run_id, chosen)))
+    return {(row.address, row.slot): row.state for row in rows}
+
+
+async def approved(connection: AsyncConnection, run_id: uuid.UUID, after: tuple[str, str], limit: int) -> Sequence[Any]:
+    """The approved ones behind a place, in the order of their keys."""
+    query = select(differences).where(differences.c.run_id == run_id, differences.c.state == "approved")
+    behind = tuple_(differences.c.address, differences.c.slot) > after
+    return (await connection.execute(query.where(behind).order_by(*_KEY).limit(limit))).all()
+
+
+async def page(
+    connection: AsyncConnection, run_id: uuid.UUID, chosen: Selection, after: tuple[str, str], limit: int
+) -> Sequence[Any]:
+    """Lines behind a place, in the order of their keys, each with how its correction stands: `sent_state`,
+    `sent_reason`, `sent_evidence`, `attempts`."""
+    correction: list[Any] = [corrections.c.state.label("sent_state"), corrections.c.reason.label("sent_reason")]
+    correction += [corrections.c.evidence.label("sent_evidence"), corrections.c.attempts]
+    query = select(differences, *correction).outerjoin(corrections, corrections.c.id == differences.c.correction_id)
+    behind = tuple_(differences.c.address, differences.c.slot) > after
+    return (await connection.execute(query.where(*_meant(run_id, chosen), behind).order_by(*_KEY).limit(limit))).all()
+
+
+_KEY: Final = (differences.c.address, differences.c.slot)
+
+
+async def groups(connection: AsyncConnection, run_id: uuid.UUID) -> Sequence[Any]:
+    """How many lines there are of each kind, reason, action and state, with a few addresses of each."""
+    return (await connection.execute(_GROUPS, {"run_id": run_id, "samples": SAMPLES})).all()
+
+
+async def close_settled(connection: AsyncConnection, now: datetime, ids: Collection[int] | None = None) -> int:
+    """Closes the lines whose corrections Kahuna has answered: all, or those of these corrections; returns how many."""
+    if ids is None:
+        return (await connection.execute(_CLOSE_ALL, {"now": now})).rowcount
+    return (await connection.execute(_CLOSE_THESE, {"now": now, "ids": list(ids)})).rowcount
+
+
+async def follow(connection: AsyncConnection, now: datetime) -> int:
+    """Hands lines whose correction made way for another on to that one; returns how many."""
+    return (await connection.execute(_FOLLOW, {"now": now})).rowcount
+
+
+async def close_gone(connection: AsyncConnection, run: Run, since: datetime, now: datetime) -> list[uuid.UUID]:
+    """Closes the lines of earlier plans that this run, begun at `since`, does not find any more; returns whose they
+    are."""
+    values = _whose(run) | {"since": since, "now": now, "why": f"run:{run.id}"}
+    return list((await connection.execute(_SHOWN_GONE, values)).scalars())
+
+
+async def open_by_kind(connection: AsyncConnection, run_ids: Sequence[uuid.UUID]) -> dict[tuple[uuid.UUID, str], int]:
+    """How many lines of these runs are not closed, by run and kind."""
+    rows = await connection.execute(_OPEN, {"run_ids": list(run_ids)})
+    return {(row.run_id, row.kind): row.lines for row in rows}
+
+
+async def evidence_of(connection: AsyncConnection, run_id: uuid.UUID) -> list[uuid.UUID]:
+    """The rows of the audit log that state what this run recorded."""
+    query = select(differences.c.audit_id).where(differences.c.run_id == run_id, differences.c.audit_id.is_not(None))
+    return list((await connection.execute(query.distinct())).scalars())
+
+
+async def unsent_opt_ins(connection: AsyncConnection, run_id: uuid.UUID, limit: int) -> Sequence[Any]:
+    """Lines whose correction would permit messages, and that nobody has tried to send: `address`, `correction_id`."""
+    query = select(differences.c.address, differences.c.correction_id)
+    query = query.join(corrections, corrections.c.id == differences.c.correction_id)
+    mine = (differences.c.run_id == run_id, differences.c.state == "applied", differences.c.action == "clear")
+    unsent = (corrections.c.state == "pending", corrections.c.attempts == 0)
+    return (await connection.execute(query.where(*mine, *unsent).order_by(*_KEY).limit(limit))).all()
+
+
+async def mark_withdrawn(connection: AsyncConnection, run_id: uuid.UUID, ids: Collection[int], now: datetime) -> None:
+    """Says of the lines of these corrections that they were taken back."""
+    taken = update(differences).where(differences.c.run_id == run_id, among(differences.c.correction_id, ids))
+    await connection.execute(taken.values(state="reverted", why="withdrawn", decided_at=now))
+
+
+async def revert(connection: AsyncConnection, run_id: uuid.UUID, now: datetime) -> int:
+    """Says of the lines that recorded something here that it was taken back; returns how many they are."""
+    recorded = or_(differences.c.audit_id.is_not(None), differences.c.batch_id.is_not(None))
+    taken = update(differences).where(differences.c.run_id == run_id, recorded)
+    values = {"state": "reverted", "why": "retracted", "closed_at": None, "decided_at": now}
+    return (await connection.execute(taken.values(values))).rowcount
+
+
+def _meant(run_id: uuid.UUID, chosen: Selection) -> list[ColumnElement[bool]]:
+    columns = differences.c
+    found: list[ColumnElement[bool]] = [columns.run_id == run_id]
+    for name in ("kind", "reason", "slot", "action", "state"):
+        value = getattr(chosen, name)
+        if value is not None:
+            found.append(columns[name] == value)
+    if chosen.direction is not None:
+        here = columns.kind == "missing_here"
+        found.append(here if chosen.direction == "here" else ~here)
+    if chosen.lines is not None:
+        found.append(_one_of(chosen.lines))
+    return found
+
+
+def _one_of(lines: Sequence[tuple[str, str]]) -> ColumnElement[bool]:
+    key = differences.c.address.concat(_BETWEEN).concat(differences.c.slot)
+    given = (f"{address}{_BETWEEN}{slot}" for address, slot in lines)
+    return and_(among(differences.c.address, {address for address, _ in lines}), among(key, given))
+
+
+_BETWEEN: Final = "\x1e"
+"""Between the parts of a key that travels as one text."""
