@@ -34,6 +34,7 @@ from service.web import (
     history,
     imports,
     listing,
+    pulls,
     reference,
     webhook,
 )
@@ -56,6 +57,7 @@ OPERATIONS: Final[tuple[AnyOperation, ...]] = (
     *changes.OPERATIONS,
     *admin.OPERATIONS,
     *archive.OPERATIONS,
+    *pulls.OPERATIONS,
     *imports.OPERATIONS,
     *health.OPERATIONS,
 )

@@ -26,8 +26,11 @@ class Told(NamedTuple):
 
     @property
     def known_to_kahuna(self) -> int | None:
-        """Since when Kahuna knew: what it told us itself, from when it happened."""
-        return self.fact.occurred_at if self.fact.source == "kahuna" else self.accepted_at
+        """Since when Kahuna knew: what it told us itself, from when it happened. Nothing is known before it happens,
+        though a clock that is ahead may date it so."""
+        if self.fact.source == "kahuna":
+            return self.fact.occurred_at
+        return None if self.accepted_at is None else max(self.accepted_at, self.fact.occurred_at)
 
 
 class Leak(NamedTuple):

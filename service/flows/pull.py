@@ -179,7 +179,10 @@ async def backfill(
     return pulled
 
 
-async def _backfill(shared: Any, since: datetime | None, progress: Progress, page_size: int) -> Pulled:
+_Shared: TypeAlias = tuple[Database, KahunaClient, str, Rules, Callable[[], datetime], str]
+
+
+async def _backfill(shared: _Shared, since: datetime | None, progress: Progress, page_size: int) -> Pulled:
     database, _, namespace, _, clock, walk = shared
     now = clock()
     lease = await _taken(database, namespace, walk, clock)

@@ -78,10 +78,10 @@ def merged_in(records: Iterable[MergeRecord]) -> Iterator[Merged]:
 def address_of(record: CampaignRecord) -> str | None:
     """Whose e-mail address a record is about: its own field, or else the only one among the user's credentials."""
     if isinstance(record, EmailRecord) and record.email:
-        return clean(record.email)
+        return str(clean(record.email))
     labels = (label.partition(":") for label in record.credentials)
     found = [value for kind, _, value in labels if kind == "email" and value]
-    return clean(found[0]) if len(found) == 1 else None
+    return str(clean(found[0])) if len(found) == 1 else None
 
 
 def plain(record: LogRecord) -> dict[str, Any]:

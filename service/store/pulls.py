@@ -7,7 +7,7 @@ nothing twice. Refuses to know what the records say.
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
@@ -110,7 +110,8 @@ async def note_error(connection: AsyncConnection, key: Key, error: str, now: dat
 async def last_at(connection: AsyncConnection, namespace: str, walk: str) -> datetime | None:
     """When the logs of a namespace were last asked on this walk."""
     mine = (log_walks.c.namespace == namespace, log_walks.c.walk == walk)
-    return (await connection.execute(select(func.max(log_walks.c.last_at)).where(*mine))).scalar()
+    asked = (await connection.execute(select(func.max(log_walks.c.last_at)).where(*mine))).scalar()
+    return cast("datetime | None", asked)
 
 
 async def forget(connection: AsyncConnection, namespace: str, walk: str) -> None:

@@ -83,7 +83,7 @@ _PROOFS: Final = text(
     """
 )
 
-_COUNTS: Final = select(violations.c.namespace, violations.c.known_by, func.count().label("count")).group_by(
+_COUNTS: Final = select(violations.c.namespace, violations.c.known_by, func.count()).group_by(
     violations.c.namespace, violations.c.known_by
 )
 
@@ -134,4 +134,4 @@ async def listed(connection: AsyncConnection, asked: Asked, before: Place | None
 
 async def counts(connection: AsyncConnection) -> dict[tuple[str, str], int]:
     """How many there are, by namespace and who knew."""
-    return {(row.namespace, row.known_by): row.count for row in await connection.execute(_COUNTS)}
+    return {(namespace, known_by): count for namespace, known_by, count in await connection.execute(_COUNTS)}

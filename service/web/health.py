@@ -13,7 +13,7 @@ from starlette.responses import Response
 from service.errors import StorageUnavailable
 from service.flows import push
 from service.flows.shelter import Shelter
-from service.store import batches, changes, migrations, outbox, reviews, spool
+from service.store import batches, changes, migrations, outbox, pulls, reviews, spool, violations
 from service.store.database import Connection
 from service.store.spool import Stock
 from service.telemetry import logger
@@ -199,7 +199,24 @@ async def _stored(connection: Connection, now: datetime) -> list[GaugeMetricFami
     about = "Seconds since the oldest change was recorded that an older transaction of the server keeps from the feed"
     lag = GaugeMetricFamily("kahuna_sync_feed_lag_seconds", about)
     lag.add_metric([], await changes.lag(connection, now))
-    return [unapplied, waiting, depth, circuits, lag]
+    return [unapplied, waiting, depth, circuits, lag, *await _of_logs(connection, now)]
+
+
+async def _of_logs(connection: Connection, now: datetime) -> list[GaugeMetricFamily]:
+    """How far Kahuna's logs were read, and what they show."""
+    about = "Messages that Kahuna sent to an address after a stop was in force, by who knew of it: kahuna or us"
+    leaks = GaugeMetricFamily("kahuna_sync_violations", about, labels=["namespace", "known_by"])
+    for labels, count in (await violations.counts(connection)).items():
+        leaks.add_metric(labels, count)
+    about = "Seconds since the moment up to which a log of Kahuna's was read"
+    age = GaugeMetricFamily("kahuna_sync_log_age_seconds", about, labels=["namespace", "api"])
+    about = "Logs whose last pull or backfill failed, which are tried again"
+    failing = GaugeMetricFamily("kahuna_sync_logs_failing", about, labels=["namespace", "api", "walk"])
+    for walk in await pulls.standing(connection):
+        if walk.walk == pulls.PULL:
+            age.add_metric([walk.namespace, walk.api], (now - walk.reached).total_seconds())
+        failing.add_metric([walk.namespace, walk.api, walk.walk], int(walk.error is not None))
+    return [leaks, age, failing]
 
 
 class _Stored:
