@@ -34,6 +34,7 @@ from service.web import (
     history,
     imports,
     listing,
+    pulls,
     reconciliations,
     reference,
     webhook,
@@ -58,6 +59,7 @@ OPERATIONS: Final[tuple[AnyOperation, ...]] = (
     *admin.OPERATIONS,
     *reconciliations.OPERATIONS,
     *archive.OPERATIONS,
+    *pulls.OPERATIONS,
     *imports.OPERATIONS,
     *health.OPERATIONS,
 )

@@ -1,4 +1,5 @@
-"""Owns what an operator does to the database from the shell and shows while it lasts: import, export, replay, rebuild.
+"""Owns what an operator does to the database from the shell and shows while it lasts: import, backfill, export, replay,
+rebuild.
 
 Refuses to read arguments, which `__main__` hands over, and to know how anything is done, which is the flows' business.
 """
@@ -20,11 +21,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from service import embedded, settings, up
+from service import embedded, settings, up, worker
 from service.domain.evidence import KINDS
 from service.domain.facts import REASONS
 from service.errors import RequestError, SettingsError, StorageUnavailable
-from service.flows import follow, imports, ingest, rebuild, replay
+from service.flows import follow, imports, ingest, pull, rebuild, records, replay
+from service.kahuna import Retry
 from service.settings import Settings
 from service.store import access, archive, changes, export
 from service.store.database import Database
@@ -335,7 +337,70 @@ def _part(file: Any, stop: asyncio.Event) -> bytes:
     raise _Stopped
 
 
+@click.command("backfill")
+@click.option("--since", type=Moment(), help="From when on (default: a year ago).")
+@NAMESPACE
+def backfill_command(since: datetime | None, namespace: str | None) -> None:
+    """Read what Kahuna's logs say of before this deployment. Interrupted, the same command goes on."""
+    loaded = settings.load(os.environ)
+    chosen = settings.chosen(loaded, namespace)
+    if chosen.secret_key is None or not chosen.api_key or chosen.env is None:
+        raise SettingsError(
+            "Kahuna's logs need KAHUNA_SECRET_KEY, KAHUNA_API_KEY and KAHUNA_ENV: set them and try again."
+        )
+    pulled = with_database(lambda database, loaded: _backfill(database, loaded, chosen.name, since), quiet=True)
+    if pulled is None:
+        click.echo("Interrupted. The same command goes on where it ended.", err=True)
+        sys.exit(1)
+    click.echo(f"Backfill of {chosen.name}")
+    table = Table("count", "of")
+    for name, says in zip(records.COUNTED, _BACKFILLED, strict=True):
+        table.add_row(str(pulled.counts[name]), says)
+    Console().print(table)
+    for api, why in pulled.failed.items():
+        click.echo(f"The log {api} was not read to its end: {why}. The same command goes on there.", err=True)
+    sys.exit(1 if pulled.failed else 0)
+
+
+_BACKFILLED: Final = (
+    "records read",
+    "new facts",
+    "stops that callbacks had told of",
+    "stops known before",
+    "stops that could not be understood",
+    "addresses on which a merge of users was noted",
+    "messages sent against a stop",
+)
+
+
+async def _backfill(database: Database, loaded: Settings, namespace: str, since: datetime | None) -> pull.Pulled | None:
+    """What came of it; None if a signal ended it, after the page under way."""
+    stop = asyncio.Event()
+    up.stop_on_signals(stop)
+    chosen = settings.chosen(loaded, namespace)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        tasks: dict[str, Any] = {}
+
+        def show(step: pull.Step) -> None:
+            span, done = step.ends_at - step.begins_at, step.reached - step.begins_at
+            if step.api not in tasks:
+                tasks[step.api] = progress.add_task(step.api, total=span.total_seconds())
+            progress.update(tasks[step.api], completed=done.total_seconds())
+            progress.update(tasks[step.api], description=f"{step.api}: {step.reached:%Y-%m-%d}")
+            if stop.is_set():
+                raise _Stopped
+
+        async with worker.client_for(chosen, loaded, Retry()) as client:
+            rules, clock = ingest.rules_of(loaded), lambda: datetime.now(UTC)
+            try:
+                return await pull.backfill(database, client, namespace, rules, clock, since=since, progress=show)
+            except _Stopped:
+                return None
+
+
 COMMANDS: Final = (
+    backfill_command,
     import_command,
     export_command,
     replay_command,

@@ -182,6 +182,11 @@ class Settings:
     )
     circuit_probe_seconds: float = setting(60.0, "Seconds between probes while Kahuna refuses the credentials")
     worker_poll_seconds: float = setting(0.5, "Seconds between two looks at an empty queue")
+    logs_pull: Literal["on", "off"] = setting("on", "Whether the worker reads Kahuna's logs for what callbacks missed")
+    logs_pull_seconds: float = setting(900.0, "Seconds between two pulls of Kahuna's logs")
+    logs_delay_seconds: float = setting(
+        600.0, "Seconds that a pull stays behind the present, since a record may be written down late"
+    )
     reconcile_every_hours: float | None = setting(
         None, "Hours between two reconciliations of each list that the worker begins by itself. Unset: none"
     )

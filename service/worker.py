@@ -13,10 +13,20 @@ from typing import Final
 
 from service.domain.addresses import CHANNELS
 from service.errors import SettingsError, StorageUnavailable
-from service.flows import follow, ingest, prove, push, reconcile, upkeep
+from service.flows import follow, ingest, prove, pull, push, reconcile, upkeep
+from service.flows.ingest import Rules
 from service.flows.push import Pusher
 from service.flows.underway import Means, guards_of
-from service.kahuna import NO_RETRY, Contract, Credentials, KahunaClient, Timeouts, WrongCorrection, WrongCredentials
+from service.kahuna import (
+    NO_RETRY,
+    Contract,
+    Credentials,
+    KahunaClient,
+    Retry,
+    Timeouts,
+    WrongCorrection,
+    WrongCredentials,
+)
 from service.settings import Namespace, Settings
 from service.store import access
 from service.store.database import Database
@@ -37,8 +47,9 @@ GRACE: Final = 8.0
 """Seconds that a step under way may take once the worker was told to stop."""
 
 
-def client_for(namespace: Namespace, settings: Settings) -> KahunaClient:
-    """The client that speaks to Kahuna for a namespace."""
+def client_for(namespace: Namespace, settings: Settings, retry: Retry = NO_RETRY) -> KahunaClient:
+    """The client that speaks to Kahuna for a namespace. The worker's retries nothing: what is to be sent again is
+    written in the outbox, where it outlives this process, and what is to be read again is due again."""
     if namespace.env is None or namespace.secret_key is None:
         raise SettingsError(f"Namespace {namespace.name} lacks KAHUNA_ENV or KAHUNA_SECRET_KEY.")
     try:
@@ -46,8 +57,7 @@ def client_for(namespace: Namespace, settings: Settings) -> KahunaClient:
     except WrongCredentials as error:
         raise SettingsError(f"KAHUNA_BASE_URL or the keys of namespace {namespace.name}: {error}.") from None
     timeouts = Timeouts(deadline=settings.push_timeout_seconds)
-    # What is to be sent again is written in the outbox, where it outlives this process.
-    return KahunaClient(credentials, timeouts=timeouts, retry=NO_RETRY, contract=contract_of(namespace))
+    return KahunaClient(credentials, timeouts=timeouts, retry=retry, contract=contract_of(namespace))
 
 
 def contract_of(namespace: Namespace) -> Contract:
@@ -80,7 +90,7 @@ async def run(
 def means_of(
     settings: Settings,
     database: Database,
-    rules: ingest.Rules,
+    rules: Rules,
     clock: Callable[[], datetime],
     clients: Mapping[str, KahunaClient],
 ) -> Means:
@@ -103,7 +113,8 @@ async def _steps(
     retention = upkeep.retention_of(settings)
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(Database.of(settings))
-        pushers, clients = [], {}
+        pushers = []
+        clients: dict[str, KahunaClient] = {}
         for namespace in settings.namespaces:
             client = await stack.enter_async_context(make_client(namespace, settings))
             pushers.append(Pusher(database, client, namespace.name, rules.policy, limits, clock, jitter))
@@ -136,10 +147,27 @@ async def _steps(
             ("prove", lambda: prove.prove(database, clock), HOUSEKEEPING),
             *(("schedule", step, HOUSEKEEPING) for step in schedules),
             *(("announce", step, follow.BETWEEN_ANNOUNCEMENTS) for step in telling),
+            *(("logs", step, HOUSEKEEPING) for step in _pulling(settings, database, clients, rules, clock)),
             ("release", release, HOUSEKEEPING),
             ("upkeep", lambda: upkeep.run_due(database, rules, retention, clock), HOUSEKEEPING),
             ("policy", note_policy, ONCE),
         ]
+
+
+def _pulling(
+    settings: Settings,
+    database: Database,
+    clients: Mapping[str, KahunaClient],
+    rules: Rules,
+    clock: Callable[[], datetime],
+) -> list[Step]:
+    """The pulls of Kahuna's logs, one for each namespace."""
+    every, delay = timedelta(seconds=settings.logs_pull_seconds), timedelta(seconds=settings.logs_delay_seconds)
+
+    def pulling(name: str, client: KahunaClient) -> Step:
+        return lambda: pull.pull_due(database, client, name, rules, clock, every=every, delay=delay)
+
+    return [pulling(*one) for one in clients.items()] if settings.logs_pull == "on" else []
 
 
 async def _repeat(name: str, step: Step, pause: float, stop: asyncio.Event) -> None:

@@ -9,7 +9,7 @@ Action = Literal["suppress", "clear"]
 Source = Literal["kahuna", "local"]
 Origin = Literal["kahuna_webhook", "kahuna_logs", "api", "import", "operator", "reconciliation"]
 
-SOURCES: Final[Mapping[Origin, Source]] = {"kahuna_webhook": "kahuna", "import": "local"}
+SOURCES: Final[Mapping[Origin, Source]] = {"kahuna_webhook": "kahuna", "kahuna_logs": "kahuna", "import": "local"}
 """Who speaks in the archived batches of an origin."""
 
 EMAIL_REASONS: Final = (
@@ -29,6 +29,9 @@ REASONS: Final = tuple(dict.fromkeys((*EMAIL_REASONS, *SMS_REASONS)))
 
 FUTURE_TOLERANCE: Final = 300
 """Seconds that a claimed time may be ahead of the clock."""
+
+SAME_EVENT: Final = 300
+"""Seconds within which a record of the vendor's logs and a callback of the same address and reason are one event."""
 
 _MILLISECONDS: Final = range(10**12, 10**13)
 

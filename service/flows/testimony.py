@@ -44,7 +44,8 @@ def testimony_of(applied: Applied, rules: Rules) -> Testimony:
         fact = Fact(batch.namespace, batch.channel, address, reason, action, received_at if at is None else at, source)
         if index not in applied.held:
             said.facts.append(fact)
-        elif at is not None and source == "kahuna":  # what waits says what Kahuna holds; a line known before, nothing
+        elif at is not None and batch.origin == "kahuna_webhook":
+            # An opt-in that waits says what Kahuna holds; a line or a record that is known otherwise says nothing.
             said.waiting.append(fact)
 
     for entry in (*found.facts, *found.opt_ins):

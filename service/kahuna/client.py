@@ -130,7 +130,7 @@ class KahunaClient:
     ) -> None:
         self._times = Times(clock, monotonic, sleep, jitter)
         self._credentials = credentials
-        self._names = contract
+        self.contract = contract
         self._job_pace = Pace(JOB_PACE, self._times)
         self._caller = Caller(
             credentials,
@@ -206,7 +206,7 @@ class KahunaClient:
         At most 10 at once, the client waits; body under 10 MB, about 100,000 users, else TooLarge [DOC].
         Page: https://support.kahuna.com/hc/en-us/articles/360008279554-Adaptive-Campaign-API.
         """
-        body = sending.adaptive_body(config, recipients, default_params, start, self._names)
+        body = sending.adaptive_body(config, recipients, default_params, start, self.contract)
         path = contract.ADAPTIVE_CAMPAIGN_PATH
         return await self._caller.post(_ADAPTIVE_CAMPAIGN, path, whole(_ADAPTIVE_CAMPAIGN, body), answers.adaptive)
 
@@ -244,7 +244,7 @@ class KahunaClient:
             method="GET",
             turn=self._job_pace.turn(_JOB_STATUS.name, job_id, end),
         )
-        return await self._caller.call(asked, partial(answers.job_status, job_id=job_id, names=self._names))
+        return await self._caller.call(asked, partial(answers.job_status, job_id=job_id, names=self.contract))
 
     async def push(
         self,
@@ -302,7 +302,7 @@ class KahunaClient:
         sandbox. An unknown user is an answer. Idempotent.
         Page: https://kahuna.zendesk.com/hc/en-us/articles/360008462313 [DOC], which has its name alone.
         """
-        names = self._names
+        names = self.contract
         headers = self._checksum(_USER_DELETE, value) if names.user_delete_checksum else {}
         body = whole(_USER_DELETE, {names.user_delete_target: {cred_type: value}})
         return await self._caller.post(_USER_DELETE, names.user_delete_path, body, answers.user_delete, headers=headers)
@@ -316,8 +316,8 @@ class KahunaClient:
         answer are [ASSUME].
         Page: https://support.kahuna.com/hc/en-us/articles/360008319574-Flex-API.
         """
-        body = whole(_FLEX, sending.flex_body(config, events, default_params, self._names))
-        return await self._caller.post(_FLEX, contract.FLEX_PATH, body, partial(answers.flex, names=self._names))
+        body = whole(_FLEX, sending.flex_body(config, events, default_params, self.contract))
+        return await self._caller.post(_FLEX, contract.FLEX_PATH, body, partial(answers.flex, names=self.contract))
 
     # Retrieval.
 
@@ -336,9 +336,9 @@ class KahunaClient:
         fault = query_fault(query, cursor)
         if fault is not None:
             raise unsent(api, fault)
-        first = {} if query is None else query_body(query, self._names)
-        fetch = self._fetcher(api, contract.USER_CAMPAIGN_PATH, (self._names.user_campaign_records,), first)
-        return paging.single(api.name, fetch, cursor, answers.user_campaigns(self._names))
+        first = {} if query is None else query_body(query, self.contract)
+        fetch = self._fetcher(api, contract.USER_CAMPAIGN_PATH, (self.contract.user_campaign_records,), first)
+        return paging.single(api.name, fetch, cursor, answers.user_campaigns(self.contract))
 
     async def user_info(self, cred_type: str, value: str) -> UserInfoAnswer:
         """The profile and events that Kahuna stores of one user.
@@ -349,7 +349,7 @@ class KahunaClient:
         """
         body = whole(_USER_INFO, {"target_user": {cred_type: value}})
         headers = self._checksum(_USER_INFO, value)
-        read = partial(answers.user_info, names=self._names)
+        read = partial(answers.user_info, names=self.contract)
         return await self._caller.post(_USER_INFO, contract.USER_INFO_PATH, body, read, headers=headers)
 
     def user_merge_logs(
@@ -365,9 +365,9 @@ class KahunaClient:
         As `push_logs`. The category's word and the fields are [ASSUME].
         Page: https://support.kahuna.com/hc/en-us/articles/360008462433-Logs-API-for-User-Merge.
         """
-        words = (self._names.log_user_merge, *contract.USER_MERGE_WORDS)
+        words = (self.contract.log_user_merge, *contract.USER_MERGE_WORDS)
         return self._logs(
-            _USER_MERGE_LOGS, words, answers.merge_records(self._names), Span(since, until, cursor, page_size)
+            _USER_MERGE_LOGS, words, answers.merge_records(self.contract), Span(since, until, cursor, page_size)
         )
 
     def push_logs(
@@ -387,7 +387,7 @@ class KahunaClient:
         Page: https://support.kahuna.com/hc/en-us/articles/360008319714-Logs-API-for-Push.
         """
         read = partial(read_each, PushRecord)
-        return self._logs(_PUSH_LOGS, (self._names.log_push,), read, Span(since, until, cursor, page_size))
+        return self._logs(_PUSH_LOGS, (self.contract.log_push,), read, Span(since, until, cursor, page_size))
 
     def in_app_logs(
         self,
@@ -402,7 +402,7 @@ class KahunaClient:
         As `push_logs`. The category's word and the fields are [ASSUME].
         Page: https://support.kahuna.com/hc/en-us/articles/360008319694-Logs-API-for-In-app-Messages.
         """
-        words, read = (self._names.log_in_app, *contract.IN_APP_WORDS), answers.in_app_records(self._names)
+        words, read = (self.contract.log_in_app, *contract.IN_APP_WORDS), answers.in_app_records(self.contract)
         return self._logs(_IN_APP_LOGS, words, read, Span(since, until, cursor, page_size))
 
     def email_logs(
@@ -418,8 +418,8 @@ class KahunaClient:
         As `push_logs`. The category's word is [DATA], the fields are [ASSUME].
         Page: https://support.kahuna.com/hc/en-us/articles/360008462393-Logs-API-for-Email.
         """
-        read = answers.email_records(self._names)
-        return self._logs(_EMAIL_LOGS, (self._names.log_email,), read, Span(since, until, cursor, page_size))
+        read = answers.email_records(self.contract)
+        return self._logs(_EMAIL_LOGS, (self.contract.log_email,), read, Span(since, until, cursor, page_size))
 
     def campaign_statistics(
         self,
@@ -435,7 +435,7 @@ class KahunaClient:
         are [ASSUME]: see `Contract`. Idempotent.
         Page: https://kahuna.zendesk.com/hc/en-us/articles/360008462313 [DOC], which has its name alone.
         """
-        names = self._names
+        names = self.contract
         given = {
             names.statistics_campaign: campaign_id,
             names.statistics_start: start and start.strftime(names.statistics_date),
@@ -455,7 +455,7 @@ class KahunaClient:
             raise unsent(api, "request_id must be printable ASCII")
 
         async def send(part: Part, number: int) -> wire.SyncAnswer:
-            read = partial(answers.sync, count=part.count, names=self._names)
+            read = partial(answers.sync, count=part.count, names=self.contract)
             # Requests of one call are told apart by their number, but for the first: it is often the only one.
             headers = {} if request_id is None else {"X-Request-ID": request_id + (f"-{number}" if number else "")}
             return await self._caller.post(api, path, part.body, read, headers=headers, repeatable=part.repeatable)
@@ -494,7 +494,7 @@ class KahunaClient:
         always = {"categories_to_return": [words[0]], "number_of_records": span.page_size}
 
         def fetch_from(start: datetime | None) -> paging.Fetch:
-            first = {} if start is None else {"timestamp": written(start, self._names)}
+            first = {} if start is None else {"timestamp": written(start, self.contract)}
             return self._fetcher(api, contract.LOGS_PATH, words, first, always)
 
         return paging.ranged(api.name, fetch_from, span, read, self._times.clock)

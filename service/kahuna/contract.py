@@ -78,6 +78,7 @@ class Contract:
     merge_older: str = guess("older_user_credentials", "ASSUME", "Merge record: what only the older user had")
     merge_newer: str = guess("newer_user_credentials", "ASSUME", "Merge record: what only the newer user had")
     email_record_address: str = guess("email", "ASSUME", "Email record: the address")
+    email_log_sent: str = guess("email", "DATA", "Email record: the action of a message that was sent")
     in_app_record_fields: str = guess("", "ASSUME", "In-app record: other names of fields, `theirs:ours theirs:ours`")
     email_record_fields: str = guess("", "ASSUME", "Email record: other names of fields, `theirs:ours theirs:ours`")
     merge_record_fields: str = guess("", "ASSUME", "Merge record: other names of fields, `theirs:ours theirs:ours`")
@@ -120,6 +121,12 @@ class Contract:
     user_info_attributes: str = guess("attributes", "ASSUME", "User's field with the attributes")
     user_info_devices: str = guess("devices", "ASSUME", "User's field with the devices")
     user_info_events: str = guess("events", "ASSUME", "User's field with the events")
+    user_info_email_stop: str = guess(
+        "email_opt_out", "ASSUME", "User's field that is true while Kahuna mails nothing to the user"
+    )
+    user_info_sms_stop: str = guess(
+        "sms_opt_out", "ASSUME", "User's field that is true while Kahuna texts nothing to the user"
+    )
 
     def __post_init__(self) -> None:
         for name in ("user_delete_path", "campaign_statistics_path"):

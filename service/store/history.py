@@ -1,4 +1,5 @@
-"""Owns everything that was ever noted about one address: facts, opt-ins under review, corrections, and who did what.
+"""Owns everything that was ever noted about one address: facts, opt-ins under review, corrections, merges of users, and
+who did what.
 
 Each table is asked by its index on the address, and together they are one list in the order in which we came to know
 them. What retention has dropped is said to be gone, and nothing is made up for it.
@@ -17,9 +18,9 @@ from service.store.database import among
 from service.store.suppressions import Subject
 from service.store.tables import batches
 
-Kind = Literal["action", "review", "fact", "correction"]
+Kind = Literal["action", "review", "fact", "correction", "merge"]
 
-KINDS: Final[tuple[Kind, ...]] = ("action", "review", "fact", "correction")
+KINDS: Final[tuple[Kind, ...]] = ("action", "review", "fact", "correction", "merge")
 """In the order in which one transaction brings them about."""
 
 # An untimed opt-in that was decided has no index but that of the decision in the audit log.
@@ -63,6 +64,11 @@ _EVENTS: Final = text(
                                   'attempts', attempts, 'reason', reason, 'evidence', evidence),
                settled_at, null
         from corrections where address = :address and channel = :channel and namespace = :namespace
+        union all
+        select recorded_at, 4, encode(digest, 'hex'),
+               jsonb_build_object('side', side, 'occurred_at', occurred_at, 'record', record),
+               null, null
+        from merges where address = :address and channel = :channel and namespace = :namespace
     )
     select at, kind, key, told, settled_at, batch_id from events
     where (at, kind, key collate "C") > (:after_at, :after_kind, cast(:after_key as text) collate "C")

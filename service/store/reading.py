@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import BigInteger, DateTime, Text, bindparam, text
+from sqlalchemy import BigInteger, DateTime, Float, Text, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.domain.addresses import Channel
@@ -29,6 +29,24 @@ _ACTIVE: Final = """
         else true end
 """
 """`domain.suppression.standing` in SQL: whether a cause is in force."""
+
+# Thirty times as much as is wanted: other namespaces and channels are in the table, too.
+_SHARE: Final = text(
+    """
+    select least(100.0, 3000.0 * :size / greatest(reltuples, 1))::float8 from pg_class
+    where oid = 'suppressions'::regclass
+    """
+).bindparams(bindparam("size", type_=BigInteger))
+
+_SAMPLE: Final = text(
+    """
+    select address from (
+        select distinct address from suppressions tablesample system (:share)
+        where namespace = :namespace and channel = :channel and coalesce(stop_at, clear_at) is not null
+    ) as drawn
+    order by random() limit :size
+    """
+).bindparams(bindparam("share", type_=Float), bindparam("size", type_=BigInteger))
 
 _NUMBERS: Final = [bindparam(name, type_=BigInteger) for name in ("window", "soft_lifetime", "hard_lifetime", "at")]
 
@@ -145,3 +163,14 @@ def _numbers(at: int, policy: Policy) -> dict[str, Any]:
         "soft_lifetime": policy.soft_bounce_lifetime,
         "hard_lifetime": policy.hard_bounce_lifetime,
     }
+
+
+async def sample(connection: AsyncConnection, namespace: str, channel: Channel, size: int) -> list[str]:
+    """So many addresses of the list at random, or all if there are fewer: of parts of the table that are drawn by
+    chance, so that not all of it is read. Needs a transaction."""
+    share = (await connection.execute(_SHARE, {"size": size})).scalar_one()
+    values = {"namespace": namespace, "channel": channel, "size": size}
+    found = list((await connection.execute(_SAMPLE, values | {"share": share})).scalars())
+    if len(found) < size and share < 100:
+        found = list((await connection.execute(_SAMPLE, values | {"share": 100.0})).scalars())
+    return found

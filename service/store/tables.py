@@ -438,3 +438,76 @@ leases = Table(
     moment("ends_at"),
     comment="Work that one process at a time may do; the fence counts who took it",
 )
+
+log_walks = Table(
+    "log_walks",
+    metadata,
+    word("namespace", primary_key=True),
+    word("api", primary_key=True),
+    word("walk", primary_key=True),
+    moment("begins_at"),
+    moment("ends_at", nullable=True),
+    moment("since"),
+    word("cursor", nullable=True),
+    moment("reached"),
+    Column("counts", JSONB, nullable=False),
+    moment("last_at", nullable=True),
+    moment("done_at", nullable=True),
+    word("error", nullable=True),
+    moment("error_at", nullable=True),
+    comment="How far each of Kahuna's logs was read: without end (pull), of before (backfill), or for a run",
+)
+
+run_batches = Table(
+    "run_batches",
+    metadata,
+    Column("run_id", Uuid, primary_key=True),
+    Column("batch_id", Uuid, primary_key=True),
+    comment="The batches of log pages that a reconciliation had read",
+)
+
+log_bounces = Table(
+    "log_bounces",
+    metadata,
+    word("address", primary_key=True),
+    word("namespace", primary_key=True),
+    seconds("occurred_at", nullable=False, primary_key=True),
+    Column("batch_id", Uuid, nullable=False),
+    Column("entry_index", Integer, nullable=False),
+    comment="Soft bounces that only a log told of so far: a callback may still come, and count for them",
+)
+
+merges = Table(
+    "merges",
+    metadata,
+    word("address", primary_key=True),
+    word("channel", primary_key=True),
+    word("namespace", primary_key=True),
+    Column("digest", LargeBinary, primary_key=True),
+    word("side"),
+    seconds("occurred_at"),
+    Column("record", JSONB, nullable=False),
+    moment("recorded_at"),
+    comment="Users that Kahuna made one, noted on every address that they had",
+)
+
+violations = Table(
+    "violations",
+    metadata,
+    word("address", primary_key=True),
+    word("channel", primary_key=True),
+    word("namespace", primary_key=True),
+    Column("digest", LargeBinary, primary_key=True),
+    moment("sent_at"),
+    word("campaign", nullable=True),
+    Column("campaign_id", BigInteger, autoincrement=False),
+    word("known_by"),
+    moment("known_since"),
+    word("reason"),
+    seconds("occurred_at", nullable=False),
+    Column("evidence", JSONB, nullable=False),
+    moment("found_at"),
+    CheckConstraint("known_by in ('kahuna', 'us')", name="violations_known_by"),
+    Index("violations_sent", "namespace", "sent_at", "digest", "address"),
+    comment="Messages that Kahuna sent to an address after a stop was in force, with both pieces of evidence",
+)

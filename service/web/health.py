@@ -14,7 +14,18 @@ from service.domain.drift import KINDS
 from service.errors import StorageUnavailable
 from service.flows import push
 from service.flows.shelter import Shelter
-from service.store import batches, changes, differences, migrations, outbox, reconciliations, reviews, spool
+from service.store import (
+    batches,
+    changes,
+    differences,
+    migrations,
+    outbox,
+    pulls,
+    reconciliations,
+    reviews,
+    spool,
+    violations,
+)
 from service.store.database import Connection
 from service.store.spool import Stock
 from service.telemetry import logger
@@ -200,7 +211,7 @@ async def _stored(connection: Connection, now: datetime) -> list[GaugeMetricFami
     about = "Seconds since the oldest change was recorded that an older transaction of the server keeps from the feed"
     lag = GaugeMetricFamily("kahuna_sync_feed_lag_seconds", about)
     lag.add_metric([], await changes.lag(connection, now))
-    return [unapplied, waiting, depth, circuits, lag, *await _drift(connection)]
+    return [unapplied, waiting, depth, circuits, lag, *await _drift(connection), *await _of_logs(connection, now)]
 
 
 async def _drift(connection: Connection) -> list[GaugeMetricFamily]:
@@ -218,6 +229,23 @@ async def _drift(connection: Connection) -> list[GaugeMetricFamily]:
         for kind in KINDS:
             drift.add_metric([namespace, channel, kind], found.get((run_id, kind), 0))
     return [drift, checked]
+
+
+async def _of_logs(connection: Connection, now: datetime) -> list[GaugeMetricFamily]:
+    """How far Kahuna's logs were read, and what they show."""
+    about = "Messages that Kahuna sent to an address after a stop was in force, by who knew of it: kahuna or us"
+    leaks = GaugeMetricFamily("kahuna_sync_violations", about, labels=["namespace", "known_by"])
+    for labels, count in (await violations.counts(connection)).items():
+        leaks.add_metric(labels, count)
+    about = "Seconds since the moment up to which a log of Kahuna's was read"
+    age = GaugeMetricFamily("kahuna_sync_log_age_seconds", about, labels=["namespace", "api"])
+    about = "Logs whose last pull or backfill failed, which are tried again"
+    failing = GaugeMetricFamily("kahuna_sync_logs_failing", about, labels=["namespace", "api", "walk"])
+    for walk in await pulls.standing(connection):
+        if walk.walk == pulls.PULL:
+            age.add_metric([walk.namespace, walk.api], (now - walk.reached).total_seconds())
+        failing.add_metric([walk.namespace, walk.api, walk.walk], int(walk.error is not None))
+    return [leaks, age, failing]
 
 
 class _Stored:

@@ -105,7 +105,17 @@ class CorrectionTold(msgspec.Struct, tag="correction", tag_field="kind"):
     evidence: Any
 
 
-Told: TypeAlias = ActionTold | ReviewTold | FactTold | CorrectionTold
+class MergeTold(msgspec.Struct, tag="merge", tag_field="kind"):
+    """Kahuna made one user of two, one or both of which (`older`, `newer`, `common`) had this address. `record` is its
+    log record, with the credentials of both."""
+
+    at: datetime
+    side: str
+    occurred_at: Shown | None
+    record: dict[str, Any]
+
+
+Told: TypeAlias = ActionTold | ReviewTold | FactTold | CorrectionTold | MergeTold
 
 
 class History(msgspec.Struct):
@@ -153,6 +163,7 @@ _KINDS: Final[dict[str, type[Told]]] = {
     "review": ReviewTold,
     "fact": FactTold,
     "correction": CorrectionTold,
+    "merge": MergeTold,
 }
 
 

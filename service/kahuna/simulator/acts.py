@@ -22,6 +22,7 @@ Act = Literal[
     "hard_bounce",
     "soft_bounce",
     "spam",
+    "email",
     "opened",
     "clicked",
     "email_goal",
@@ -40,7 +41,8 @@ _TELLING_OF: Final[Mapping[Channel, tuple[Act, ...]]] = {
     "sms": ("stop", "start"),
 }
 _ENGAGEMENT_OF: Final[Mapping[Category, tuple[Act, ...]]] = {
-    "email": ("opened", "clicked", "email_goal"),
+    # The first is Kahuna's own: it mails them whatever they said, as it never should.
+    "email": ("email", "opened", "clicked", "email_goal"),
     "push": ("click", "goal", "more engaged", "uninstalled"),
     "in_app": ("ia_click", "ia_goal"),
 }

@@ -46,6 +46,8 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # Of callbacks: each is delivered twice; of those that are due together, the newest goes first.
     duplicate: bool = False
     reorder: bool = False
+    # Nobody is ever told of them: only the logs know.
+    lose: bool = False
 
 
 class Faults:
@@ -68,7 +70,8 @@ class Faults:
         if name in self.by_api:
             return self._met(name)
         everywhere = self.by_api.get("all", Fault())
-        return self._met("all") if everywhere.duplicate or everywhere.reorder else Fault()
+        says_something = everywhere.duplicate or everywhere.reorder or everywhere.lose
+        return self._met("all") if says_something else Fault()
 
     def _met(self, name: str) -> Fault:
         fault = self.by_api.get(name, Fault())

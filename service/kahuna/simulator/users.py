@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl
 import msgspec
 from starlette.exceptions import HTTPException
 
+from service.domain.addresses import Channel
 from service.kahuna.simulator.contract import CHECKSUM_HEADER, CREDENTIAL_TYPES, MAX_ITEMS, error_object
 from service.kahuna.simulator.door import Answer, Call, environment
 from service.kahuna.simulator.faults import REJECTED, Rejections
@@ -22,6 +23,8 @@ from service.kahuna.simulator.world import World
 
 SUCCESS: Final = {"success": True}
 NOT_FOUND: Final = error_object(404, "User not found")
+
+OPT_OUTS: Final[Mapping[str, Channel]] = MappingProxyType({"email_opt_out": "email", "sms_opt_out": "sms"})
 
 # Fields of clients of 2013 to 2015.
 _OLD_CREDENTIALS: Final = MappingProxyType({"username": "username", "user_email": "email"})
@@ -157,7 +160,16 @@ def update_attributes(call: Call) -> Answer:
 def tell_user(call: Call) -> Answer:
     """Everything known of one user."""
     person = _one_user(call)
-    return Answer(NOT_FOUND if person is None else {"success": True, "user": profile(person)})
+    if person is None:
+        return Answer(NOT_FOUND)
+    # No page shows how an opt-out would look there: both names are assumed.
+    world = call.world
+    stopped = {
+        name: not world.stops.reachable(channel, address)
+        for name, channel in OPT_OUTS.items()
+        if (address := world.address(person, channel)) is not None
+    }
+    return Answer({"success": True, "user": profile(person) | stopped})
 
 
 def delete_user(call: Call) -> Answer:

@@ -1,7 +1,7 @@
 """The calls that the stand-in makes: signed callbacks to whoever is registered.
 
-Owns signing, the cutting into callbacks, and redelivery. Refuses to lose one in silence: what nobody took stays, and
-can be delivered again.
+Owns signing, the cutting into callbacks, and redelivery. Refuses to lose one unless a fault asks for it: what nobody
+took stays, and can be delivered again.
 """
 
 import asyncio
@@ -95,7 +95,8 @@ class Webhooks:
                     await self._deliver(client, callback)
         finally:
             # Also where whoever asked for it has gone away.
-            self._pending[:0] = [callback for callback in due if not callback.delivered]
+            told = {id(callback) for callback in ordered}
+            self._pending[:0] = [one for one in due if id(one) in told and not one.delivered]
         return ordered
 
     async def send_once(self, channel: Channel, entries: Sequence[Any], to: str) -> httpx.Response:
@@ -104,13 +105,16 @@ class Webhooks:
             return await self._post(client, channel, entries, to)
 
     def _spoilt(self, due: Sequence[Callback]) -> list[Callback]:
-        """Doubled and turned round, where a fault asks for it. A fault meets once what is due of a channel together."""
+        """Lost, doubled and turned round, where a fault asks for it. A fault meets once what is due of a channel
+        together."""
         by_channel: dict[Channel, list[Callback]] = defaultdict(list)
         for callback in due:
             by_channel[callback.channel].append(callback)
         ordered = []
         for channel, callbacks in by_channel.items():
             fault = self._faults.next_of_webhook(channel)
+            if fault.lose:
+                continue
             turned = callbacks[::-1] if fault.reorder else callbacks
             ordered += [callback for callback in turned for _ in range(2 if fault.duplicate else 1)]
         return ordered
