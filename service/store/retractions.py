@@ -109,7 +109,8 @@ async def create(connection: AsyncConnection, asked: Retraction, now: datetime) 
     if (await connection.execute(new.returning(retractions.c.id))).scalar() is not None:
         return None
     same = select(retractions.c.id).where(retractions.c.kind == asked.kind, retractions.c.of == asked.of)
-    return (await connection.execute(same)).scalar_one()
+    before: uuid.UUID = (await connection.execute(same)).scalar_one()
+    return before
 
 
 async def add_evidence(connection: AsyncConnection, retraction_id: uuid.UUID, evidence: Evidence) -> int:
@@ -170,14 +171,14 @@ async def take_up(connection: AsyncConnection, now: datetime, retraction_id: uui
     running = update(retractions).where(table.id == row.id)
     await connection.execute(running.values(state="running", started_at=started_at, error=None))
     place = Place(row.phase, row.reached, row.reached_address, row.walked, row.walked_deeds)
-    return Open(_retraction(row), place, dict(row.counts), started_at)
+    return Open(as_retraction(row), place, dict(row.counts), started_at)
 
 
 async def note(
     connection: AsyncConnection, retraction_id: uuid.UUID, place: Place, counts: dict[str, int], now: datetime
 ) -> None:
     """Writes down how far it is, in the transaction that brought it there."""
-    values = {
+    values: dict[str, Any] = {
         "phase": place.phase,
         "reached": place.reached,
         "reached_address": place.address,
@@ -200,7 +201,8 @@ async def postpone(connection: AsyncConnection, retraction_id: uuid.UUID, error:
 async def attempts(connection: AsyncConnection, retraction_id: uuid.UUID) -> int:
     """How often in a row it could not go on."""
     query = select(retractions.c.attempts).where(retractions.c.id == retraction_id)
-    return (await connection.execute(query)).scalar_one()
+    tried: int = (await connection.execute(query)).scalar_one()
+    return tried
 
 
 async def evidence_after(
@@ -232,7 +234,7 @@ async def release(connection: AsyncConnection, batch_id: uuid.UUID, digest: byte
     await connection.execute(known)
 
 
-async def is_counted_out(connection: AsyncConnection, batch_ids: Iterable[uuid.UUID]) -> set[uuid.UUID]:
+async def counted_out(connection: AsyncConnection, batch_ids: Iterable[uuid.UUID]) -> set[uuid.UUID]:
     """Those of these batches, or rows of the audit log, of which nothing counts any more."""
     table, mine = retraction_evidence.c, retractions.c
     query = select(table.evidence_id).join_from(retraction_evidence, retractions, mine.id == table.retraction_id)
@@ -358,7 +360,8 @@ async def open_count(connection: AsyncConnection) -> int:
     return (await connection.execute(query)).scalar_one()
 
 
-def _retraction(row: Any) -> Retraction:
+def as_retraction(row: Any) -> Retraction:
+    """The retraction of a row."""
     only = Only(row.only_reason, row.only_domain)
     return Retraction(row.id, row.namespace, row.channel, row.kind, row.of, row.actor, row.reason, only)
 
