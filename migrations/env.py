@@ -11,8 +11,12 @@ from sqlalchemy import Connection, text
 from sqlalchemy.dialects.postgresql.base import PGDialect
 
 from service.settings import load
+from service.store import tables_of_undo
 from service.store.database import single_connection
-from service.store.tables import Xid8, metadata
+from service.store.tables import Xid8
+
+# Whoever asks one module for it has the tables of all.
+METADATA = tables_of_undo.retractions.metadata
 
 # One number for every process that migrates: the lock lives as long as the transaction, also behind a pooler.
 LOCK = 7_015_241_811
@@ -26,7 +30,7 @@ def migrate(connection: Connection) -> None:
     vars(connection.dialect)["ischema_names"] = {**PGDialect.ischema_names, "xid8": Xid8}
     context.configure(
         connection=connection,
-        target_metadata=metadata,
+        target_metadata=METADATA,
         compare_server_default=True,
         include_name=_all_but(partitions_of(connection)),
     )

@@ -74,6 +74,8 @@ def reconcile_command(ctx: click.Context, /, channel: Any, source: str, auto_app
 def _asked(channel: Channel, source: str, since: datetime | None, addresses: Sequence[str]) -> dict[str, Any] | None:
     if since is not None and source != "logs":
         raise SettingsError("--since is for --source logs.")
+    if source == "logs" and channel == "sms":
+        raise SettingsError("Kahuna's logs tell nothing of texts; use --source ledger.")
     if addresses and source != "profiles":
         raise SettingsError("--address is for --source profiles.")
     try:

@@ -34,13 +34,19 @@ class Key(NamedTuple):
 @dataclass(slots=True)
 class Sides:
     """Both sides of one address. `orphans` are the stored facts whose batch was dropped: the checkpoint answers for
-    them."""
+    them. Of the `sayings`, facts with the id of who says them, those that are not `withdrawn` are `said`."""
 
     said: set[Fact] = field(default_factory=set)
     checkpoint: dict[str, Cause] = field(default_factory=dict)
     facts: set[Fact] = field(default_factory=set)
     orphans: set[Fact] = field(default_factory=set)
     live: dict[str, Cause] = field(default_factory=dict)
+    sayings: set[tuple[Fact, str]] = field(default_factory=set)
+    withdrawn: set[tuple[Fact, str]] = field(default_factory=set)
+
+    def hear(self) -> None:
+        """Takes what was said, and not taken back, for said."""
+        self.said |= {fact for fact, _ in self.sayings - self.withdrawn}
 
 
 def rebuilt(sides: Sides, policy: Policy) -> dict[str, Cause]:
@@ -67,11 +73,12 @@ def disagreements(
 
 
 def _among_facts(sides: Sides, causes: Mapping[str, Cause], policy: Policy, bounces: int) -> Iterator[tuple[Kind, str]]:
-    if sides.said == sides.facts and not sides.orphans and not sides.checkpoint:
+    said = sides.said
+    if said == sides.facts and not sides.orphans and not sides.checkpoint:
         return
-    missing = sides.said - sides.facts - sides.orphans
+    missing = said - sides.facts - sides.orphans
     yield from (("missing_fact", fact.reason) for fact in sorted(missing))
-    foreign = sides.facts - sides.said | {fact for fact in sides.orphans - sides.said if not _answered_for(fact, sides)}
+    foreign = sides.facts - said | {fact for fact in sides.orphans - said if not _answered_for(fact, sides)}
     yield from (("foreign_fact", fact.reason) for fact in sorted(foreign))
     # Which facts the dropped batches had brought nobody knows any more, but those that decide must be there.
     there = fold(sides.facts | sides.orphans, policy)

@@ -24,10 +24,11 @@ from service.flows.ingest import Member, Rules, Sorted
 from service.lists.chunks import LINES, Chunk
 from service.lists.columns import Asked, Line
 from service.lists.reading import Reading
-from service.store import access, batches, imports, outbox, suppressions
+from service.store import access, batches, imports, outbox, retractions, suppressions
 from service.store.access import Deed
 from service.store.batches import Known, Outcome, Received, new_id
 from service.store.database import Connection, Database, until_settled
+from service.store.imports import Begun
 from service.store.suppressions import Entry, Provenance
 from service.telemetry import logger
 
@@ -258,6 +259,8 @@ class Import:
         batch, now = made.batch, self._clock()
         known = await batches.claim_digest(connection, batch)
         if known is not None:
+            if await retractions.counted_out(connection, [known.id]):
+                raise StorageBusy("This list is being taken back; send it again when that is done.")
             return _as_known(made, known)
         said = await self._said_before(connection, made, now)
         stops = [entry for entry in made.found.facts if entry.entry_index not in said]
@@ -301,6 +304,13 @@ class Import:
         async with self._database.begin() as connection:
             deed = Deed(order.actor, what, order.namespace, order.channel, detail=detail)
             await access.write_down(connection, deed, self._clock())
+            if what == "import.begun":
+                said = (order.file_name, order.reason, order.as_of)
+                await imports.begin(
+                    connection, Begun(self.id, order.namespace, order.channel, order.actor, *said, self.begun_at)
+                )
+            else:
+                await imports.end(connection, self.id, what.removeprefix("import."), tally.counts, self._clock())
 
 
 async def _no_news(connection: Connection, made: _Made) -> frozenset[int]:

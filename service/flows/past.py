@@ -2,14 +2,15 @@
 today, each by the numbers that were in force.
 
 Both are folded from the facts, which retention never drops; so the answer is as good for a moment before the oldest
-month that the archive still has. A fact that was taken back is gone from the past, too.
+month that the archive still has. What was taken back was known until then: a query of before would have told it. Of
+what was true then as known today, it is no part.
 """
 
 from datetime import UTC, datetime
 from typing import Final, Literal, NamedTuple
 
 from service.domain.suppression import Cause, Policy, fold
-from service.store import access, suppressions
+from service.store import access, suppressions, withdrawals
 from service.store.database import Database
 from service.store.suppressions import CauseRow, FactRow, Subject
 
@@ -30,6 +31,8 @@ async def state_at(database: Database, subject: Subject, at: datetime, basis: Ba
     """The state at a moment. `today` are the numbers to go by if none were ever written down."""
     async with database.read() as connection:
         facts = await suppressions.facts_of(connection, *subject)
+        if basis == "recorded":
+            facts += [row for row, until in await withdrawals.about(connection, subject) if at < until]
         policy = await access.policy_at(connection, max(at, _LONG_AGO)) or today
     return State(_causes(_known(facts, at, basis), policy), policy)
 

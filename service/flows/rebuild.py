@@ -1,6 +1,7 @@
 """Owns the proof that the list follows from its evidence: everything is read as of one moment, and both sides compared.
 
-The evidence is the archive, the audit log and the checkpoint; stored are the facts and the list. All of it goes through
+The evidence is the archive, the audit log and the checkpoint, without what was taken back; stored are the facts and the
+list. All of it goes through
 a folder of files, each with a share of the addresses, so that memory holds a share and not the whole. Callbacks go on
 meanwhile. Refuses to repair: what is wrong is counted and named, and a person decides.
 """
@@ -25,7 +26,7 @@ from service.domain.facts import Fact
 from service.domain.suppression import Cause, Policy
 from service.flows.ingest import Rules
 from service.flows.testimony import testimony_of
-from service.store import access, batches, checkpoints, suppressions
+from service.store import access, batches, checkpoints, suppressions, withdrawals
 from service.store.checkpoints import Gone
 from service.store.database import Connection, Database
 from service.telemetry import logger
@@ -33,7 +34,7 @@ from service.telemetry import logger
 SHARES: Final = 64
 """Files that the addresses are spread over: memory holds one of so many parts."""
 
-What = Literal["said", "checkpoint", "facts", "orphans", "live"]
+What = Literal["sayings", "withdrawn", "checkpoint", "facts", "orphans", "live"]
 
 
 class Disagreement(NamedTuple):
@@ -92,7 +93,7 @@ class _Shares:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._stack.close()
 
-    def add(self, what: What, key: Key, value: Fact | Cause) -> None:
+    def add(self, what: What, key: Key, value: Fact | Cause | tuple[Fact, uuid.UUID]) -> None:
         """Notes one thing about an address."""
         share = zlib.crc32(key.address.encode()) % SHARES
         self._files[share].write(msgspec.json.encode((what, key, value)) + b"\n")
@@ -105,6 +106,8 @@ class _Shares:
             for line in file:
                 what, key, value = msgspec.json.decode(line)
                 _put(sides[Key(*key)], what, value)
+            for one in sides.values():
+                one.hear()
             yield dict(sorted(sides.items()))
 
 
@@ -137,12 +140,14 @@ async def _gather_evidence(
         for batch in page:
             said = await asyncio.to_thread(testimony_of, batch, rules)
             unclear, unknown = unclear + said.unclear, unknown + said.unknown
-            _add_facts(shares, "said", said.facts)
+            _add_words(shares, "sayings", [(batch.received.id, fact) for fact in said.facts])
         after = page[-1].received.id
         count += len(page)
         progress("batches", count)
     async for stated in access.stated(connection):
-        _add_facts(shares, "said", stated)
+        _add_words(shares, "sayings", stated)
+    async for withdrawn in withdrawals.every(connection):
+        _add_words(shares, "withdrawn", withdrawn)
     async for causes in checkpoints.every_cause(connection):
         _add_causes(shares, "checkpoint", causes)
     return unclear, unknown
@@ -194,9 +199,9 @@ def _compare(
         progress("addresses compared", count)
 
 
-def _add_facts(shares: _Shares, what: What, facts: Sequence[Fact]) -> None:
-    for fact in facts:
-        shares.add(what, Key(*fact[:3]), fact)
+def _add_words(shares: _Shares, what: What, words: Sequence[tuple[uuid.UUID, Fact]]) -> None:
+    for evidence, fact in words:
+        shares.add(what, Key(*fact[:3]), (fact, evidence))
 
 
 def _add_causes(shares: _Shares, what: What, causes: Sequence[tuple[Any, ...]]) -> None:
@@ -205,7 +210,10 @@ def _add_causes(shares: _Shares, what: What, causes: Sequence[tuple[Any, ...]]) 
 
 
 def _put(sides: Sides, what: What, value: list[Any]) -> None:
-    if what in ("said", "facts", "orphans"):
+    if what in ("sayings", "withdrawn"):
+        getattr(sides, what).add((Fact(*value[0]), value[1]))
+        return
+    if what in ("facts", "orphans"):
         getattr(sides, what).add(Fact(*value))
         return
     reason, stop_at, clear_at, bounces = value

@@ -10,12 +10,12 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 from service.domain.addresses import CHANNELS, Channel
 from service.errors import StorageUnavailable
-from service.flows import approve, plan, revert
-from service.flows.underway import LEASE, SCHEDULE, UNFINISHED, Means, Progress, TakenOver, Underway
+from service.flows import approve, plan, revert, sources
+from service.flows.underway import LEASE, SCHEDULE, UNFINISHED, Means, NotYet, Progress, TakenOver, Underway
 from service.store import access, leases, reconciliations
 from service.store.access import Deed
 from service.store.database import Connection, Database, until_settled
@@ -23,6 +23,10 @@ from service.store.reconciliations import Run
 from service.telemetry import logger
 
 Work = Callable[[Underway, Progress | None], Awaitable[None]]
+
+
+SOON: Final = timedelta(seconds=1)
+"""Until a run that waits for other work is looked at again."""
 
 
 async def queue(database: Database, run: Run, clock: Callable[[], datetime]) -> None:
@@ -55,7 +59,9 @@ async def queue_scheduled(
                 return False
             if await reconciliations.any_of(connection, namespace, channel, sorted(UNFINISHED)):
                 return False
-            run = Run(uuid.uuid4(), namespace, channel, wanted["source"], wanted["auto_approve"], SCHEDULE)
+            # Kahuna's logs tell of e-mail alone.
+            source = wanted["source"] if channel == "email" else "ledger"
+            run = Run(uuid.uuid4(), namespace, channel, source, wanted["auto_approve"], SCHEDULE)
             await _queue(connection, run, now)
             return True
 
@@ -77,6 +83,8 @@ async def run_next(means: Means, progress: Progress | None = None, run_id: uuid.
         await _carry_on(Underway(means, run), progress)
     except TakenOver:
         logger().warning("reconciliation.taken_over", run_id=str(run.id))
+    except NotYet:
+        await _let_go(means, run, until=clock() + SOON, attempts=0)
     except StorageUnavailable:
         await _let_go(means, run)
         raise
@@ -105,16 +113,24 @@ async def _carry_on(underway: Underway, progress: Progress | None) -> None:
 
 
 async def _plan(underway: Underway, progress: Progress | None) -> None:
-    since = underway.means.clock()
+    """What Kahuna is asked itself comes first; whoever takes a run over within the comparison does not ask again."""
+    run, since = underway.run, underway.means.clock()
+    if run.source == "profiles":
+        await sources.look_up(underway)
+        await plan.conclude(underway, whole=False, since=since)
+        return
+    if run.source == "logs" and not run.position:
+        await sources.pull_logs(underway, progress)
+        underway = await underway.anew()
     await plan.compare_list(underway, progress)
     await plan.conclude(underway, whole=True, since=since)
 
 
-async def _let_go(means: Means, run: Run) -> None:
+async def _let_go(means: Means, run: Run, until: datetime | None = None, **more: int) -> None:
     """Told to stop, or the database is away: the next worker need not wait for the lease, if this can still be said."""
     with suppress(StorageUnavailable):
         async with means.database.begin() as connection:
-            await reconciliations.write(connection, run, {"lease_until": None})
+            await reconciliations.write(connection, run, {"lease_until": until} | more)
 
 
 async def _fail(means: Means, run: Run, error: str) -> None:

@@ -16,7 +16,7 @@ from service.domain.addresses import Channel
 from service.errors import NotFound, StorageBusy, StorageUnavailable
 from service.flows import ingest
 from service.flows.ingest import Member, Rules, Sorted, Taken
-from service.store import access, archive, batches, quarantine, reviews, suppressions
+from service.store import access, archive, batches, quarantine, retractions, reviews, suppressions, withdrawals
 from service.store.access import Deed
 from service.store.archive import Archived, Asked, Key
 from service.store.batches import Outcome
@@ -178,7 +178,7 @@ async def again(
         )
         found = await ingest.sort_apart(member, place, namespace)
         cases.append(_case(archived[place], found, rejected, open_, with_taken=only is None))
-    cases = await _without_seen(connection, cases)
+    cases = await _without_withdrawn(connection, await _without_seen(connection, cases))
     taken = await ingest.take(connection, members, [case.found for case in cases], rules, now)
     done = [_replayed(case, what) for case, what in zip(cases, taken, strict=True)]
     for case, replayed in zip(cases, done, strict=True):
@@ -317,6 +317,33 @@ async def _without_seen(connection: Connection, cases: Sequence[_Case]) -> list[
             found=case.found._replace(
                 opt_ins=[entry for entry in case.found.opt_ins if is_new(case, entry)],
                 untimed=[held for held in case.found.untimed if is_new(case, held)],
+            )
+        )
+        for case in cases
+    ]
+
+
+async def _without_withdrawn(connection: Connection, cases: Sequence[_Case]) -> list[_Case]:
+    """Leaves out what was taken back: no replay brings it again. Of a batch that was taken back whole, nothing counts,
+    also what is understood by now."""
+    ids = [case.archived.batch.id for case in cases]
+    out = await retractions.counted_out(connection, ids)
+    withdrawn = {(one, *fact[2:6]) for one, fact in await withdrawals.of_evidence(connection, ids)}
+    if not out and not withdrawn:
+        return list(cases)
+    nothing = Sorted([], [], [], {})
+
+    def counts(case: _Case, one: Entry) -> bool:
+        key = (case.archived.batch.id, one.address, one.reason, one.action, one.occurred_at)
+        return key not in withdrawn
+
+    return [
+        case._replace(found=nothing, open=frozenset())
+        if case.archived.batch.id in out
+        else case._replace(
+            found=case.found._replace(
+                facts=[one for one in case.found.facts if counts(case, one)],
+                opt_ins=[one for one in case.found.opt_ins if counts(case, one)],
             )
         )
         for case in cases

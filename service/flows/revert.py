@@ -12,11 +12,13 @@ from typing import Any, Final
 
 from service.domain.runs import REVERTIBLE, RUN_STATES
 from service.errors import Conflict
+from service.flows import retract, sources
 from service.flows.approve import locked
-from service.flows.underway import Progress, Underway
-from service.store import access, differences, outbox, reconciliations, suppressions
+from service.flows.underway import NotYet, Progress, Underway
+from service.store import access, differences, outbox, reconciliations, retractions, suppressions
 from service.store.access import Deed
 from service.store.database import Connection, Database, until_settled
+from service.store.retractions import Evidence, Retraction
 from service.telemetry import logger
 
 PAGE: Final = 1000
@@ -43,13 +45,25 @@ async def ask(
         values = {"state": "reverting", "decided_by": actor, "note": note, "attempts": 0, "lease_until": None}
         # A worker that is at it finds the fence raised.
         more = {"fence": row.fence + 1, "finished_at": None, "error": None}
-        await reconciliations.change(connection, run_id, values | more)
+        outcome = await _ask_to_retract(connection, row, actor, note, now)
+        await reconciliations.change(connection, run_id, values | more | {"outcome": outcome})
         detail = {"run_id": str(run_id), "note": note}
         deed = Deed(actor, "reconciliation.reverted", row.namespace, row.channel, detail=detail)
         await access.write_down(connection, deed, now)
 
     await until_settled(database, transaction)
     logger().info("reconciliation.revert_asked", run_id=str(run_id))
+
+
+async def _ask_to_retract(
+    connection: Connection, row: Any, actor: str, note: str | None, now: datetime
+) -> dict[str, Any]:
+    """Has the facts of the run taken back, by the batches and the rows of the audit log that state them."""
+    evidence = Evidence(await sources.batches_of(connection, row.id), await differences.evidence_of(connection, row.id))
+    if not evidence.batches and not evidence.audits:
+        return {}
+    asked = Retraction(uuid.uuid4(), row.namespace, row.channel, "run", row.id, actor, note or "run reverted")
+    return {"retraction_id": str(await retract.request(connection, asked, evidence, now))}
 
 
 async def carry_out(underway: Underway, progress: Progress | None) -> None:
@@ -83,10 +97,21 @@ async def _withdraw_some(connection: Connection, underway: Underway) -> int:
 
 
 async def _retract(underway: Underway, progress: Progress | None) -> dict[str, Any]:
-    """The facts of the run, by the rows of the audit log that state them."""
-    async with underway.means.database.read() as connection:
-        audit_ids = await differences.evidence_of(connection, underway.run.id)
-    return {"retracted": len(audit_ids)}
+    """Waits for the retraction that was asked for, and lends a hand with it; NotYet if another is at one."""
+    means, named = underway.means, (underway.run.outcome or {}).get("retraction_id")
+    if named is None:
+        return {}
+
+    def tell(counts: retract.Counts) -> None:
+        if progress is not None:
+            progress("facts taken back", counts["facts"])
+
+    await retract.run_next(means.database, means.rules, means.clock, tell, uuid.UUID(named))
+    async with means.database.read() as connection:
+        row = await retractions.one(connection, uuid.UUID(named))
+    if row is None or row.state != "done":
+        raise NotYet("Facts of it are being taken back, or others are first.")
+    return {"retraction_id": named} | {name: count for name, count in row.counts.items() if count}
 
 
 async def _conclude(connection: Connection, underway: Underway, outcome: dict[str, Any]) -> int:

@@ -4,6 +4,7 @@ What the batch alone can tell is sorted as ingesting sorts it; what it cannot (w
 opt-ins waited) was written down with it. Refuses to guess: an entry whose outcome cannot be told again is counted.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from service.domain.facts import SOURCES, Action, Fact
@@ -13,13 +14,15 @@ from service.store.batches import Applied
 
 
 class Testimony(NamedTuple):
-    """What a batch says. Opt-ins in `waiting` are no facts of it; `unclear` counts entries that were taken at the time
-    and cannot be read now, `unknown` those of them whose word these settings do not know."""
+    """What a batch says. Opt-ins in `waiting` are no facts of it, nor are the `silent` lines of an import, each with
+    its index: they had no time, and were no news. `unclear` counts entries that were taken at the time and cannot be
+    read now, `unknown` those of them whose word these settings do not know."""
 
     facts: list[Fact]
     waiting: list[Fact]
     unclear: int
     unknown: int = 0
+    silent: Sequence[tuple[int, Fact]] = ()
 
 
 def testimony_of(applied: Applied, rules: Rules) -> Testimony:
@@ -35,7 +38,8 @@ def testimony_of(applied: Applied, rules: Rules) -> Testimony:
         return Testimony([], [], max(len(member.callback.values), 1))
     found = sort(member, 0, "hold")
     unclear = [found.rejected[index] for index in found.rejected.keys() - applied.rejected]
-    said = Testimony([], [], len(unclear), unclear.count("unknown-reason"))
+    silent: list[tuple[int, Fact]] = []
+    said = Testimony([], [], len(unclear), unclear.count("unknown-reason"), silent)
     received_at = int(batch.received_at.timestamp())
 
     def take(index: int | None, address: str, reason: str, action: Action, at: int | None) -> None:
@@ -47,6 +51,8 @@ def testimony_of(applied: Applied, rules: Rules) -> Testimony:
         elif at is not None and batch.origin == "kahuna_webhook":
             # An opt-in that waits says what Kahuna holds; a line or a record that is known otherwise says nothing.
             said.waiting.append(fact)
+        elif batch.origin == "import" and fact.occurred_at == received_at and index is not None:
+            silent.append((index, fact))
 
     for entry in (*found.facts, *found.opt_ins):
         take(entry.entry_index, entry.address, entry.reason, entry.action, entry.occurred_at)

@@ -2,7 +2,7 @@
 worker whose lease has ended from writing another word."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
@@ -36,6 +36,12 @@ class TakenOver(KahunaSyncError):
     """This worker was too slow: its lease ended, and the work is another's now."""
 
     slug = "taken-over"
+
+
+class NotYet(KahunaSyncError):
+    """Other work has to be done first; this is gone on with later."""
+
+    slug = "not-yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +80,14 @@ class Underway:
     def scope(self) -> Scope:
         """The list that the run is about, as of now."""
         return Scope(self.run.namespace, self.run.channel, self.means.clock(), self.means.policy)
+
+    async def anew(self) -> "Underway":
+        """The same run with what is written of it by now."""
+        async with self.means.database.read() as connection:
+            row = await reconciliations.one(connection, self.run.id)
+        if row is None or row.fence != self.run.fence:
+            raise TakenOver("Another worker has taken this run over.")
+        return replace(self, run=reconciliations.as_run(row))
 
     async def do(self, work: Callable[Concatenate[Connection, P], Awaitable[T]], *args: P.args, **more: P.kwargs) -> T:
         """One short transaction; TakenOver if the run is another worker's by now, or was ended."""

@@ -8,7 +8,7 @@ what a rebuild could not replay. Whatever is in the way is met again at the next
 import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Concatenate, Final, ParamSpec, TypeVar
@@ -18,8 +18,18 @@ from service.flows.ingest import Rules
 from service.flows.testimony import Testimony, testimony_of
 from service.flows.underway import TakenOver
 from service.settings import Settings
-from service.store import batches, changes, checkpoints, leases, partitions, quarantine, suppressions
-from service.store.batches import Extent
+from service.store import (
+    batches,
+    changes,
+    checkpoints,
+    leases,
+    partitions,
+    quarantine,
+    retractions,
+    suppressions,
+    withdrawals,
+)
+from service.store.batches import Applied, Extent
 from service.store.database import Connection, Database, is_forbidden, until_settled
 from service.store.leases import Lease
 from service.store.partitions import ARCHIVE, FEED, Month, Receipts
@@ -65,13 +75,15 @@ class Upkeep:
     rules: Rules
     clock: Callable[[], datetime]
     lease: Lease
+    also: Lease | None = None
 
     async def do(self, work: Callable[Concatenate[Connection, P], Awaitable[T]], *args: P.args, **more: P.kwargs) -> T:
         """One short transaction; TakenOver if another worker has the lease by now."""
 
         async def fenced(connection: Connection) -> T:
-            if not await leases.hold(connection, self.lease, self.clock() + LEASE):
-                raise TakenOver("Another worker has taken the upkeep over.")
+            for lease in (self.lease, self.also):
+                if lease is not None and not await leases.hold(connection, lease, self.clock() + LEASE):
+                    raise TakenOver("Another worker has taken the upkeep over.")
             return await work(connection, *args, **more)
 
         return await until_settled(self.database, fenced, attempts=2)
@@ -181,10 +193,22 @@ async def _drop_months(upkeep: Upkeep, receipts: Receipts, oldest_kept: Month) -
         if month >= oldest_kept:
             return
         if receipts is ARCHIVE:
-            await _retire(upkeep, month)
+            await _retire_alone(upkeep, month)
         else:
             await upkeep.do(changes.drop, month, upkeep.clock())
             logger().info("partition.dropped", partition=month.partition_of(receipts))
+
+
+async def _retire_alone(upkeep: Upkeep, month: Month) -> None:
+    """What the month says is not taken back meanwhile: the checkpoint could not be told any more."""
+    now, partition = upkeep.clock(), month.partition_of(ARCHIVE)
+    evidence = await upkeep.do(leases.claim, leases.EVIDENCE, now, now + LEASE)
+    if evidence is None or await upkeep.do(retractions.is_any_open):
+        logger().info("partition.kept", partition=partition, because="something is being taken back")
+    else:
+        await _retire(replace(upkeep, also=evidence), month)
+    if evidence is not None:
+        await upkeep.do(leases.hold, evidence, upkeep.clock())
 
 
 async def _retire(upkeep: Upkeep, month: Month) -> None:
@@ -224,13 +248,27 @@ async def _absorb(upkeep: Upkeep, low: uuid.UUID, high: uuid.UUID) -> Extent | N
         page = await upkeep.do(batches.applied_after, after, high)
         if not page:
             return absorbed
-        said = [await asyncio.to_thread(testimony_of, batch, upkeep.rules) for batch in page]
+        said = await upkeep.do(
+            _counting, [await asyncio.to_thread(testimony_of, one, upkeep.rules) for one in page], page
+        )
         if any(one.unclear for one in said):
             return None
         if await upkeep.do(suppressions.any_unknown, [fact for one in said for fact in one.facts]):
             return None
         await _merge(upkeep, said)
         absorbed, after = absorbed.with_more(page), page[-1].received.id
+
+
+async def _counting(connection: Connection, said: list[Testimony], page: list[Applied]) -> list[Testimony]:
+    """What these batches say, without what was taken back of it."""
+    ids = [batch.received.id for batch in page]
+    withdrawn = await withdrawals.of_evidence(connection, ids)
+    if not withdrawn:
+        return said
+    return [
+        one._replace(facts=[fact for fact in one.facts if (batch_id, fact) not in withdrawn])
+        for batch_id, one in zip(ids, said, strict=True)
+    ]
 
 
 async def _merge(upkeep: Upkeep, said: list[Testimony]) -> None:

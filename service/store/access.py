@@ -135,11 +135,11 @@ async def write_down(connection: AsyncConnection, deed: Deed, now: datetime) -> 
     return deed_id
 
 
-async def stated(connection: AsyncConnection) -> AsyncIterator[list[Fact]]:
-    """Every fact that the audit log states, some at a time: needs a transaction."""
-    query = select(audit.c.namespace, audit.c.channel, audit.c.facts).where(audit.c.facts.is_not(None))
+async def stated(connection: AsyncConnection) -> AsyncIterator[list[tuple[uuid.UUID, Fact]]]:
+    """Every fact that the audit log states, each with its row there, some at a time: needs a transaction."""
+    query = select(audit.c.id, audit.c.namespace, audit.c.channel, audit.c.facts).where(audit.c.facts.is_not(None))
     async for page in pages(connection, query, 1000):
-        yield [Fact(row.namespace, row.channel, *stated) for row in page for stated in row.facts]
+        yield [(row.id, Fact(row.namespace, row.channel, *stated)) for row in page for stated in row.facts]
 
 
 async def policies(connection: AsyncConnection) -> list[Policy]:

@@ -99,6 +99,12 @@ async def hold(connection: AsyncConnection, batch_id: uuid.UUID) -> None:
     await connection.execute(select(batches.c.id).where(batches.c.id == batch_id).with_for_update())
 
 
+async def hold_each(connection: AsyncConnection, ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, str]:
+    """Locks these batches in the order of their ids; the state of each that is still there."""
+    query = select(batches.c.id, batches.c.state).where(among(batches.c.id, ids)).order_by(batches.c.id)
+    return {row.id: row.state for row in await connection.execute(query.with_for_update())}
+
+
 async def restate(connection: AsyncConnection, batch_id: uuid.UUID, outcome: Outcome, now: datetime) -> None:
     """Writes down what an applied batch says of itself from now on, and that it was applied anew: whoever has read it
     meanwhile must read it again."""

@@ -15,6 +15,7 @@ from sqlalchemy import (
     LargeBinary,
     Text,
     Uuid,
+    any_,
     bindparam,
     cast,
     func,
@@ -256,6 +257,17 @@ async def applied_after(connection: AsyncConnection, after: uuid.UUID, below: uu
     query = select(*columns, bytes_before.label("bytes_before")).where(batches.c.state == "applied")
     query = query.where(batches.c.id > after, batches.c.id < below).order_by(batches.c.id).limit(MOST_AT_ONCE)
     page = query.subquery()
+    small_enough = select(page).where(page.c.bytes_before < BYTES_AT_ONCE).order_by(page.c.id)
+    return [_applied_batch(row) for row in await connection.execute(small_enough)]
+
+
+async def applied_among(connection: AsyncConnection, ids: Sequence[uuid.UUID]) -> list[Applied]:
+    """The applied ones of these batches in the order of their ids, from the first on as many as memory should hold."""
+    columns = [batches.c[name] for name in ("id", "namespace", "channel", "origin", "received_at", "headers")]
+    columns += [batches.c[name] for name in ("body", "body_bytes", "applied_at", "errors", "held")]
+    bytes_before = func.sum(batches.c.body_bytes).over(order_by=batches.c.id) - batches.c.body_bytes
+    wanted = batches.c.id == any_(literal(list(ids), ARRAY(Uuid)))
+    page = select(*columns, bytes_before.label("bytes_before")).where(wanted, batches.c.state == "applied").subquery()
     small_enough = select(page).where(page.c.bytes_before < BYTES_AT_ONCE).order_by(page.c.id)
     return [_applied_batch(row) for row in await connection.execute(small_enough)]
 

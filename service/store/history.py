@@ -1,5 +1,5 @@
 """Owns everything that was ever noted about one address: facts, opt-ins under review, corrections, merges of users, and
-who did what.
+who did what. Facts that were taken back are among them, and so is that they were.
 
 Each table is asked by its index on the address, and together they are one list in the order in which we came to know
 them. What retention has dropped is said to be gone, and nothing is made up for it.
@@ -18,9 +18,9 @@ from service.store.database import among
 from service.store.suppressions import Subject
 from service.store.tables import batches
 
-Kind = Literal["action", "review", "fact", "correction", "merge"]
+Kind = Literal["action", "review", "fact", "correction", "merge", "retraction"]
 
-KINDS: Final[tuple[Kind, ...]] = ("action", "review", "fact", "correction", "merge")
+KINDS: Final[tuple[Kind, ...]] = ("action", "review", "fact", "correction", "merge", "retraction")
 """In the order in which one transaction brings them about."""
 
 # An untimed opt-in that was decided has no index but that of the decision in the audit log.
@@ -58,6 +58,27 @@ _EVENTS: Final = text(
                                   'action_id', audit_id),
                null, batch_id
         from facts where address = :address and channel = :channel and namespace = :namespace
+        union all
+        select recorded_at, 2,
+               concat_ws(' ', reason, action, lpad(occurred_at::text, 20, '0'), source, evidence_id),
+               jsonb_build_object('reason', reason, 'action', action, 'occurred_at', occurred_at, 'source', source,
+                                  'origin', origin, 'address_received', address_received, 'entry_index', entry_index,
+                                  'action_id', audit_id),
+               retracted_at, batch_id
+        from retracted_facts where address = :address and channel = :channel and namespace = :namespace and made
+        union all
+        select r.retracted_at, 5,
+               concat_ws(' ', r.reason, r.action, lpad(r.occurred_at::text, 20, '0'), r.source, r.evidence_id),
+               jsonb_build_object('id', t.id, 'actor', t.actor, 'what', t.kind, 'of', t."of", 'note', t.reason,
+                                  'reason', r.reason, 'action', r.action, 'occurred_at', r.occurred_at,
+                                  'source', r.source, 'still_known', exists (
+                                      select from facts as f
+                                      where f.address = r.address and f.channel = r.channel
+                                        and f.namespace = r.namespace and f.reason = r.reason and f.action = r.action
+                                        and f.occurred_at = r.occurred_at and f.source = r.source)),
+               null, r.batch_id
+        from retracted_facts as r join retractions as t on t.id = r.retraction_id
+        where r.address = :address and r.channel = :channel and r.namespace = :namespace and r.made
         union all
         select created_at, 3, lpad(id::text, 20, '0'),
                jsonb_build_object('id', id, 'slot', slot, 'action', action, 'occurred_at', occurred_at, 'state', state,

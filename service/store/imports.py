@@ -1,20 +1,24 @@
-"""Owns what an import asks of the database about very many stops at once: which are known, and what they make us owe.
+"""Owns the list of imports, and what an import asks of the database about very many stops at once: which are known, and
+what they make us owe.
 
 What is owed is decided by `domain.corrections`; here stands the one case of it that a list of new addresses is full of,
 in SQL, and a property test holds the two against each other. The rest is left to `store.outbox`.
 """
 
+import uuid
 from collections.abc import Collection, Sequence
 from datetime import datetime
-from typing import Final
+from typing import Any, Final, NamedTuple
 
-from sqlalchemy import DateTime, TextClause, bindparam, text
+from sqlalchemy import DateTime, TextClause, bindparam, func, insert, literal, select, text, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.domain.addresses import Channel
 from service.store.database import SEPARATOR, aside, plan_anew
 from service.store.outbox import Scope
 from service.store.suppressions import HOME, Entry
+from service.store.tables import batches
+from service.store.tables_of_undo import imports
 
 _TURN: Final = text(
     """
@@ -110,6 +114,64 @@ _FIRST_STOPS: Final = text(
     select address from given except select address from unheard
     """  # noqa: S608 (built from our own words alone)
 ).bindparams(bindparam("now", type_=DateTime(True)))
+
+
+class Begun(NamedTuple):
+    """An import as it was asked for. `as_of` is in Unix seconds."""
+
+    id: uuid.UUID
+    namespace: str
+    channel: Channel
+    actor: str
+    file_name: str | None
+    reason: str | None
+    as_of: int | None
+    begun_at: datetime
+
+
+class Extent(NamedTuple):
+    """What the archive has of an import: its chunks, and when the last of them was stored."""
+
+    chunks: int
+    last_at: datetime | None
+
+
+async def begin(connection: AsyncConnection, begun: Begun) -> None:
+    """Writes down that an import has begun."""
+    await connection.execute(insert(imports).values(begun._asdict() | {"state": "running", "counts": {}}))
+
+
+async def end(
+    connection: AsyncConnection, import_id: uuid.UUID, state: str, counts: dict[str, int], now: datetime
+) -> None:
+    """Writes down how it ended: `finished` or `cut_off`."""
+    ended = update(imports).where(imports.c.id == import_id)
+    await connection.execute(ended.values(state=state, counts=counts, ended_at=now))
+
+
+async def one(connection: AsyncConnection, import_id: uuid.UUID) -> Any | None:
+    """One import."""
+    return (await connection.execute(select(imports).where(imports.c.id == import_id))).first()
+
+
+async def newest(
+    connection: AsyncConnection, namespace: str, before: tuple[datetime, uuid.UUID] | None, limit: int
+) -> Sequence[Any]:
+    """The newest imports of a namespace; `before` is where an earlier page ended."""
+    query = select(imports).where(imports.c.namespace == namespace)
+    if before is not None:
+        query = query.where(tuple_(imports.c.begun_at, imports.c.id) < tuple_(*map(literal, before)))
+    return (await connection.execute(query.order_by(imports.c.begun_at.desc(), imports.c.id.desc()).limit(limit))).all()
+
+
+async def chunks_of(connection: AsyncConnection, namespace: str, import_id: uuid.UUID) -> Extent:
+    """What the archive has of an import: its chunks have ids of the millisecond of its own, and name it."""
+    moment = import_id.int >> 80
+    low, high = uuid.UUID(int=moment << 80), uuid.UUID(int=(moment + 1) << 80)
+    table = batches.c
+    query = select(func.count(), func.max(table.applied_at)).where(table.id >= low, table.id < high)
+    named = table.headers["import-id"].astext == str(import_id)
+    return Extent(*(await connection.execute(query.where(table.namespace == namespace, named))).one())
 
 
 async def take_turn(connection: AsyncConnection, namespace: str, channel: Channel, now: datetime) -> None:

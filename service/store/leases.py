@@ -11,6 +11,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.store.tables import leases
 
+EVIDENCE: Final = "evidence"
+"""Held by whoever takes back what the archive says, and by whoever drops a month of it: not both at once."""
+
 
 class Lease(NamedTuple):
     """Work that is ours until the lease ends, or until another raises the fence."""

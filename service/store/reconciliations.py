@@ -38,6 +38,7 @@ class Run(NamedTuple):
     asked: dict[str, Any] | None = None
     position: str = ""
     counts: dict[str, int] | None = None
+    outcome: dict[str, Any] | None = None
 
 
 async def create(connection: AsyncConnection, run: Run, now: datetime) -> None:
@@ -68,7 +69,7 @@ async def claim(
     elif row.state == "queued":
         taken |= {"state": "running", "started_at": now}
     await connection.execute(update(reconciliations).where(table.id == row.id).values(taken))
-    return _run(row)._replace(fence=row.fence + 1, state=taken.get("state", row.state))
+    return as_run(row)._replace(fence=row.fence + 1, state=taken.get("state", row.state))
 
 
 async def hold(connection: AsyncConnection, run: Run, until: datetime) -> bool:
@@ -175,6 +176,7 @@ def _any_waiting() -> ColumnElement[bool]:
     return exists().where(differences.c.run_id == reconciliations.c.id, waiting)
 
 
-def _run(row: Any) -> Run:
+def as_run(row: Any) -> Run:
+    """The run of a row."""
     given = {name: getattr(row, name) for name in Run._fields}
     return Run(**given | {"position": row.position or ""})

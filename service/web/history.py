@@ -76,7 +76,7 @@ class ReviewTold(msgspec.Struct, tag="review", tag_field="kind"):
 
 class FactTold(msgspec.Struct, tag="fact", tag_field="kind"):
     """Somebody said something. Its evidence is a batch, or the action with the id `action_id`. `address_received` is
-    how the address was spelt, where that differs."""
+    how the address was spelt, where that differs. Since `taken_back_at` this word does not count any more."""
 
     at: datetime
     reason: str
@@ -88,6 +88,7 @@ class FactTold(msgspec.Struct, tag="fact", tag_field="kind"):
     batch: Batch | None
     entry_index: int | None
     action_id: uuid.UUID | None
+    taken_back_at: datetime | None
 
 
 class CorrectionTold(msgspec.Struct, tag="correction", tag_field="kind"):
@@ -115,7 +116,25 @@ class MergeTold(msgspec.Struct, tag="merge", tag_field="kind"):
     record: dict[str, Any]
 
 
-Told: TypeAlias = ActionTold | ReviewTold | FactTold | CorrectionTold | MergeTold
+class RetractionTold(msgspec.Struct, tag="retraction", tag_field="kind"):
+    """A fact was taken back, as part of an import, a surge or a run (`what`, its id is `of`): the fact with this
+    reason, action, time and source. `id` is that of the retraction. `still_known`: others have said it, too."""
+
+    at: datetime
+    id: uuid.UUID
+    actor: str
+    what: str
+    of: uuid.UUID
+    note: str
+    reason: str
+    action: str
+    occurred_at: Shown | None
+    source: str
+    batch: Batch | None
+    still_known: bool
+
+
+Told: TypeAlias = ActionTold | ReviewTold | FactTold | CorrectionTold | MergeTold | RetractionTold
 
 
 class History(msgspec.Struct):
@@ -164,6 +183,7 @@ _KINDS: Final[dict[str, type[Told]]] = {
     "fact": FactTold,
     "correction": CorrectionTold,
     "merge": MergeTold,
+    "retraction": RetractionTold,
 }
 
 
@@ -173,7 +193,9 @@ def _told(event: Event) -> Told:
     if event.batch_id is not None:
         kept = event.batch
         batch = Batch(event.batch_id, kept is not None, kept and kept.origin, kept and kept.received_at)
-    more = {"at": event.moment.at, "batch": batch, "settled_at": event.settled_at, "decided_at": event.settled_at}
+    more = {"at": event.moment.at, "batch": batch} | dict.fromkeys(
+        ("settled_at", "decided_at", "taken_back_at"), event.settled_at
+    )
     found = event.told | {"kind": event.kind} | {n: more[n] for n in kind.__struct_fields__ if n in more}
     if "occurred_at" in found:
         found["occurred_at"] = shown(found["occurred_at"])
@@ -213,6 +235,7 @@ _EXAMPLE: Final = {
             },
             "entry_index": 0,
             "action_id": None,
+            "taken_back_at": None,
         }
     ],
     "next": None,

@@ -70,7 +70,9 @@ PROBLEMS: Final[Mapping[str, Problem]] = {
     "impossible-time": Problem(422, "occurred_at, or as_of, is no time at which this can have happened."),
     "impossible-address": Problem(422, "This cannot be an address of this channel; the detail says why."),
     "unknown-reason": Problem(422, "No address of this channel has this reason; the detail lists those it can have."),
-    "not-for-this-source": Problem(422, "since is for the source logs, addresses are for profiles; leave it out."),
+    "not-for-this-source": Problem(
+        422, "since is for the source logs, addresses are for profiles, and logs are of e-mail; the detail says what."
+    ),
     "not-text": Problem(422, "The list is no text, but a spreadsheet or the like; save it as CSV in UTF-8."),
     "broken-list": Problem(422, "The list is damaged or cut off at the place that the detail names; send it whole."),
     "empty-list": Problem(422, "There is nothing in the list."),

@@ -181,6 +181,8 @@ def _asked(wanted: RunRequest) -> dict[str, Any]:
     """What else was asked for, as the run keeps it."""
     if wanted.since is not None and wanted.source != "logs":
         raise Unprocessable("since is for the source logs; leave it out.", "not-for-this-source")
+    if wanted.source == "logs" and wanted.channel == "sms":
+        raise Unprocessable("Kahuna's logs tell nothing of texts; use the source ledger.", "not-for-this-source")
     if wanted.addresses is not None and wanted.source != "profiles":
         raise Unprocessable("addresses are for the source profiles; leave them out.", "not-for-this-source")
     asked: dict[str, Any] = {}
