@@ -6,6 +6,7 @@ told back is counted in the outcome.
 """
 
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Final
@@ -102,7 +103,7 @@ async def _retract(underway: Underway, progress: Progress | None) -> dict[str, A
     if named is None:
         return {}
 
-    def tell(counts: retract.Counts) -> None:
+    def tell(counts: Counter[str]) -> None:
         if progress is not None:
             progress("facts taken back", counts["facts"])
 

@@ -1,8 +1,8 @@
 """Owns what a run asks Kahuna itself before the ledger is compared: its logs, whose stops protect at once and are lines
 of the plan that are done already, or the profiles of some addresses.
 
-Refuses to conclude more from a profile than it says: a stop that nobody here knows is proposed, whatever else is at odds
-is for a person.
+Refuses to conclude more from a profile than it says: a stop that nobody here knows is proposed, whatever else is at
+odds is for a person.
 """
 
 import asyncio

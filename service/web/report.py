@@ -125,7 +125,7 @@ class Reported(msgspec.Struct):
 TO_DO: Final[Mapping[str, str]] = {
     "no-words-for-it": "Kahuna's API cannot end an e-mail stop: have Kahuna's Customer Success end it.",
     "taken-back": "Kahuna holds a stop that we told it and took back since: have Kahuna's Customer Success end it.",
-    "seen-otherwise": "Kahuna's profile says otherwise than we do: ask Kahuna, then put the stop or the consent in here.",
+    "seen-otherwise": "Kahuna's profile says otherwise than we do: ask Kahuna, then tell the stop or consent here.",
     "refused-by-kahuna": "Kahuna refused this entry and may go on messaging: ask Kahuna why, with the request id.",
     "bad-request": "Kahuna cannot read this entry and may go on messaging: ask Kahuna why, with the request id.",
     "dead": "It was given up: mend what its reason names, then ask for another reconciliation.",

@@ -18,12 +18,12 @@ from rich.table import Table
 from service import embedded
 from service.store import migrations
 from service.store.database import single_connection
-from tests.bench import bare, whole
+from tests.bench import bare, drift, whole
 from tests.bench.load import CONNECTIONS, KEY
 from tests.bench.works import ASKED_LIST, LARGE_LIST, LINES, Bench, Rows, Server
 
 PORT, BARE_PORT = 8740, 8741
-WORKS = ("callbacks", "questions", "import", "export", "growth")
+WORKS = ("callbacks", "questions", "import", "export", "reconcile", "growth")
 
 COLUMNS = {
     "per_second": ("per second", "{:,.0f}"),
@@ -78,6 +78,7 @@ class Course(NamedTuple):
     lines: int
     export: int
     import_lines: int
+    reconcile: int
 
 
 async def measure(url: str, environ: dict[str, str], course: Course) -> Rows:
@@ -103,6 +104,8 @@ async def measure(url: str, environ: dict[str, str], course: Course) -> Rows:
             exported: Rows = {}
             if course.export and "export" in course.works:
                 exported = await whole.measured(service, connection, token, course.export, max(course.rounds, 3))
+            if course.reconcile and "reconcile" in course.works:
+                exported |= await drift.measured(connection, environ, course.reconcile, max(course.rounds, 3))
             if course.grow_to and "growth" in course.works:
                 await bench.growth(course.grow_to)
             return bench.rows | exported
@@ -127,6 +130,7 @@ def table_of(rows: Rows, rounds: int) -> Table:
 @click.option("--list", "listed", default=ASKED_LIST, show_default=True, help="Addresses in the list that is asked.")
 @click.option("--lines", default=LINES, show_default=True, help="Lines of the streamed check.")
 @click.option("--import-lines", default=50_000, show_default=True, help="Lines of the imported list; 0 leaves it out.")
+@click.option("--reconcile", default=1_000_000, show_default=True, help="Rows to reconcile; 0 leaves it out.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Where the figures are written as JSON.")
 @click.option("--bare", "only_bare", is_flag=True, hidden=True)
 def main(json_file: str | None, only_bare: bool, **course: Any) -> None:

@@ -285,7 +285,10 @@ async def test_a_stop_from_between_that_arrives_after_both_still_wins(world: Wor
 
 async def test_what_was_taken_back_is_not_done_again_without_a_person(world: World) -> None:
     await only_kahuna_knows(world, ANN)
+    held_at = world.clock.seconds - 100
     await reverted(world, (await approved(world, (await planned(world)).id)).id)
+    assert (await planned(world)).counts == {}  # what was taken back proves nothing of Kahuna either
+    await world.execute(f"update suppressions set held_stop_at = {held_at}")
     run = await planned(world, auto_approve=True)
     assert (run.state, [one["guard"] for one in run.held_by]) == ("planned", ["decided_before"])
 

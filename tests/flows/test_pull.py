@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from service.domain.suppression import Policy, fold
 from service.flows import bounces, pull
-from service.flows.reconcile import TakenOver
+from service.flows.underway import TakenOver
 from service.kahuna import KahunaClient, ServerRequest
 from service.store import leases, pulls, suppressions
 from tests.flows.logs import TODAY, Failing, act, client_of, due, facts, filled, pulled

@@ -1,0 +1,102 @@
+"""A run may ask Kahuna itself: its logs, whose stops are lines that are done already, or the profiles of some."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from service.flows.sources import NoClient
+from tests.flows.logs import act, client_of
+from tests.flows.planning import (
+    approved,
+    asked,
+    carried_on,
+    digest,
+    found,
+    lines,
+    lines_of,
+    load_behind_our_back,
+    pushed,
+    reverted,
+)
+from tests.flows.speaking import World
+from tests.flows.test_ingest import suppressed, unsub
+
+A, B = "a@example.com", "b@example.com"
+TODAY: dict[str, Any] = {"since": datetime(2026, 3, 1, tzinfo=UTC).isoformat()}
+
+
+async def ran(world: World, source: str, *, auto_approve: bool = False, **asks: Any) -> Any:
+    """The row of a new run that may ask Kahuna."""
+    run_id = await asked(world, source=source, auto_approve=auto_approve, asked=asks)
+    async with client_of(world) as client:
+        return await carried_on(world, run_id, clients={"default": client}, sample=50, budget=50)
+
+
+async def test_what_the_logs_tell_is_a_line_that_is_done_and_the_ledger_is_compared_after_it(world: World) -> None:
+    await act(world, "unsub", A)
+    await load_behind_our_back(world, [B], "complaint")
+    world.clock.sleep(3600)
+    run = await ran(world, "logs", **TODAY)
+    assert await lines(world, run.id) == {A: "proved (from-logs)", B: "proposed"}
+    assert (run.state, run.counts["missing_here"], run.counts["missing_there"]) == ("planned", 1, 1)
+    assert await suppressed(world, "email", A)
+    [line] = [one for one in await lines_of(world, run.id) if one.address == A]
+    [batch] = await world.query("select id from batches")
+    assert (line.kind, line.batch_id) == ("missing_here", batch.id)
+    assert await world.corrections() == []
+
+
+async def test_what_the_logs_told_is_taken_back_with_the_run(world: World) -> None:
+    await world.callback("email", [unsub("before@example.com", world.clock.seconds)])
+    before = await digest(world)
+    await act(world, "unsub", A, B)
+    world.clock.sleep(3600)
+    run = await ran(world, "logs", **TODAY)
+    assert (run.state, await digest(world) == before) == ("proved", False)
+    run = await reverted(world, run.id)
+    assert (run.state, run.outcome["facts"], run.outcome["theirs"]) == ("reverted", 2, 2)
+    assert await digest(world) == before
+    assert set((await lines(world, run.id)).values()) == {"reverted (retracted)"}
+
+
+async def test_a_log_that_kahuna_does_not_give_is_told_and_the_run_goes_on(world: World) -> None:
+    await load_behind_our_back(world, [B], "complaint")
+    await world.fault(api="push_logs", status=500)
+    world.clock.sleep(3600)
+    run = await ran(world, "logs", **TODAY)
+    assert (run.state, run.error) == ("planned", "logs-unread:push")
+
+
+async def test_without_keys_nobody_can_ask(world: World) -> None:
+    run_id = await asked(world, source="logs")
+    with pytest.raises(NoClient, match="KAHUNA_SECRET_KEY"):
+        await carried_on(world, run_id)
+    run = await found(world, run_id)
+    assert (run.state, run.error) == ("failed", "NoClient")
+
+
+async def test_a_profile_that_is_stopped_and_unknown_here_is_proposed_and_recorded_once_approved(world: World) -> None:
+    await act(world, "unsub", A)
+    run = await ran(world, "profiles", addresses=[A])
+    assert (run.counts["looked_up"], await lines(world, run.id)) == (1, {A: "proposed"})
+    assert run.complete_at is None
+    run = await approved(world, run.id)
+    assert (run.state, await suppressed(world, "email", A)) == ("proved", True)
+    assert await world.corrections() == []
+
+
+async def test_a_profile_that_says_otherwise_than_its_own_acceptance_is_for_a_person(world: World) -> None:
+    await act(world, "soft_bounce", A)
+    await world.callback("email", [unsub(A, world.clock.seconds)])
+    run = await ran(world, "profiles", auto_approve=True, addresses=[A, "nobody@example.com"])
+    assert await lines(world, run.id) == {A: "unsupported (seen-otherwise)"}
+    assert (run.state, run.counts["without_answer"]) == ("applied", 1)
+
+
+async def test_profiles_that_agree_prove_so(world: World) -> None:
+    await act(world, "unsub", A)
+    await world.callback("email", [unsub(A, world.clock.seconds)])
+    run = await ran(world, "profiles")
+    assert (run.state, run.compared, await lines(world, run.id)) == ("proved", 1, {})
+    await pushed(world)
