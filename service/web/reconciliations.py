@@ -52,7 +52,7 @@ class LineNamed(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     slot: Reason
 
 
-class Decision(msgspec.Struct, forbid_unknown_fields=True):
+class LineDecision(msgspec.Struct, forbid_unknown_fields=True):
     """Which lines, and a note for the audit log. What is left out is not asked about; without anything, all lines that
     wait."""
 
@@ -241,12 +241,12 @@ def _difference(row: Any) -> DifferenceShown:
     return told(DifferenceShown, row, occurred_at=shown(row.occurred_at), direction=direction_of(row.kind))
 
 
-async def approve_run(call: Call[Asked, Decision]) -> DecidedShown:
+async def approve_run(call: Call[Asked, LineDecision]) -> DecidedShown:
     """Approve lines of a plan that wait: all, those of a filter, or those that are named. A worker carries them out."""
     return await _decide(call, "approved")
 
 
-async def reject_run(call: Call[Asked, Decision]) -> DecidedShown:
+async def reject_run(call: Call[Asked, LineDecision]) -> DecidedShown:
     """Decide that lines of a plan are not to be carried out: all that wait, those of a filter, or those that are named.
 
     A run that is not planned yet is called off.
@@ -254,7 +254,7 @@ async def reject_run(call: Call[Asked, Decision]) -> DecidedShown:
     return await _decide(call, "declined")
 
 
-async def _decide(call: Call[Asked, Decision], decision: Literal["approved", "declined"]) -> DecidedShown:
+async def _decide(call: Call[Asked, LineDecision], decision: Literal["approved", "declined"]) -> DecidedShown:
     service, wanted = call.service, call.body
     named = None if wanted.lines is None else tuple((line.address, line.slot) for line in wanted.lines)
     chosen = Selection(wanted.kind, wanted.reason, wanted.slot, wanted.action, lines=named)
@@ -397,7 +397,7 @@ OPERATIONS: Final[list[AnyOperation]] = [
             handler,
             scope="admin",
             query=Asked,
-            body=Body(Decision, {"kind": "missing_there", "reason": "manual"}, optional=True),
+            body=Body(LineDecision, {"kind": "missing_there", "reason": "manual"}, optional=True),
             answers=[Answer(200, DecidedShown, "What was decided.", _DECIDED | {"state": state})],
             problems=["not-found", "no-plan"],
         )
