@@ -267,9 +267,8 @@ async def _pages(course: _Course, api: str, walk: Walk, end: datetime) -> AsyncI
     except BadRequest:
         async with course.database.begin() as connection:
             left = await pulls.one(connection, course.key(api))
-            if left is None or left.cursor is None:
-                raise
-            await pulls.forget_cursor(connection, course.key(api))
+        if left is None or left.cursor is None:
+            raise
         logger().warning("logs.cursor_expired", namespace=course.namespace, api=api)
         async for taken in _pages_from(course, api, left._replace(cursor=None), end):
             yield taken

@@ -160,6 +160,17 @@ async def test_a_soft_bounce_that_no_verdict_counts_is_not_watched(world: World)
     assert await world.query("select 1 from log_bounces") == []
 
 
+async def test_two_soft_bounces_that_no_callback_told_are_two(world: World) -> None:
+    at = world.clock.seconds
+    for _ in range(2):
+        await act(world, "soft_bounce", A)
+        world.clock.sleep(100)
+    world.clock.sleep(HOUR)
+    assert [(await pulled(world)).counts["facts"] for _ in range(2)] == [2, 0]
+    assert await bounces.settle(world.database, "default", world.policy, world.clock) == 0
+    assert await times(world) == [at, at + 100]
+
+
 class Event:
     """Something that happened to an address: a log has it, and a callback tells of it early, late or never."""
 
