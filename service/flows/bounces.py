@@ -30,7 +30,7 @@ async def settle(database: Database, namespace: str, policy: Policy, clock: Call
         await logs.unwatch_before(connection, namespace, oldest)
     taken, after = 0, None
     while True:
-        async with database.read() as connection:
+        async with database.begin() as connection:
             page = await logs.watched(connection, namespace, after, AT_ONCE)
         if not page:
             return taken

@@ -108,7 +108,8 @@ async def pull(  # noqa: PLR0913 - the last five may be left out
     lease = await _taken(database, namespace, walk, clock)
     shared = (database, client, namespace, rules, clock, walk, lease)
     course = _Course(*shared, progress or _silent, run_id, page_size)
-    pulled = await _pull(course, since, until or clock() - DELAY)
+    end = until or clock() - DELAY
+    pulled = await _read_all(course, since or end, None if since is None else end, end)
     async with database.begin() as connection:
         if since is not None and not pulled.failed:
             await pulls.forget(connection, namespace, walk)
@@ -141,7 +142,7 @@ async def pull_due(
         await _let_go(course)
         return False
     try:
-        await _pull(course, None, now - delay)
+        await _read_all(course, now - delay, None, now - delay)
     except TakenOver:
         logger().warning("logs.taken_over", namespace=namespace, walk=PULL)
     return True
@@ -151,11 +152,6 @@ async def _is_due(database: Database, namespace: str, now: datetime, every: time
     async with database.read() as connection:
         last = await pulls.last_at(connection, namespace, PULL)
     return last is None or now >= last + every
-
-
-async def _pull(course: _Course, since: datetime | None, until: datetime) -> Pulled:
-    await bounces.settle(course.database, course.namespace, course.rules.policy, course.clock)
-    return await _read_all(course, since or until, None if since is None else until, until)
 
 
 async def backfill(
@@ -226,6 +222,7 @@ async def _read_all(course: _Course, begins_at: datetime, ends_at: datetime | No
     """Every log in turn; one that fails keeps nobody from the next. Lets go of the walk however it ends."""
     pulled = Pulled(Counter(), (), {})
     try:
+        await bounces.settle(course.database, course.namespace, course.rules.policy, course.clock)
         for api in APIS:
             made = await _read(course, api, begins_at, ends_at, until, pulled)
             pulled = pulled._replace(batches=(*pulled.batches, *made))
@@ -267,9 +264,8 @@ async def _pages(course: _Course, api: str, walk: Walk, end: datetime) -> AsyncI
     except BadRequest:
         async with course.database.begin() as connection:
             left = await pulls.one(connection, course.key(api))
-            if left is None or left.cursor is None:
-                raise
-            await pulls.forget_cursor(connection, course.key(api))
+        if left is None or left.cursor is None:
+            raise
         logger().warning("logs.cursor_expired", namespace=course.namespace, api=api)
         async for taken in _pages_from(course, api, left._replace(cursor=None), end):
             yield taken

@@ -64,12 +64,8 @@ async def take(
 def _batch(namespace: str, entries: list[dict[str, Any]], headers: dict[str, str], now: datetime) -> Received:
     body = msgspec.json.encode(entries)
     digest = hashlib.sha256(body).digest()
-    return Received(new_id(now), namespace, "email", "kahuna_logs", now, headers, body, digest)
-
-
-def new_id(now: datetime) -> uuid.UUID:
-    """The id of a batch made now."""
-    return batches.new_id(now, secrets.randbits(74))
+    batch_id = batches.new_id(now, secrets.randbits(74))
+    return Received(batch_id, namespace, "email", "kahuna_logs", now, headers, body, digest)
 
 
 async def _stop(connection: Connection, batch: Received, rules: Rules, now: datetime) -> Mapping[str, int]:

@@ -88,11 +88,6 @@ async def move(connection: AsyncConnection, key: Key, place: Place, counts: Mapp
     await connection.execute(update(log_walks).where(*_is(key)).values(values | {"counts": total, "last_at": now}))
 
 
-async def forget_cursor(connection: AsyncConnection, key: Key) -> None:
-    """Has a walk ask by time again, from where the part began that its cursor was of."""
-    await connection.execute(update(log_walks).where(*_is(key)).values(cursor=None))
-
-
 async def arrive(connection: AsyncConnection, key: Key, reached: datetime, now: datetime, *, done: bool) -> None:
     """Writes down that all before this moment was read, that nothing is in the way, and whether the walk is over."""
     values = {"reached": func.greatest(log_walks.c.reached, reached), "last_at": now, "error": None, "error_at": None}

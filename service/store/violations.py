@@ -61,16 +61,19 @@ class Asked(NamedTuple):
 # fact is the first correction of its slot that says as much.
 _PROOFS: Final = text(
     """
+    with stopped as materialized (
+        select address from unnest(string_to_array(:addresses, :separator)) as given(address)
+        where (select count(*) from suppressions as s
+               where s.address = given.address and s.channel = 'email' and s.namespace = :namespace
+                 and s.stop_at is not null and s.reason <> 'soft_bounce') > 0
+    )
     select f.address, f.reason, f.action, f.occurred_at, f.source, f.origin, f.recorded_at, f.batch_id, f.entry_index,
            f.audit_id, taken.id as correction_id, taken.settled_at
-    from unnest(string_to_array(:addresses, :separator)) as given(address)
+    from stopped
     cross join lateral (
         select f.* from facts as f
-        where f.address = given.address and f.channel = 'email' and f.namespace = :namespace
+        where f.address = stopped.address and f.channel = 'email' and f.namespace = :namespace
           and f.reason <> 'soft_bounce'
-          and exists (select from suppressions as s
-                      where s.address = given.address and s.channel = 'email' and s.namespace = :namespace
-                        and s.stop_at is not null and s.reason <> 'soft_bounce')
     ) as f
     left join lateral (
         select c.id, c.settled_at from corrections as c
@@ -93,7 +96,7 @@ async def proofs(connection: AsyncConnection, namespace: str, addresses: Collect
     found: defaultdict[str, list[Proved]] = defaultdict(list)
     if not addresses:
         return found
-    await plan_anew(connection, len(addresses))
+    await plan_anew(connection)
     values = {"namespace": namespace, "addresses": SEPARATOR.join(sorted(addresses)), "separator": SEPARATOR}
     for row in await connection.execute(_PROOFS, values):
         fact = Fact(namespace, "email", row.address, row.reason, row.action, row.occurred_at, row.source)

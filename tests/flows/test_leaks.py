@@ -74,6 +74,18 @@ async def test_what_kahuna_had_not_accepted_yet_is_not_its_fault(world: World) -
     assert second.known_since == first.sent_at
 
 
+async def test_what_kahuna_refused_it_does_not_know(world: World) -> None:
+    await world.stop("email", A, "manual")
+    await world.fault(api="email_sync", reject=[A])
+    await world.push("email")
+    assert len(await world.corrections("rejected")) == 1
+    world.clock.sleep(HOUR)
+    await mailed(world, A)
+    world.clock.sleep(HOUR)
+    await pulled(world)
+    assert [row.known_by for row in await violations(world)] == ["us"]
+
+
 async def test_what_came_to_us_after_the_message_is_nobodys_fault(world: World) -> None:
     await mailed(world, A)
     world.clock.sleep(HOUR)

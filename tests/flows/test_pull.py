@@ -5,6 +5,8 @@ import uuid
 from datetime import timedelta
 from typing import Any
 
+import httpx
+import msgspec
 import pytest
 from structlog.testing import capture_logs
 
@@ -104,6 +106,22 @@ async def test_a_stop_whose_address_is_none_spoils_nothing(world: World) -> None
     assert await disagreements(world) == []
 
 
+async def test_a_stop_without_a_time_is_of_its_receipt_and_no_news_twice(world: World) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        word = msgspec.json.decode(request.content)["categories_to_return"][0]
+        record = {"action": "unsub", "email": A, "timestamp": "some day"}
+        return httpx.Response(200, json={word: [record] if word == "email" else [], "more_records": False})
+
+    vendor = httpx.MockTransport(answer)
+    first = await pulled(world, transport=vendor)
+    assert await facts(world) == [(A, "unsubscribe", world.clock.seconds, "kahuna_logs")]
+    await world.consent("email", A, world.clock.seconds + 60)
+    world.clock.sleep(HOUR)
+    again = await pulled(world, transport=vendor)
+    assert (first.counts["facts"], again.counts["facts"], again.counts["evidence"]) == (1, 0, 1)
+    assert not await suppressed(world, "email", A)
+
+
 # A soft bounce counts once, whichever came first.
 
 
@@ -158,6 +176,17 @@ async def test_a_soft_bounce_that_no_verdict_counts_is_not_watched(world: World)
     world.clock.sleep(45 * DAY)
     await bounces.settle(world.database, "default", world.policy, world.clock)
     assert await world.query("select 1 from log_bounces") == []
+
+
+async def test_two_soft_bounces_that_no_callback_told_are_two(world: World) -> None:
+    at = world.clock.seconds
+    for _ in range(2):
+        await act(world, "soft_bounce", A)
+        world.clock.sleep(100)
+    world.clock.sleep(HOUR)
+    assert [(await pulled(world)).counts["facts"] for _ in range(2)] == [2, 0]
+    assert await bounces.settle(world.database, "default", world.policy, world.clock) == 0
+    assert await times(world) == [at, at + 100]
 
 
 class Event:

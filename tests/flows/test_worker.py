@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -58,6 +59,22 @@ async def test_it_applies_what_was_only_recorded(world: World) -> None:
                 break
             await asyncio.sleep(0.02)
     assert len(await world.query("select 1 from batches where state = 'applied'")) == 1
+
+
+async def test_it_pulls_the_logs_of_each_namespace_unless_that_is_off(world: World) -> None:
+    walks = "select distinct namespace from log_walks where last_at is not null order by 1"
+    world.settings = replace(world.settings, logs_pull="off")
+    async with working(world):
+        await world.stop("email", "a@example.com", "manual")
+        await settled(world, 1)
+    assert await world.query(walks) == []
+    world.settings = replace(world.settings, logs_pull="on")
+    async with working(world):
+        for _ in range(1500):
+            if len(await world.query(walks)) == 2:
+                break
+            await asyncio.sleep(0.02)
+    assert [row.namespace for row in await world.query(walks)] == ["default", "other"]
 
 
 async def test_a_loop_that_fails_says_which_it_is(world: World) -> None:

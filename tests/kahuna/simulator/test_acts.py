@@ -15,7 +15,7 @@ from service.kahuna.simulator.webhooks import Webhooks
 from service.settings import Secret
 
 from . import speaking
-from .speaking import NOW, Vendor, checksum
+from .speaking import NOW, TODAY, Vendor, checksum
 
 EMAIL = 1002
 EMAIL_HOOK, SMS_HOOK = "https://us.test/api/email_callback", "https://us.test/api/sms_callback"
@@ -257,6 +257,35 @@ async def test_callbacks_can_be_doubled_and_turned_round() -> None:
         assert await told(vendor, "unsub", "spam") == ["spam", "spam", "unsub", "unsub"]
         vendor.receiver.requests.clear()
         assert await told(vendor, "unsub", "spam") == ["unsub", "spam"]
+
+
+async def test_a_callback_can_be_lost_and_the_log_still_knows() -> None:
+    async with speaking.vendor(**HOOKS) as vendor:
+        await vendor.fail(api="email_webhook", lose=True, times=1)
+        assert await told(vendor, "unsub") == []
+        assert await told(vendor, "spam") == ["spam"]
+        assert (await vendor.control("deliveries", {}))["undelivered"] == 0
+        assert [record["action"] for record in await vendor.logs("email", timestamp=TODAY)] == ["unsub", "spam"]
+        await vendor.fail(lose=True)
+        assert await told(vendor, "hard_bounce") == ["spam"]
+
+
+async def test_kahuna_may_be_made_to_mail_whom_it_should_not(vendor: Vendor) -> None:
+    await vendor.control("acts", {"act": "unsub", "addresses": ["a@b.c"]})
+    sent = await vendor.control("acts", {"act": "email", "addresses": ["a@b.c"], "campaign_id": 1002})
+    assert sent["acted"] == 1
+    last = (await vendor.logs("email", timestamp=TODAY))[-1]
+    assert (last["action"], last["email"], last["campaign"]) == ("email", "a@b.c", "Newsletter")
+
+
+async def test_an_opt_out_is_seen_in_the_profile(vendor: Vendor) -> None:
+    for act in ("unsub", "stop", "start"):
+        address = "a@b.c" if act == "unsub" else "15550100001"
+        await vendor.control("acts", {"act": act, "addresses": [address]})
+    mail, number = await vendor.user("email", "a@b.c"), await vendor.user("mobile_number", "15550100001")
+    assert mail["user"]["email_opt_out"] is True
+    assert "sms_opt_out" not in mail["user"]
+    assert number["user"]["sms_opt_out"] is False
 
 
 async def test_a_fault_of_all_that_says_nothing_of_callbacks_is_not_used_up() -> None:
