@@ -13,7 +13,7 @@ from typing import Final
 
 from service.domain.addresses import CHANNELS
 from service.errors import SettingsError, StorageUnavailable
-from service.flows import follow, ingest, push, reconcile, upkeep
+from service.flows import follow, ingest, push, reconcile, retract, surges, upkeep
 from service.flows.push import Pusher
 from service.kahuna import NO_RETRY, Contract, Credentials, KahunaClient, Timeouts, WrongCorrection, WrongCredentials
 from service.settings import Namespace, Settings
@@ -87,7 +87,7 @@ async def _steps(
     is nothing to do."""
     rules = ingest.rules_of(settings)
     limits = push.limits_of(settings)
-    retention = upkeep.retention_of(settings)
+    retention, surge_limits = upkeep.retention_of(settings), surges.limits_of(settings)
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(Database.of(settings))
         pushers = []
@@ -111,6 +111,8 @@ async def _steps(
             *(("push", step, poll) for pusher in pushers for step in pushing(pusher)),
             ("apply", lambda: ingest.apply_recorded(database, rules, clock), poll),
             ("reconcile", lambda: reconcile.run_next(database, rules.policy, clock), poll),
+            ("retract", lambda: retract.run_next(database, rules, clock), poll),
+            ("surges", lambda: surges.look(database, surge_limits, clock), HOUSEKEEPING),
             *(("announce", step, follow.BETWEEN_ANNOUNCEMENTS) for step in telling),
             ("release", release, HOUSEKEEPING),
             ("upkeep", lambda: upkeep.run_due(database, rules, retention, clock), HOUSEKEEPING),
