@@ -35,6 +35,7 @@ from service.web import (
     imports,
     listing,
     reference,
+    undo,
     webhook,
 )
 from service.web import suppressions as queries
@@ -57,6 +58,7 @@ OPERATIONS: Final[tuple[AnyOperation, ...]] = (
     *admin.OPERATIONS,
     *archive.OPERATIONS,
     *imports.OPERATIONS,
+    *undo.OPERATIONS,
     *health.OPERATIONS,
 )
 """All that the application answers, but for what describes them."""

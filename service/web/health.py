@@ -13,7 +13,7 @@ from starlette.responses import Response
 from service.errors import StorageUnavailable
 from service.flows import push
 from service.flows.shelter import Shelter
-from service.store import batches, changes, migrations, outbox, reviews, spool
+from service.store import batches, changes, migrations, outbox, retractions, reviews, spool, surges
 from service.store.database import Connection
 from service.store.spool import Stock
 from service.telemetry import logger
@@ -199,7 +199,14 @@ async def _stored(connection: Connection, now: datetime) -> list[GaugeMetricFami
     about = "Seconds since the oldest change was recorded that an older transaction of the server keeps from the feed"
     lag = GaugeMetricFamily("kahuna_sync_feed_lag_seconds", about)
     lag.add_metric([], await changes.lag(connection, now))
-    return [unapplied, waiting, depth, circuits, lag]
+    unusual = GaugeMetricFamily(
+        "kahuna_sync_open_surges", "Surges that wait for a person", labels=["namespace", "channel"]
+    )
+    for whose, count in (await surges.open_counts(connection)).items():
+        unusual.add_metric(whose, count)
+    undoing = GaugeMetricFamily("kahuna_sync_open_retractions", "Retractions that are not done")
+    undoing.add_metric([], await retractions.open_count(connection))
+    return [unapplied, waiting, depth, circuits, lag, unusual, undoing]
 
 
 class _Stored:

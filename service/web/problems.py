@@ -41,6 +41,7 @@ PROBLEMS: Final[Mapping[str, Problem]] = {
     "method-not-allowed": Problem(405, "This path does not take this method; the Allow header names those it takes."),
     "already-decided": Problem(409, "It was decided before; a decision stands."),
     "batch-gone": Problem(409, "The batch has passed its retention; what it said cannot be read again."),
+    "import-running": Problem(409, "The import still takes lines in; wait until it has ended."),
     "newer-stop": Problem(409, "A stop at or after this consent stands; only a newer consent ends it."),
     "cursor-expired": Problem(
         410, "Changes after this cursor are not kept any more, or the database is another; begin again with an export."

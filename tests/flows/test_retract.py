@@ -1,6 +1,7 @@
 """What was taken back is gone without a trace on the list, and nothing else is: for random histories, whatever else
 happens meanwhile."""
 
+import asyncio
 import random
 import uuid
 from collections.abc import AsyncIterator
@@ -9,16 +10,19 @@ from typing import Any
 
 import pytest
 
+from service.domain.facts import Fact
+from service.domain.suppression import fold
 from service.errors import Conflict, StorageBusy
-from service.flows import past, replay, upkeep
+from service.flows import past, replay, taking_back, upkeep
 from service.flows import retract as undo
 from service.flows.imports import Import, Order
+from service.flows.testimony import testimony_of
 from service.flows.upkeep import Retention
-from service.store import history, retractions, suppressions, withdrawals
+from service.store import access, batches, history, retractions, suppressions, withdrawals
 from service.store.archive import Asked
 from service.store.suppressions import Subject
 from tests.flows.speaking import World
-from tests.flows.test_rebuild import DAY, disagreements, retire
+from tests.flows.test_rebuild import DAY, disagreements, retire, verify
 
 ANN, BOB = "ann@example.com", "bob@example.com"
 T = 1_700_000_000
@@ -269,3 +273,190 @@ async def test_a_month_is_not_dropped_while_something_is_taken_back(world: World
     await world.execute(f"delete from batches where headers ->> 'import-id' = '{other.id}'")
     with pytest.raises(Conflict, match="does not keep"):
         await revert(world, other)
+
+
+# Random histories.
+
+BOXES = ("a@example.com", "b@example.com", "c@example.org")
+NUMBERS = ("15550100001", "15550100002")
+
+
+class Story:
+    """Random words of lists, callbacks and people about a few addresses, and who has said what: the model."""
+
+    def __init__(self, world: World, seed: int) -> None:
+        self.world = world
+        self.chance = random.Random(seed)
+        self.imports: list[Import] = []
+
+    def _time(self) -> int:
+        return T + self.chance.randrange(1, 8) * DAY
+
+    async def step(self) -> None:
+        """Something is said."""
+        await self.chance.choice((self.take_in, self.take_in, self.callback, self.callback, self.write, self.push))()
+        self.world.clock.sleep(self.chance.choice((0.0, 1.0, 3600.0)))
+
+    async def take_in(self) -> None:
+        reason = self.chance.choice(("unsubscribe", "soft_bounce"))
+        rows = [(box, self._time()) for box in self.chance.choices(BOXES, k=self.chance.randint(1, 6))]
+        text = "".join(f"{box},{at if self.chance.random() < 0.8 else ''}\n" for box, at in rows)
+        self.imports.append(await take_in(self.world, f"email,time\n{text}", reason=reason))
+
+    async def callback(self) -> None:
+        if self.chance.random() < 0.3:
+            number, opts = self.chance.choice(NUMBERS), self.chance.random() < 0.5
+            await self.world.callback("sms", [{"number": number, "timestamp": self._time(), "opt-in": opts}])
+            return
+        words = ("unsub", "soft_bounce", "spam")
+        await self.world.callback(
+            "email",
+            [
+                {"reason": self.chance.choice(words), "email": self.chance.choice(BOXES), "timestamp": self._time()}
+                for _ in range(self.chance.randint(1, 4))
+            ],
+        )
+
+    async def write(self) -> None:
+        box = self.chance.choice(BOXES)
+        try:
+            if self.chance.random() < 0.6:
+                await self.world.stop("email", box, self.chance.choice(("unsubscribe", "manual")), self._time())
+            else:
+                await self.world.consent("email", box, self._time())
+        except Conflict:
+            pass
+
+    async def push(self) -> None:
+        await self.world.push(self.chance.choice(("email", "sms")))
+
+
+async def model(world: World) -> dict[tuple[str, str], Any]:
+    """The causes that the facts which were said, and not taken back, add up to, by the rules of the domain: told from
+    the bodies and the audit log, not from what is stored."""
+    said: set[tuple[uuid.UUID, Fact]] = set()
+    async with world.database.begin() as connection:
+        for applied in await batches.applied_after(connection, uuid.UUID(int=0), batches.LAST_ID):
+            found = testimony_of(applied, world.rules)
+            said |= {(applied.received.id, fact) for fact in found.facts}
+        async for some in access.stated(connection):
+            said |= set(some)
+        reverted = await retractions.counted_out(connection, [one for one, _ in said])
+    facts = sorted({fact for one, fact in said if one not in reverted})
+    causes: dict[tuple[str, str], Any] = {}
+    for address in {fact.address for fact in facts}:
+        for reason, cause in fold((fact for fact in facts if fact.address == address), world.policy).items():
+            causes[address, reason] = cause
+    return causes
+
+
+async def stored(world: World) -> dict[tuple[str, str], Any]:
+    found: dict[tuple[str, str], Any] = {}
+    async with world.database.begin() as connection:
+        async for causes in suppressions.every_cause(connection):
+            found |= {(address, cause.reason): cause for _, _, address, cause in causes}
+    return found
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_any_history_without_what_was_taken_back_is_what_the_model_says(world: World, seed: int) -> None:
+    """Whatever is said before and after, in any order, and whichever imports are taken back."""
+    story = Story(world, seed)
+    for _ in range(3):
+        for _ in range(8):
+            await story.step()
+        for one in story.chance.sample(story.imports, min(2, len(story.imports))):
+            await revert(world, one)
+        await carry_out(world)
+        assert await stored(world) == await model(world)
+        assert await disagreements(world) == []
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_when_nothing_else_happened_the_list_and_its_digest_are_those_of_before(world: World, seed: int) -> None:
+    story = Story(world, 100 + seed)
+    for _ in range(10):
+        await story.step()
+    before, digest = await stored(world), await digests(world)
+    world.clock.sleep(60)
+    await story.take_in()
+    await undone(world, story.imports[-1])
+    assert await stored(world) == before
+    assert await digests(world) == digest
+
+
+async def digests(world: World) -> list[str]:
+    verified, found = await verify(world)
+    assert found == []
+    # One that has no causes any more has the digest of nothing, as one that never had any.
+    return sorted(one.live.hexdigest() for one in verified.compared.values() if one.causes)
+
+
+# Crashes, and company.
+
+
+async def test_a_worker_that_dies_between_pages_is_gone_on_from(world: World) -> None:
+    """Whatever step it dies at, the next one goes on, and the end is the same."""
+    many = lines(*((f"a{n:05}@example.com", n) for n in range(taking_back.PAGE * 2 + 500)))
+    await world.stop("email", "a00001@example.com", "unsubscribe", at=T + 1)
+    one = await take_in(world, many)
+    await take_in(world, lines(("a00007@example.com", 7)))
+    await revert(world, one)
+    deaths, row = 0, None
+
+    def die(_: Any) -> None:
+        raise asyncio.CancelledError
+
+    while True:
+        try:
+            done = await undo.run_next(world.database, world.rules, world.clock, die)
+        except asyncio.CancelledError:
+            deaths += 1
+            async with world.database.read() as connection:
+                [row] = await retractions.newest(connection, "default", 1)
+            if row.state == "done":
+                break
+            assert row.state == "running"
+            continue
+        assert done is not None
+    assert deaths > 5
+    assert row is not None
+    assert (row.counts["facts"], row.counts["handed_over"], row.counts["evidence"]) == (4498, 2, 1)
+    left = await world.query("select address from suppressions where stop_at is not null order by address")
+    assert [one.address for one in left] == ["a00001@example.com", "a00007@example.com"]
+    assert await disagreements(world) == []
+
+
+async def test_two_workers_do_not_get_in_each_other_s_way(world: World) -> None:
+    one = await take_in(world, lines(*((f"a{n}@example.com", n) for n in range(50))))
+    await revert(world, one)
+    done = await asyncio.gather(*(undo.run_next(world.database, world.rules, world.clock) for _ in range(4)))
+    assert [found is not None for found in done].count(True) == 1
+    assert await disagreements(world) == []
+    assert await stored(world) == {}
+
+
+async def test_callbacks_pour_in_for_the_same_addresses_meanwhile(world: World) -> None:
+    """None of them is lost, those that repeat what the list said the least, and all that stands is theirs."""
+    count = 400
+    one = await take_in(world, lines(*((f"a{n}@example.com", n + 1) for n in range(count))))
+    other = World(world.database, world.settings)
+    await revert(world, one)
+    again = asyncio.Event()
+
+    async def pour(first: int) -> None:
+        for n in range(first, count, 4):
+            box = f"a{n}@example.com"
+            if n % 8 < 4:
+                await take_in(other, lines((box, n + 1)))
+            else:
+                await other.callback("email", [{"reason": "unsub", "email": box, "timestamp": T + n + 1}])
+            again.set()
+
+    pouring = [asyncio.create_task(pour(first)) for first in range(2)]
+    await again.wait()
+    await carry_out(world)
+    await asyncio.gather(*pouring)
+    assert await stored(world) == await model(world)
+    assert len(await stored(world)) == count // 2
+    assert await disagreements(world) == []
