@@ -36,6 +36,7 @@ from service.web import (
     pulls,
     reconciliations,
     reference,
+    undo,
     webhook,
 )
 from service.web import suppressions as queries
@@ -60,6 +61,7 @@ OPERATIONS: Final[tuple[AnyOperation, ...]] = (
     *archive.OPERATIONS,
     *pulls.OPERATIONS,
     *imports.OPERATIONS,
+    *undo.OPERATIONS,
     *health.OPERATIONS,
 )
 """All that the application answers, but for what describes them."""

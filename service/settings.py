@@ -168,6 +168,15 @@ class Settings:
     soft_bounce_window_days: int = setting(14, "Days within which they must fall")
     soft_bounce_lifetime_days: int = setting(30, "Days after the last of them until the suppression ends")
     hard_bounce_lifetime_days: int | None = setting(None, "Days until a hard bounce lapses. Unset: never")
+    surge_window_minutes: int = setting(10, "Minutes of the feed that are looked over at once for surges, at most 60")
+    surge_domain_stops: int = setting(
+        500,
+        "Stops of one reason from one e-mail domain within that window, told by Kahuna, from which on they are flagged "
+        "as a surge; a number that is never reached switches this off",
+    )
+    surge_minute_stops: int = setting(
+        1000, "The same for stops of one reason, from anywhere, that were recorded within one minute"
+    )
     push_batch_entries: int = setting(5000, "Corrections in one call of a Sync API, at most 100000")
     push_timeout_seconds: float = setting(60.0, "Seconds that one call of a Sync API may take as a whole")
     push_lease_seconds: float = setting(
@@ -445,6 +454,8 @@ def _check_numbers(settings: Settings) -> None:
         raise SettingsError("PORT must be at most 65535.")
     if settings.push_batch_entries > MOST_ENTRIES:
         raise SettingsError(f"PUSH_BATCH_ENTRIES must be at most {MOST_ENTRIES}, the vendor's own limit.")
+    if settings.surge_window_minutes > 60:
+        raise SettingsError("SURGE_WINDOW_MINUTES must be at most 60.")
     if settings.push_lease_seconds < SHORTEST_LEASE:
         raise SettingsError(
             f"PUSH_LEASE_SECONDS must be at least {SHORTEST_LEASE}, or a claim ends before it is renewed."

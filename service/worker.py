@@ -13,7 +13,7 @@ from typing import Final
 
 from service.domain.addresses import CHANNELS
 from service.errors import SettingsError, StorageUnavailable
-from service.flows import follow, ingest, prove, pull, push, reconcile, upkeep
+from service.flows import follow, ingest, prove, pull, push, reconcile, retract, surges, upkeep
 from service.flows.ingest import Rules
 from service.flows.push import Pusher
 from service.flows.underway import Means, guards_of
@@ -110,7 +110,7 @@ async def _steps(
     is nothing to do."""
     rules = ingest.rules_of(settings)
     limits = push.limits_of(settings)
-    retention = upkeep.retention_of(settings)
+    retention, surge_limits = upkeep.retention_of(settings), surges.limits_of(settings)
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(Database.of(settings))
         pushers = []
@@ -146,6 +146,8 @@ async def _steps(
             ("reconcile", lambda: reconcile.run_next(means), poll),
             ("prove", lambda: prove.prove(database, clock), HOUSEKEEPING),
             *(("schedule", step, HOUSEKEEPING) for step in schedules),
+            ("retract", lambda: retract.run_next(database, rules, clock), poll),
+            ("surges", lambda: surges.look(database, surge_limits, clock), HOUSEKEEPING),
             *(("announce", step, follow.BETWEEN_ANNOUNCEMENTS) for step in telling),
             *(("logs", step, HOUSEKEEPING) for step in _pulling(settings, database, clients, rules, clock)),
             ("release", release, HOUSEKEEPING),

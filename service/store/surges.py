@@ -10,13 +10,12 @@ from datetime import datetime
 from typing import Any, Final, Literal, NamedTuple
 
 from sqlalchemy import DateTime, Text, Uuid, bindparam, func, literal, select, text, tuple_, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.domain.addresses import Channel
 from service.store.changes import Position
-from service.store.database import plan_anew
-from service.store.tables_of_undo import surge_looks, surges
+from service.store.tables_of_undo import surge_evidence, surge_looks, surges
 
 Kind = Literal["domain", "minute"]
 
@@ -91,16 +90,13 @@ _PARTS: Final = text(
 _EVIDENCE: Final = text(
     f"""
     with {_ROWS}
-    insert into surge_evidence (surge_id, batch_id)
-    select distinct cast(:surge_id as uuid), batch_id from stops
+    select distinct batch_id from stops
     where namespace = :namespace and channel = :channel and reason = :reason
       and case when :kind = 'domain' then domain = :key else minute = cast(:minute as timestamptz) end
-    on conflict do nothing
     """  # noqa: S608 (built from our own words alone)
 ).bindparams(
     bindparam("since", type_=DateTime(True)),
     bindparam("minute", type_=DateTime(True)),
-    bindparam("surge_id", type_=Uuid),
     bindparam("xid", type_=Text),
     bindparam("to_xid", type_=Text),
     bindparam("kind", type_=Text),
@@ -119,6 +115,15 @@ _END: Final = text(
 ).bindparams(bindparam("before", type_=DateTime(True)), bindparam("xid", type_=Text), bindparam("horizon", type_=Text))
 
 
+_NEXT: Final = text(
+    """
+    select recorded_at from changes
+    where (xid, seq) > (cast(cast(:xid as text) as xid8), :seq) and xid < cast(cast(:horizon as text) as xid8)
+    order by xid, seq limit 1
+    """
+).bindparams(bindparam("xid", type_=Text), bindparam("horizon", type_=Text))
+
+
 async def place(connection: AsyncConnection, epoch: str) -> Position | None:
     """How far the feed of this life of the database has been looked over; None: not at all."""
     row = (await connection.execute(select(surge_looks).where(surge_looks.c.epoch == epoch))).first()
@@ -132,6 +137,13 @@ async def note_place(connection: AsyncConnection, epoch: str, position: Position
     await connection.execute(noted.on_conflict_do_update(index_elements=["epoch"], set_=again))
 
 
+async def next_at(connection: AsyncConnection, after: Position, horizon: Position) -> datetime | None:
+    """When the next row of the feed was recorded; None if there is none."""
+    values = {"xid": str(after.xid), "seq": after.seq, "horizon": str(horizon.xid)}
+    found: datetime | None = (await connection.execute(_NEXT, values)).scalar()
+    return found
+
+
 async def end_of(
     connection: AsyncConnection, after: Position, horizon: Position, before: datetime, limit: int
 ) -> Position | None:
@@ -143,7 +155,6 @@ async def end_of(
 
 async def parts(connection: AsyncConnection, span: Span) -> list[Part]:
     """What came in a stretch of the feed, counted."""
-    await plan_anew(connection)
     return [Part(*row) for row in await connection.execute(_PARTS, _values(span))]
 
 
@@ -167,11 +178,18 @@ async def flag(connection: AsyncConnection, group: Group, size: Size, now: datet
     return surge_id, surge_id == given["id"]
 
 
-async def add_evidence(connection: AsyncConnection, surge_id: uuid.UUID, group: Group, span: Span) -> None:
-    """Notes the batches that brought a group's stops in a stretch of the feed."""
-    await plan_anew(connection)
+async def evidence(connection: AsyncConnection, group: Group, span: Span) -> list[uuid.UUID]:
+    """The batches that brought a group's stops in a stretch of the feed."""
     minute = datetime.fromisoformat(group.key) if group.kind == "minute" else None
-    await connection.execute(_EVIDENCE, _values(span) | group._asdict() | {"surge_id": surge_id, "minute": minute})
+    found = await connection.execute(_EVIDENCE, _values(span) | group._asdict() | {"minute": minute})
+    return list(found.scalars())
+
+
+async def add_evidence(connection: AsyncConnection, surge_id: uuid.UUID, batch_ids: Sequence[uuid.UUID]) -> None:
+    """Notes the batches that a surge came in."""
+    ids = select(literal(surge_id), func.unnest(literal(list(batch_ids), ARRAY(Uuid))))
+    noted = insert(surge_evidence).from_select(["surge_id", "batch_id"], ids)
+    await connection.execute(noted.on_conflict_do_nothing())
 
 
 async def newest(

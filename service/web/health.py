@@ -22,8 +22,10 @@ from service.store import (
     outbox,
     pulls,
     reconciliations,
+    retractions,
     reviews,
     spool,
+    surges,
     violations,
 )
 from service.store.database import Connection
@@ -211,7 +213,15 @@ async def _stored(connection: Connection, now: datetime) -> list[GaugeMetricFami
     about = "Seconds since the oldest change was recorded that an older transaction of the server keeps from the feed"
     lag = GaugeMetricFamily("kahuna_sync_feed_lag_seconds", about)
     lag.add_metric([], await changes.lag(connection, now))
-    return [unapplied, waiting, depth, circuits, lag, *await _drift(connection), *await _of_logs(connection, now)]
+    unusual = GaugeMetricFamily(
+        "kahuna_sync_open_surges", "Surges that wait for a person", labels=["namespace", "channel"]
+    )
+    for whose, count in (await surges.open_counts(connection)).items():
+        unusual.add_metric(whose, count)
+    undoing = GaugeMetricFamily("kahuna_sync_open_retractions", "Retractions that are not done")
+    undoing.add_metric([], await retractions.open_count(connection))
+    more = [*await _drift(connection), *await _of_logs(connection, now)]
+    return [unapplied, waiting, depth, circuits, lag, unusual, undoing, *more]
 
 
 async def _drift(connection: Connection) -> list[GaugeMetricFamily]:

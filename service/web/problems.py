@@ -43,6 +43,7 @@ PROBLEMS: Final[Mapping[str, Problem]] = {
     "no-plan": Problem(409, "The run is no plan whose lines can be decided; the detail says what it is."),
     "not-revertible": Problem(409, "The run is in no state in which it can be taken back; the detail says in which."),
     "batch-gone": Problem(409, "The batch has passed its retention; what it said cannot be read again."),
+    "import-running": Problem(409, "The import still takes lines in; wait until it has ended."),
     "newer-stop": Problem(409, "A stop at or after this consent stands; only a newer consent ends it."),
     "cursor-expired": Problem(
         410, "Changes after this cursor are not kept any more, or the database is another; begin again with an export."
