@@ -11,12 +11,12 @@ from sqlalchemy import Connection, text
 from sqlalchemy.dialects.postgresql.base import PGDialect
 
 from service.settings import load
-from service.store import tables_of_undo
+from service.store import tables_of_plans, tables_of_undo
 from service.store.database import single_connection
 from service.store.tables import Xid8
 
 # Whoever asks one module for it has the tables of all.
-METADATA = tables_of_undo.retractions.metadata
+METADATA = {one.metadata for one in (tables_of_plans.differences, tables_of_undo.retractions)}.pop()
 
 # One number for every process that migrates: the lock lives as long as the transaction, also behind a pooler.
 LOCK = 7_015_241_811

@@ -131,21 +131,12 @@ async def _steps(
         def pushing(pusher: Pusher) -> list[Step]:
             return [lambda channel=channel: push.push_due(pusher, channel) for channel in CHANNELS]  # type: ignore[misc]
 
-        def scheduled(namespace: str, hours: float) -> Step:
-            wanted = {"source": settings.reconcile_source, "auto_approve": settings.reconcile_auto_approve == "on"}
-            every = timedelta(hours=hours)
-            return lambda: reconcile.queue_scheduled(database, namespace, every, wanted, clock)
-
-        hours = settings.reconcile_every_hours
-        schedules = [] if hours is None else [scheduled(name, hours) for name in clients]
         telling = [] if settings.database_direct_url is None else [lambda: follow.announce(database)]
         poll = settings.worker_poll_seconds
         yield [
             *(("push", step, poll) for pusher in pushers for step in pushing(pusher)),
             ("apply", lambda: ingest.apply_recorded(database, rules, clock), poll),
-            ("reconcile", lambda: reconcile.run_next(means), poll),
-            ("prove", lambda: prove.prove(database, clock), HOUSEKEEPING),
-            *(("schedule", step, HOUSEKEEPING) for step in schedules),
+            *_reconciling(settings, means),
             ("retract", lambda: retract.run_next(database, rules, clock), poll),
             ("surges", lambda: surges.look(database, surge_limits, clock), HOUSEKEEPING),
             *(("announce", step, follow.BETWEEN_ANNOUNCEMENTS) for step in telling),
@@ -154,6 +145,24 @@ async def _steps(
             ("upkeep", lambda: upkeep.run_due(database, rules, retention, clock), HOUSEKEEPING),
             ("policy", note_policy, ONCE),
         ]
+
+
+def _reconciling(settings: Settings, means: Means) -> list[tuple[str, Step, float]]:
+    """The plans: carried on, proved, and asked for by the schedule of each namespace."""
+    database, clock, hours = means.database, means.clock, settings.reconcile_every_hours
+    steps: list[tuple[str, Step, float]] = [
+        ("reconcile", lambda: reconcile.run_next(means), settings.worker_poll_seconds),
+        ("prove", lambda: prove.prove(database, clock), HOUSEKEEPING),
+    ]
+    if hours is None:
+        return steps
+    every, approve = timedelta(hours=hours), settings.reconcile_auto_approve == "on"
+    wanted = {"source": settings.reconcile_source, "auto_approve": approve}
+
+    def scheduled(namespace: str) -> Step:
+        return lambda: reconcile.queue_scheduled(database, namespace, every, wanted, clock)
+
+    return steps + [("schedule", scheduled(name), HOUSEKEEPING) for name in means.clients]
 
 
 def _pulling(

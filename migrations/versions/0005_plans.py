@@ -27,6 +27,9 @@ LINE_STATES = (
 )
 BEFORE = "'queued', 'running', 'planned', 'applied', 'failed'"
 
+SAID = "What a run found: both sides, and the correction that settles it"
+SAYS = "What a run found: both sides, what was decided of it, and the correction or fact that settles it"
+
 OF_RUNS: dict[str, Any] = {
     "asked": postgresql.JSONB(),
     "position": WORD,
@@ -69,6 +72,7 @@ def upgrade() -> None:
         from reconciliations as r where r.id = d.run_id
         """
     )
+    op.create_table_comment("differences", SAYS, existing_comment=SAID)
     op.drop_constraint("reconciliations_state", "reconciliations")
     op.create_check_constraint(
         "reconciliations_state", "reconciliations", f"state in ({STATES})", postgresql_not_valid=True
@@ -90,6 +94,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Takes it back; runs in states that the previous release does not know end as failed."""
+    op.create_table_comment("differences", SAID, existing_comment=SAYS)
     for name in ("differences_open", "differences_undone", "differences_waiting"):
         op.drop_index(name, "differences")
     op.drop_index("reconciliations_newest", "reconciliations")

@@ -18,7 +18,8 @@ from service.domain.drift import Direction
 from service.domain.runs import LineState
 from service.store.database import SEPARATOR, among
 from service.store.reconciliations import Run
-from service.store.tables import corrections, differences
+from service.store.tables import corrections
+from service.store.tables_of_plans import differences
 
 SAMPLES: Final = 3
 """Addresses that are shown of each group of lines."""

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.domain.addresses import Channel
 from service.domain.runs import WAITING, RunState
-from service.store.tables import differences, reconciliations
+from service.store.tables_of_plans import differences, reconciliations
 
 MOST_ATTEMPTS: Final = 5
 """Workers that may take a run one after the other without any of them getting further."""
