@@ -398,8 +398,8 @@ async def digests(world: World) -> list[str]:
 async def test_a_worker_that_dies_between_pages_is_gone_on_from(world: World) -> None:
     """Whatever step it dies at, the next one goes on, and the end is the same."""
     many = lines(*((f"a{n:05}@example.com", n) for n in range(taking_back.PAGE * 2 + 500)))
-    await world.stop("email", "a00001@example.com", "unsubscribe", at=T + 1)
     one = await take_in(world, many)
+    await world.stop("email", "a00001@example.com", "unsubscribe", at=T + 1)
     await take_in(world, lines(("a00007@example.com", 7)))
     await revert(world, one)
     deaths, row = 0, None
