@@ -203,8 +203,9 @@ async def _ask_others(course: Course) -> None:
         course.asked.update(new)
         lately = first_id(course.clock() - STRAGGLERS)
         if last is None or last > lately:
-            if course.place.phase == "walking":
-                await _turn_to(course, course.place._replace(walked=min(last or after, lately)))
+            up_to = min(last or after, lately)
+            if course.place.phase == "walking" and up_to > after:
+                await _turn_to(course, course.place._replace(walked=up_to))
             return
         course.asked.clear()
         await _turn_to(course, course.place._replace(walked=last))

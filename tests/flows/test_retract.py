@@ -13,10 +13,9 @@ import pytest
 from service.domain.facts import Fact
 from service.domain.suppression import fold
 from service.errors import Conflict, StorageBusy
-from service.flows import past, replay, taking_back, upkeep
+from service.flows import past, replay, taking_back, testimony, upkeep
 from service.flows import retract as undo
 from service.flows.imports import Import, Order
-from service.flows.testimony import testimony_of
 from service.flows.upkeep import Retention
 from service.store import access, batches, history, retractions, suppressions, withdrawals
 from service.store.archive import Asked
@@ -337,7 +336,7 @@ async def model(world: World) -> dict[tuple[str, str], Any]:
     said: set[tuple[uuid.UUID, Fact]] = set()
     async with world.database.begin() as connection:
         for applied in await batches.applied_after(connection, uuid.UUID(int=0), batches.LAST_ID):
-            found = testimony_of(applied, world.rules)
+            found = testimony.testimony_of(applied, world.rules)
             said |= {(applied.received.id, fact) for fact in found.facts}
         async for some in access.stated(connection):
             said |= set(some)
@@ -358,7 +357,7 @@ async def stored(world: World) -> dict[tuple[str, str], Any]:
     return found
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 async def test_any_history_without_what_was_taken_back_is_what_the_model_says(world: World, seed: int) -> None:
     """Whatever is said before and after, in any order, and whichever imports are taken back."""
     story = Story(world, seed)
@@ -372,7 +371,7 @@ async def test_any_history_without_what_was_taken_back_is_what_the_model_says(wo
         assert await disagreements(world) == []
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 async def test_when_nothing_else_happened_the_list_and_its_digest_are_those_of_before(world: World, seed: int) -> None:
     story = Story(world, 100 + seed)
     for _ in range(10):
@@ -398,8 +397,8 @@ async def digests(world: World) -> list[str]:
 async def test_a_worker_that_dies_between_pages_is_gone_on_from(world: World) -> None:
     """Whatever step it dies at, the next one goes on, and the end is the same."""
     many = lines(*((f"a{n:05}@example.com", n) for n in range(taking_back.PAGE * 2 + 500)))
-    await world.stop("email", "a00001@example.com", "unsubscribe", at=T + 1)
     one = await take_in(world, many)
+    await world.stop("email", "a00001@example.com", "unsubscribe", at=T + 1)
     await take_in(world, lines(("a00007@example.com", 7)))
     await revert(world, one)
     deaths, row = 0, None
@@ -438,7 +437,7 @@ async def test_two_workers_do_not_get_in_each_other_s_way(world: World) -> None:
 
 async def test_callbacks_pour_in_for_the_same_addresses_meanwhile(world: World) -> None:
     """None of them is lost, those that repeat what the list said the least, and all that stands is theirs."""
-    count = 400
+    count = 120
     one = await take_in(world, lines(*((f"a{n}@example.com", n + 1) for n in range(count))))
     other = World(world.database, world.settings)
     await revert(world, one)
