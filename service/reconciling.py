@@ -16,7 +16,7 @@ from typing import Any, Final
 import click
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from service import settings, worker
 from service.domain.addresses import Channel, ImpossibleAddress, normalise
@@ -98,7 +98,9 @@ def list_command(state: str | None, limit: int, namespace: str | None) -> None:
         async with database.read() as connection:
             return await reconciliations.newest(connection, chosen, limit, state=state)
 
-    table = Table("id", "channel", "source", "asked for", "by", "differences", "state", title=f"Runs of {chosen}")
+    # An id that is cut is of no use to who wants to copy it.
+    whole = Column("id", no_wrap=True, min_width=36)
+    table = Table(whole, "channel", "source", "asked for", "by", "lines", "state", title=f"Runs of {chosen}")
     for row in with_database(work, quiet=True):
         count = str(row.counts.get("differences", 0))
         asked_at = f"{row.created_at:%Y-%m-%d %H:%M}"
@@ -246,7 +248,8 @@ def _show(row: Any, groups: Sequence[GroupShown]) -> None:
     if row.error is not None:
         click.echo(f"It ended for this: {row.error}", err=True)
     if groups:
-        table = Table("mended", "kind", "reason", "action", "state", "why", "lines", "for example")
+        names = [Column(name, overflow="fold") for name in ("mended", "kind", "reason", "action", "state", "why")]
+        table = Table(*names, "lines", Column("for example", overflow="fold"))
         for group in groups:
             texts = (group.direction, group.kind, group.reason, group.action, group.state, group.why)
             table.add_row(*(one or "" for one in texts), str(group.count), ", ".join(group.samples))
