@@ -100,11 +100,12 @@ def list_command(state: str | None, limit: int, namespace: str | None) -> None:
 
     # An id that is cut is of no use to who wants to copy it.
     whole = Column("id", no_wrap=True, min_width=36)
-    table = Table(whole, "channel", "source", "asked for", "by", "lines", "state", title=f"Runs of {chosen}")
+    others = [Column(name, overflow="fold") for name in ("compares", "asked for", "by", "lines", "state")]
+    table = Table(whole, *others, title=f"Runs of {chosen}")
     for row in with_database(work, quiet=True):
         count = str(row.counts.get("differences", 0))
         asked_at = f"{row.created_at:%Y-%m-%d %H:%M}"
-        table.add_row(str(row.id), row.channel, row.source, asked_at, row.actor, count, row.state)
+        table.add_row(str(row.id), f"{row.channel} {row.source}", asked_at, row.actor, count, row.state)
     Console().print(table)
 
 
