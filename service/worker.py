@@ -5,7 +5,9 @@ new is begun, what is under way may finish, and what cannot is left to its lease
 """
 
 import asyncio
+import os
 import random
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
@@ -76,6 +78,11 @@ async def run(
     logger().info("worker.stopped", cut_short=len(unfinished))
 
 
+def own_name() -> str:
+    """What this process is called where its work is written down: host and process id."""
+    return f"{socket.gethostname()}/{os.getpid()}"
+
+
 @asynccontextmanager
 async def _steps(
     settings: Settings,
@@ -93,7 +100,10 @@ async def _steps(
         pushers = []
         for namespace in settings.namespaces:
             client = await stack.enter_async_context(make_client(namespace, settings))
-            pushers.append(Pusher(database, client, namespace.name, rules.policy, limits, clock, jitter))
+            secrets = tuple(filter(None, (namespace.secret_key, *namespace.api_key)))
+            pushers.append(
+                Pusher(database, client, namespace.name, rules.policy, limits, clock, jitter, own_name(), secrets)
+            )
 
         async def note_policy() -> None:
             async with database.begin() as connection:

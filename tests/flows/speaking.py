@@ -143,7 +143,8 @@ class World:
 
     async def corrections(self, state: str | None = None) -> list[Any]:
         """The corrections, oldest first, of one state or all."""
-        states = [state] if state else ["pending", "sending", "sent", "rejected", "dead", "superseded", "unsupported"]
+        every = ["pending", "sending", "sent", "rejected", "dead", "superseded", "unsupported", "discarded"]
+        states = [state] if state else every
         async with self.database.read() as connection:
             rows = [row for one in states for row in await outbox.by_state(connection, "default", one, 1000)]
         return sorted(rows, key=lambda row: row.id)
