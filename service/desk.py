@@ -251,7 +251,7 @@ def circuits_reset(channel: Any, namespace: str | None) -> None:
 @_LIMIT
 @NAMESPACE
 def clock_command(state: str, channel: Any, limit: int, namespace: str | None) -> None:
-    """Show stops that Kahuna does not hold yet, and when they are due. Exit code 1 if any is overdue."""
+    """Show stops that Kahuna does not hold yet. Exit code 1 if any is overdue."""
     name, now = _namespace(namespace), int(_now().timestamp())
     calendar = deeds.calendar_of(settings.load(os.environ))
     asked = deadlines.Asked(name, *figures.between(state, now, calendar), channel)

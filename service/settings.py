@@ -201,7 +201,7 @@ class Settings:
     stop_due_business_days: int = setting(
         10, "Business days after which a stop must be honoured on both sides, at most 366"
     )
-    stop_due_soon_hours: float = setting(48.0, "Hours before that from which a stop counts as due soon")
+    stop_due_soon_days: float = setting(2.0, "Days before that from which a stop counts as due soon")
     business_weekend: str = setting(
         "saturday,sunday", "Weekdays that are no business days, with commas between them; `none` if there are none"
     )

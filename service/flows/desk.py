@@ -47,7 +47,7 @@ What = Literal[
 
 def calendar_of(settings: Settings) -> Calendar:
     """The calendar of business days that these settings describe."""
-    soon = settings.stop_due_soon_hours * 3600
+    soon = settings.stop_due_soon_days * 86_400
     try:
         return calendar_from(
             settings.stop_due_business_days,

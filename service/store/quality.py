@@ -110,7 +110,7 @@ async def report(connection: AsyncConnection, window: Window, now: datetime) -> 
     seen = {(channel, day) for (_, channel), row in found.items() for day in row.days}
     missing = [(c, day) for c in CHANNELS for day in _silent(c, seen, window, now)]
     if not share.whole:
-        missing = [one for one in missing if not await _any(connection, window.namespace, *one)]
+        missing = [one for one in missing if not await any_on(connection, window.namespace, *one)]
     facts_share = await share_of(connection, "facts", BYTES)
     values = window._asdict() | {"percent": facts_share.percent}
     facts = {(row.week, row.channel): row for row in await connection.execute(_FACTS, values)}
@@ -124,7 +124,7 @@ async def _batches(connection: AsyncConnection, window: Window, share: Share) ->
     return (await connection.execute(_BATCHES, values | {"namespace": window.namespace})).all()
 
 
-async def _any(connection: AsyncConnection, namespace: str, channel: str, day: date) -> bool:
+async def any_on(connection: AsyncConnection, namespace: str, channel: str, day: date) -> bool:
     """Whether a callback came on a day: a share of the archive may have none of it."""
     begins = datetime(day.year, day.month, day.day, tzinfo=UTC)
     values = {"low": first_id(begins), "high": first_id(begins + _DAY), "namespace": namespace, "channel": channel}
@@ -146,10 +146,13 @@ def _week(
     key: tuple[date, Channel], batches: Any, facts: Any, missing: Iterable[tuple[str, date]], share: Share
 ) -> Week:
     names = ("callbacks", "accepted", "duplicates", "rejected")
-    counts = {name: share.scaled(getattr(batches, name) or 0) if batches else 0 for name in names}
-    looked_at = {"facts": facts.facts if facts else 0, "late": facts.late if facts else 0}
+    callbacks, accepted, duplicates, rejected = (
+        share.scaled(getattr(batches, name) or 0) if batches else 0 for name in names
+    )
+    looked_at, late = (facts.facts, facts.late) if facts else (0, 0)
+    delays = tuple(facts.delays) if facts else ()
     silent = tuple(day for channel, day in missing if (_monday(day), channel) == key)
-    return Week(*key, **counts, **looked_at, delays=tuple(facts.delays) if facts else (), missing=silent)
+    return Week(*key, callbacks, accepted, duplicates, rejected, looked_at, late, delays, silent)
 
 
 def _monday(day: date) -> date:

@@ -40,7 +40,7 @@ class Clocked(Walk, frozen=True, kw_only=True):
 
     state: Annotated[
         Literal["overdue", "due_soon", "open"],
-        msgspec.Meta(description="Due by now, due soon (STOP_DUE_SOON_HOURS), or all that are open."),
+        msgspec.Meta(description="Due by now, due soon (STOP_DUE_SOON_DAYS), or all that are open."),
     ] = "overdue"
     channel: Annotated[Channel | None, msgspec.Meta(description="Of this channel only.")] = None
     slot: Annotated[Reason | None, msgspec.Meta(description="Of this slot of Kahuna's, by our reason for it.")] = None
