@@ -27,7 +27,7 @@ async def world(database: Database, settings: Settings) -> AsyncIterator[World]:
 async def run(world: World, *words: str, **environ: str) -> Result:
     """A command, as an operator's shell runs it."""
     given = {"DATABASE_URL": world.settings.database_url or "", "PATH": os.environ["PATH"]} | environ
-    invoke = partial(CliRunner().invoke, cli, words, env={name: None for name in os.environ} | given)
+    invoke = partial(CliRunner().invoke, cli, words, env=dict.fromkeys(os.environ) | given)
     return await anyio.to_thread.run_sync(invoke)
 
 

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.store.batches import first_id
 from service.store.sampling import share_of
 
-BYTES: Final = 16 * 1024 * 1024
+BYTES: Final = 64 * 1024 * 1024
 """Of each large table at most."""
 
 _RECEIVED: Final = text(

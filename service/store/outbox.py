@@ -273,12 +273,6 @@ async def settle(
     return len(settled)
 
 
-async def by_state(connection: AsyncConnection, namespace: str, state: str, limit: int) -> Sequence[Any]:
-    """The newest corrections in this state."""
-    query = select(corrections).where(corrections.c.namespace == namespace, corrections.c.state == state)
-    return (await connection.execute(query.order_by(corrections.c.id.desc()).limit(limit))).all()
-
-
 async def depth(connection: AsyncConnection) -> dict[tuple[str, str], int]:
     """How many corrections wait, are given up, were refused or cannot be said, by namespace and state."""
     rows = await connection.execute(_DEPTH)

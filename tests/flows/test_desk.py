@@ -156,6 +156,17 @@ async def test_a_requeue_waits_for_a_claim_under_way_and_then_leaves_it_alone(wo
     assert (claimed.id, await states(world)) == (row.id, ["sending"])
 
 
+async def test_a_requeue_tells_what_a_worker_has_just_learnt(world: World) -> None:
+    await world.stop("sms", NUMBER, "do_not_call")
+    [claimed], lease = await claim(world)
+    scope = Scope("default", "sms", world.clock(), world.policy)
+    async with world.database.begin() as connection:
+        await outbox.settle(connection, scope, lease, [claimed], Settlement("sent"))
+        asked = asyncio.create_task(requeue(world, claimed.id))
+        await waiting_for_a_lock(world)
+    assert (await asked, await states(world)) == (["sent"], ["sent"])
+
+
 async def test_requeues_and_claims_at_the_same_time_send_each_stop_once(world: World) -> None:
     addresses = [f"a{n:02d}@example.com" for n in range(20)]
     for address in addresses:
