@@ -10,6 +10,7 @@ import random
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -78,9 +79,10 @@ async def run(
     logger().info("worker.stopped", cut_short=len(unfinished))
 
 
-def own_name() -> str:
-    """What this process is called where its work is written down: host and process id."""
-    return f"{socket.gethostname()}/{os.getpid()}"
+def named(pusher: Pusher, namespace: Namespace) -> Pusher:
+    """The same under the name of this process (host and process id), with the keys that it must write down nowhere."""
+    secrets = tuple(key for key in (namespace.secret_key, *namespace.api_key) if key is not None)
+    return replace(pusher, worker=f"{socket.gethostname()}/{os.getpid()}", secrets=secrets)
 
 
 @asynccontextmanager
@@ -100,10 +102,8 @@ async def _steps(
         pushers = []
         for namespace in settings.namespaces:
             client = await stack.enter_async_context(make_client(namespace, settings))
-            secrets = tuple(filter(None, (namespace.secret_key, *namespace.api_key)))
-            pushers.append(
-                Pusher(database, client, namespace.name, rules.policy, limits, clock, jitter, own_name(), secrets)
-            )
+            made = Pusher(database, client, namespace.name, rules.policy, limits, clock, jitter)
+            pushers.append(named(made, namespace))
 
         async def note_policy() -> None:
             async with database.begin() as connection:
