@@ -378,7 +378,17 @@ def test_every_setting_has_a_sentence(name: str) -> None:
 @pytest.mark.parametrize("name", NUMBERS)
 def test_every_number_has_a_unit_in_its_name_or_sentence(name: str) -> None:
     words = f"{name} {EVERY[name].metadata['says']}".lower()
-    units = ("seconds", "minutes", "days", "bytes", "milliseconds", "connections", "port", "bounces", "stops")
+    units: tuple[str, ...] = (
+        "seconds",
+        "minutes",
+        "days",
+        "bytes",
+        "milliseconds",
+        "connections",
+        "port",
+        "bounces",
+        "stops",
+    )
     units += ("corrections", "calls")
     assert any(unit in words for unit in units)
 
