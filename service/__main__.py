@@ -20,7 +20,7 @@ import uvicorn
 from rich.console import Console
 from rich.table import Column, Table
 
-from service import app, demo, embedded, operation, reconciling, reverting, settings, shell, up, worker
+from service import app, demo, desk, embedded, operation, reconciling, reverting, settings, shell, up, worker
 from service.domain.addresses import CHANNELS, Channel
 from service.errors import KahunaSyncError, SettingsError
 from service.flows import ingest, upkeep
@@ -48,7 +48,7 @@ def cli() -> None:
     """Keeps a company's suppression list and Kahuna's in agreement."""
 
 
-for command in (*operation.COMMANDS, *reconciling.COMMANDS, reverting.revert_command, shell.kahuna):
+for command in (*operation.COMMANDS, *reconciling.COMMANDS, *desk.COMMANDS, reverting.revert_command, shell.kahuna):
     cli.add_command(command)
 
 

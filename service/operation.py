@@ -83,9 +83,12 @@ class Moment(click.ParamType[datetime]):
             self.fail("must be a time such as 2026-01-31 or 2026-01-31T12:00:00Z", param, ctx)
 
 
+MOMENT: Final = Moment()
+
+
 @click.command("replay")
-@click.option("--since", type=Moment(), help="Only batches received at this time or later.")
-@click.option("--until", type=Moment(), help="Only batches received before this time (default: now).")
+@click.option("--since", type=MOMENT, help="Only batches received at this time or later.")
+@click.option("--until", type=MOMENT, help="Only batches received before this time (default: now).")
 @click.option("--channel", type=click.Choice(["email", "sms"]), help="Only batches of this channel.")
 @click.option("--dry-run", is_flag=True, help="Say what would change, and change nothing.")
 @NAMESPACE
@@ -253,7 +256,7 @@ def new_epoch_command() -> None:
 @click.argument("file", type=click.File("rb"))
 @click.option("--channel", type=click.Choice(["email", "sms"]), required=True)
 @click.option("--reason", help="Why the addresses are listed, for lines that do not tell.")
-@click.option("--as-of", type=Moment(), help="As of when lines without a time are true (default: now).")
+@click.option("--as-of", type=MOMENT, help="As of when lines without a time are true (default: now).")
 @click.option("--dry-run", is_flag=True, help="Say what would come of it, and store nothing.")
 @NAMESPACE
 def import_command(
@@ -338,7 +341,7 @@ def _part(file: Any, stop: asyncio.Event) -> bytes:
 
 
 @click.command("backfill")
-@click.option("--since", type=Moment(), help="From when on (default: a year ago).")
+@click.option("--since", type=MOMENT, help="From when on (default: a year ago).")
 @NAMESPACE
 def backfill_command(since: datetime | None, namespace: str | None) -> None:
     """Read what Kahuna's logs say of before this deployment. Interrupted, the same command goes on."""

@@ -27,7 +27,7 @@ from service.errors import RequestError, SettingsError
 from service.flows import approve, ingest, reconcile, revert
 from service.flows.approve import Verdict
 from service.flows.underway import UNFINISHED, Means
-from service.operation import NAMESPACE, Moment, with_database
+from service.operation import MOMENT, NAMESPACE, with_database
 from service.settings import Settings
 from service.store import reconciliations
 from service.store.database import Database
@@ -50,7 +50,7 @@ def _now() -> datetime:
 @click.group("reconcile", invoke_without_command=True)
 @click.option("--channel", type=CHANNEL, help="Which list to compare.")
 @click.option("--source", type=click.Choice(["ledger", "logs", "profiles"]), default="ledger", show_default=True)
-@click.option("--since", type=Moment(), help="With logs: from when on they are read again.")
+@click.option("--since", type=MOMENT, help="With logs: from when on they are read again.")
 @click.option("--address", "addresses", multiple=True, help="With profiles: look this one up; repeatable.")
 @click.option("--auto-approve", is_flag=True, help="Carry out what the guards let pass, at once.")
 @NAMESPACE

@@ -1,4 +1,4 @@
-"""Owns what operators ask and decide: corrections, opt-ins that wait."""
+"""Owns what operators decide of opt-ins that wait."""
 
 import uuid
 from datetime import datetime
@@ -8,7 +8,7 @@ import msgspec
 
 from service.domain.addresses import Channel
 from service.flows import review
-from service.store import outbox, reviews
+from service.store import reviews
 from service.web.asking import Page, id_in, told
 from service.web.contract import Answer, AnyOperation, Asked, Body, Call, Operation, Shown, Text
 from service.web.http import shown
@@ -20,46 +20,12 @@ class Decision(msgspec.Struct, forbid_unknown_fields=True):
     note: Text | None = None
 
 
-class Corrections(Page, frozen=True, kw_only=True):
-    """Which corrections."""
-
-    state: Annotated[
-        Literal["pending", "sending", "sent", "rejected", "dead", "superseded", "unsupported"],
-        msgspec.Meta(description="Corrections in this state."),
-    ] = "pending"
-
-
 class Reviews(Page, frozen=True, kw_only=True):
     """Which reviews."""
 
     state: Annotated[Literal["pending", "approved", "refused"], msgspec.Meta(description="Opt-ins in this state.")] = (
         "pending"
     )
-
-
-class CorrectionShown(msgspec.Struct):
-    """What Kahuna is owed, and what became of it."""
-
-    id: int
-    namespace: str
-    channel: Channel
-    address: str
-    slot: str
-    action: str
-    state: str
-    attempts: int
-    reason: str | None
-    evidence: dict[str, Any] | None
-    occurred_at: Shown | None
-    created_at: datetime
-    next_attempt_at: datetime
-    settled_at: datetime | None
-
-
-class CorrectionsShown(msgspec.Struct):
-    """Corrections, the newest first."""
-
-    corrections: list[CorrectionShown]
 
 
 class ReviewShown(msgspec.Struct):
@@ -84,14 +50,6 @@ class ReviewsShown(msgspec.Struct):
     """Opt-ins, the oldest first."""
 
     reviews: list[ReviewShown]
-
-
-async def list_corrections(call: Call[Corrections, None]) -> CorrectionsShown:
-    """The newest corrections in a state."""
-    namespace = call.namespace
-    async with call.service.database.read() as connection:
-        rows = await outbox.by_state(connection, namespace, call.query.state, call.query.limit)
-    return CorrectionsShown([told(CorrectionShown, row, occurred_at=shown(row.occurred_at)) for row in rows])
 
 
 async def list_reviews(call: Call[Reviews, None]) -> ReviewsShown:
@@ -131,23 +89,6 @@ def _review(row: Any) -> ReviewShown:
     return told(ReviewShown, row, occurred_at=shown(row["occurred_at"]))
 
 
-_CORRECTION: Final = {
-    "id": 1,
-    "namespace": "default",
-    "channel": "email",
-    "address": "ann@example.com",
-    "slot": "unsubscribe",
-    "action": "suppress",
-    "state": "pending",
-    "attempts": 0,
-    "reason": None,
-    "evidence": None,
-    "occurred_at": "2026-01-31T12:00:00Z",
-    "created_at": "2026-01-31T12:00:01Z",
-    "next_attempt_at": "2026-01-31T12:00:01Z",
-    "settled_at": None,
-}
-
 _REVIEW: Final = {
     "id": "7c9e6679-7425-40de-944b-e07fc1f90ae7",
     "namespace": "default",
@@ -167,14 +108,6 @@ _REVIEW: Final = {
 _DECIDED: Final = Answer(200, ReviewShown, "The opt-in, as decided.", _REVIEW | {"state": "approved"})
 
 OPERATIONS: Final[list[AnyOperation]] = [
-    Operation(
-        "GET",
-        "/v1/admin/corrections",
-        list_corrections,
-        scope="admin",
-        query=Corrections,
-        answers=[Answer(200, CorrectionsShown, "The newest ones.", {"corrections": [_CORRECTION]})],
-    ),
     Operation(
         "GET",
         "/v1/admin/reviews",

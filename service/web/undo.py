@@ -30,7 +30,7 @@ class Revert(msgspec.Struct, forbid_unknown_fields=True):
     reason: Annotated[str, msgspec.Meta(pattern="^[^\\x00]*[^\\s\\x00][^\\x00]*$")]
 
 
-class Kept(msgspec.Struct, forbid_unknown_fields=True):
+class Judgement(msgspec.Struct, forbid_unknown_fields=True):
     """A note for the audit log."""
 
     note: Text | None = None
@@ -189,7 +189,7 @@ async def list_surges(call: Call[Surges, None]) -> SurgesShown:
     return SurgesShown([_surge(row, undone) for row in rows], further)
 
 
-async def keep_surge(call: Call[Asked, Kept]) -> SurgeShown:
+async def keep_surge(call: Call[Asked, Judgement]) -> SurgeShown:
     """These stops are genuine."""
     service, limit = call.service, call.namespace_limit
     row = await surges.keep(
@@ -360,7 +360,7 @@ OPERATIONS: Final[list[AnyOperation]] = [
         keep_surge,
         scope="admin",
         query=Asked,
-        body=Body(Kept, {"note": "The provider confirmed it"}, optional=True),
+        body=Body(Judgement, {"note": "The provider confirmed it"}, optional=True),
         answers=[Answer(200, SurgeShown, "The surge, as decided.", _SURGE | _DECIDED)],
         problems=["not-found", "already-decided"],
     ),
