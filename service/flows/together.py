@@ -41,6 +41,8 @@ class Together(Generic[Q, A]):
         self._asked: deque[tuple[Q, asyncio.Future[A]]] = deque()
         self._under_way: set[asyncio.Task[None]] = set()
         self._listening = False
+        self.answered = self.pieces = 0
+        """Questions that were answered, and the pieces of work that they shared."""
 
     async def ask(self, question: Q) -> A:
         """The answer, once the work that this question shares is done. StorageUnavailable if too many wait."""
@@ -86,6 +88,8 @@ class Together(Generic[Q, A]):
         try:
             answers = await self._work([question for question, _ in waiting])
             answered = list(zip(waiting, answers, strict=True))
+            self.answered += len(waiting)
+            self.pieces += 1
         except BaseException as error:  # noqa: BLE001 (whatever it is, it is theirs to hear; nobody may wait for ever)
             self._tell(waiting, error)
             return

@@ -264,14 +264,6 @@ async def by_state(connection: AsyncConnection, namespace: str, state: str, limi
     return (await connection.execute(query.order_by(corrections.c.id.desc()).limit(limit))).all()
 
 
-async def depth(connection: AsyncConnection) -> dict[tuple[str, str], int]:
-    """How many corrections wait, are given up or were refused, by namespace and state."""
-    open_ = corrections.c.state.in_(["pending", "sending", "dead", "rejected"])
-    query = select(corrections.c.namespace, corrections.c.state, func.count()).where(open_)
-    rows = await connection.execute(query.group_by(corrections.c.namespace, corrections.c.state))
-    return {(row[0], row[1]): row[2] for row in rows}
-
-
 class Circuit(NamedTuple):
     """Why nothing is sent of a channel, and when one correction goes ahead to see whether that is over."""
 
