@@ -49,6 +49,8 @@ class FrontConfig(uvicorn.Config):
             log_config=None,
             access_log=False,
             server_header=False,
+            # Nothing here asks who is behind a proxy, and to find out costs every request a frame.
+            proxy_headers=False,
             timeout_graceful_shutdown=10,
             timeout_keep_alive=KEEP_ALIVE,
         )

@@ -71,6 +71,8 @@ def set_up_logging(level: str, form: str, speaker: str | None = None) -> None:
     logging.basicConfig(handlers=[handler], level=max(threshold, logging.WARNING), force=True)
 
 
+FilteringBoundLogger = structlog.typing.FilteringBoundLogger
+
 _LOGGER: Final[structlog.typing.FilteringBoundLogger] = structlog.get_logger()
 
 

@@ -107,7 +107,15 @@ def test_the_public_port_carries_callbacks_alone_and_the_other_one_everything_el
     words = [sys.executable, "-m", "service", "doctor", "--offline", "--json", "--public-url", url]
     told = subprocess.run(words, env=web.environ, capture_output=True, text=True, check=False)
     found = {check["name"]: check for check in json.loads(told.stdout)["checks"]}
-    for name in ("webhooks/default", "webhooks/large", "webhooks/public", "database", "migrations", "clock", "spool"):
+    for name in (
+        "webhooks/default",
+        "webhooks/default/large",
+        "webhooks/public",
+        "database",
+        "migrations",
+        "clock",
+        "spool",
+    ):
         assert found[name]["level"] == "ok", found[name]
     assert found["tokens"]["level"] == "warn"
     # The database of the tests need not wait for the disk, and doctor sees that.

@@ -23,7 +23,7 @@ from service.store.batches import Outcome, Received, Rejected
 from service.store.database import Connection, Database, aside, until_settled
 from service.store.reviews import Held
 from service.store.suppressions import Entry, Provenance
-from service.telemetry import logger, told
+from service.telemetry import FilteringBoundLogger, logger, told
 
 SMALL_BODY: Final = 16 * 1024
 """Bytes up to which an archived body is read on the spot."""
@@ -336,12 +336,13 @@ def is_away(error: Exception) -> bool:
     return isinstance(error, StorageUnavailable) and not isinstance(error, StorageBusy | StorageOutdated)
 
 
-def log(batch: Received, ingested: Ingested) -> None:
-    """The one line about a batch that came in."""
+def log(batch: Received, ingested: Ingested, speaker: FilteringBoundLogger | None = None) -> None:
+    """The one line about a batch that came in. A `speaker` at hand costs less than a new one."""
+    speaker = speaker or logger()
     said = {"batch_id": ingested.batch_id, "namespace": batch.namespace, "channel": batch.channel}
     outcome = ingested.outcome
     if outcome is None:
-        logger().info("batch.recorded", **said)
+        speaker.info("batch.recorded", **said)
     else:
         counts = {"accepted": outcome.accepted, "duplicates": outcome.duplicates, "rejected": outcome.rejected}
-        logger().info("batch.applied", **said, **counts)
+        speaker.info("batch.applied", **said, **counts)

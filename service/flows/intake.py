@@ -41,8 +41,11 @@ SMALL_BODY: Final = 64 * 1024
 SHARED: Final = 64
 """Batches that share one transaction at most."""
 
+LEAST: Final = 12
+"""Batches up to which a crowd is not parted: a transaction of its own costs about as much as so many more members."""
+
 AT_ONCE: Final = 2
-"""Shared transactions of one namespace and channel under way: while one waits for the disk, the other computes."""
+"""Shared transactions of one namespace and channel under way: the second only if the first has to wait for somebody."""
 
 PATIENCE: Final = 30.0
 """Seconds that a shared transaction may take. It is small, so that the database must be away if it takes longer."""
@@ -59,6 +62,7 @@ class Intake:
         self._database = database
         self._rules = rules
         self._clock = clock
+        self._logger = logger().bind()
         self._groups: dict[tuple[str, Channel], Together[Member, Ingested | None]] = {}
 
     async def ingest(self, batch: Received, callback: webhook.Callback) -> Ingested:
@@ -66,7 +70,7 @@ class Intake:
         ingested = await self._in_company(Member(batch, callback)) if _is_small(batch, callback) else None
         if ingested is None:
             return await ingest(self._database, batch, callback, self._rules, self._clock)
-        log(batch, ingested)
+        log(batch, ingested, self._logger)
         return ingested
 
     async def ingest_alone(self, batch: Received, callback: Said) -> Ingested:
@@ -82,7 +86,7 @@ class Intake:
         """What came of it; None if it must be tried by itself, for a fault that may be another's."""
         key = (member.batch.namespace, member.batch.channel)
         if key not in self._groups:
-            self._groups[key] = Together(self._take, at_once=AT_ONCE, most=SHARED, waiting=WAITING)
+            self._groups[key] = Together(self._take, at_once=AT_ONCE, most=SHARED, waiting=WAITING, least=LEAST)
         try:
             return await self._groups[key].ask(member)
         except Exception as error:  # it will be met again if it is this one's own

@@ -8,8 +8,9 @@ is.
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from itertools import islice
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from service.errors import StorageUnavailable
 
@@ -20,6 +21,10 @@ read asks in the next turn."""
 TURNS: Final = 64
 """Turns after which the work starts, however many are still coming."""
 
+LATE: Final = 0.02
+"""Seconds after which work under way is waited for no longer, if more may be under way at once: it may wait for another
+session's locks."""
+
 Q = TypeVar("Q")
 A = TypeVar("A")
 
@@ -28,21 +33,31 @@ class Together(Generic[Q, A]):
     """`work` takes some questions and gives as many answers, in their order; what it raises, all who shared it get.
 
     `at_once` pieces of work are under way at most, `most` questions share one, and `waiting` may gather: one more is
-    told to come again.
+    told to come again. A crowd of more than `least` goes in two halves by turns: while one is worked on elsewhere, the
+    other is heard and answered here.
     """
 
     def __init__(
-        self, work: Callable[[Sequence[Q]], Awaitable[Sequence[A]]], *, at_once: int, most: int, waiting: int
+        self,
+        work: Callable[[Sequence[Q]], Awaitable[Sequence[A]]],
+        *,
+        at_once: int,
+        most: int,
+        waiting: int,
+        least: int = 1,
     ) -> None:
         self._work = work
         self._at_once = at_once
         self._most = most
         self._waiting = waiting
+        self._least = least
         self._asked: deque[tuple[Q, asyncio.Future[A]]] = deque()
         self._under_way: set[asyncio.Task[None]] = set()
+        self._answered = 0
+        self._late: asyncio.TimerHandle | None = None
         self._listening = False
-        self.answered = self.pieces = 0
-        """Questions that were answered, and the pieces of work that they shared."""
+        self.heard = self.pieces = 0
+        """Questions so far, and the pieces of work that they shared."""
 
     async def ask(self, question: Q) -> A:
         """The answer, once the work that this question shares is done. StorageUnavailable if too many wait."""
@@ -59,7 +74,9 @@ class Together(Generic[Q, A]):
             task.cancel()
 
     def _start(self) -> None:
-        if self._asked and len(self._under_way) < self._at_once and not self._listening:
+        """Starts a piece of work if it is time for one: there is none under way, or it takes unusually long."""
+        due = not self._under_way or (self._late is None and len(self._under_way) < self._at_once)
+        if self._asked and due and not self._listening:
             self._listening = True
             self._listen(len(self._asked), TURNS, QUIET)
 
@@ -71,34 +88,53 @@ class Together(Generic[Q, A]):
             asyncio.get_running_loop().call_soon(self._listen, asked, turns - 1, quiet)
             return
         self._listening = False
-        task = asyncio.create_task(self._share())
-        self._under_way.add(task)
-        task.add_done_callback(self._ended)
+        self._begin()
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._under_way.discard(task)
+    def _begin(self) -> None:
+        if self._at_once > 1:
+            if self._late is not None:
+                self._late.cancel()
+            self._late = asyncio.get_running_loop().call_later(LATE, self._on_late)
+        self._under_way.add(asyncio.create_task(self._share()))
+
+    def _on_late(self) -> None:
+        self._late = None
         self._start()
+
+    def _on_end(self, task: Any, answered: int) -> None:
+        """The next piece begins before anybody hears of this one, who will hear of it while the other is worked on."""
+        self._under_way.discard(task)
+        self._answered = answered
+        self.heard += answered
+        self.pieces += 1
+        if self._asked and not self._listening and len(self._under_way) < self._at_once:
+            self._begin()
+
+    def _half(self) -> int:
+        """How many share the next piece. Those who were answered last are likely to ask again."""
+        everyone = len(self._asked) + self._answered
+        return min(self._most, max(self._least, (everyone + 1) // 2))
 
     async def _share(self) -> None:
         # Taken now and not when the task was made: whoever asked meanwhile comes along.
-        sharing = [self._asked.popleft() for _ in islice(range(self._most), len(self._asked))]
+        sharing = [self._asked.popleft() for _ in islice(range(self._half()), len(self._asked))]
         waiting = [(question, answer) for question, answer in sharing if not answer.done()]
-        if not waiting:
-            return
         try:
-            answers = await self._work([question for question, _ in waiting])
-            answered = list(zip(waiting, answers, strict=True))
-            self.answered += len(waiting)
-            self.pieces += 1
+            answers = await self._work([question for question, _ in waiting]) if waiting else ()
+            tell = partial(self._tell, list(zip(waiting, answers, strict=True)))
         except BaseException as error:  # noqa: BLE001 (whatever it is, it is theirs to hear; nobody may wait for ever)
-            self._tell(waiting, error)
-            return
+            tell = partial(self._refuse, waiting, error)
+        self._on_end(asyncio.current_task(), len(waiting))
+        asyncio.get_running_loop().call_soon(tell)
+
+    @staticmethod
+    def _tell(answered: Sequence[tuple[tuple[Q, asyncio.Future[A]], A]]) -> None:
         for (_, future), answer in answered:
             if not future.done():
                 future.set_result(answer)
 
     @staticmethod
-    def _tell(waiting: Sequence[tuple[Q, asyncio.Future[A]]], error: BaseException) -> None:
+    def _refuse(waiting: Sequence[tuple[Q, asyncio.Future[A]]], error: BaseException) -> None:
         for _, future in waiting:
             if future.done():
                 continue

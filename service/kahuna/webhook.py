@@ -6,7 +6,7 @@ the domain does, and to trust: the signature covers the addresses alone, so reas
 """
 
 import hmac
-from base64 import b64encode
+from binascii import b2a_base64
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -188,7 +188,7 @@ def verify(values: Iterable[str], signature: str, keys: Sequence[Secret]) -> boo
     "Alphabetically" is all that Kahuna says about the order. Code points come first; where letter case could matter, an
     order that ignores it is accepted too.
     """
-    encoded = [_utf8(value) for value in values]
+    encoded = [value.encode("utf-8", "surrogatepass") for value in values]
     # The order of UTF-8 bytes is the order of code points.
     joined = b"".join(sorted(encoded))
     if _signed(joined, signature, keys):
@@ -201,12 +201,14 @@ def verify(values: Iterable[str], signature: str, keys: Sequence[Secret]) -> boo
 
 def _signed(message: bytes, signature: str, keys: Sequence[Secret]) -> bool:
     claimed = signature.strip().encode(errors="replace")
-    matches = [hmac.compare_digest(_signature(message, key), claimed) for key in keys]
-    return any(matches)
+    signed = False
+    for key in keys:  # all of them, whichever it is
+        signed |= hmac.compare_digest(_signature(message, key), claimed)
+    return signed
 
 
 def _signature(message: bytes, key: Secret) -> bytes:
-    return b64encode(hmac.digest(key.reveal().encode(), message, "sha1"))
+    return b2a_base64(hmac.digest(key.reveal().encode(), message, "sha1"), newline=False)
 
 
 def _utf8(value: str) -> bytes:

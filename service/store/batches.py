@@ -194,10 +194,18 @@ async def archive(connection: AsyncConnection, rows: Sequence[tuple[Received, Ou
 
 
 def compressor() -> Callable[[bytes], bytes]:
-    """What makes a body fit for the archive: a zstandard frame. One for all bodies of a transaction, since making it
-    costs more than a small body."""
-    compress = zstandard.ZstdCompressor().compress
-    return lambda body: _stored(body) if len(body) <= TOO_SMALL else compress(body)
+    """What makes a body fit for the archive: a zstandard frame. One for all bodies of a transaction, made when the
+    first body needs it, since making it costs more than a small body."""
+    made: list[zstandard.ZstdCompressor] = []
+
+    def compress(body: bytes) -> bytes:
+        if len(body) <= TOO_SMALL:
+            return _stored(body)
+        if not made:
+            made.append(zstandard.ZstdCompressor())
+        return made[0].compress(body)
+
+    return compress
 
 
 def _stored(body: bytes) -> bytes:

@@ -55,7 +55,7 @@ async def _beside(watched: Watched) -> AsyncIterator[Iterable[Metric]]:
     if watched.feed is not None:
         yield [_one("feed_waiting", "Followers of the feed that wait in this process", watched.feed.waiting)]
     if watched.lookups is not None:
-        yield _of_lookups(watched.lookups.answered, watched.lookups.pieces)
+        yield _of_lookups(watched.lookups.heard, watched.lookups.pieces)
     if watched.shelter is not None:
         stock = await health.stock_of(watched.shelter)
         yield _of_spool(stock, watched.now.timestamp()) if stock else []
@@ -88,9 +88,9 @@ def _of_connections(use: Use) -> Iterable[Metric]:
     return [pool]
 
 
-def _of_lookups(answered: int, pieces: int) -> Iterable[Metric]:
+def _of_lookups(heard: int, pieces: int) -> Iterable[Metric]:
     return [
-        CounterMetricFamily("kahuna_sync_lookups", "Questions about one address that were looked up", value=answered),
+        CounterMetricFamily("kahuna_sync_lookups", "Questions about one address that were looked up", value=heard),
         CounterMetricFamily("kahuna_sync_lookup_statements", "Statements that they shared", value=pieces),
     ]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from service.errors import StorageUnavailable
-from service.flows.together import Together
+from service.flows.together import LATE, Together
 
 
 class Work:
@@ -47,13 +47,44 @@ async def test_those_who_come_meanwhile_share_the_next_piece() -> None:
     assert work.shared == [[1], [2, 3, 4], [5]]
 
 
-async def test_so_many_pieces_are_under_way_and_no_more() -> None:
+async def test_another_piece_is_under_way_only_if_one_takes_long_and_no_more_than_are_allowed() -> None:
     work = Work()
     together = Together(work, at_once=2, most=1, waiting=8)
     tasks = await asked(together, 1, 2, 3)
+    assert work.shared == [[1]]
+    await asyncio.sleep(2.5 * LATE)
     assert work.shared == [[1], [2]]
     work.gate.set()
     assert await asyncio.gather(*tasks) == [2, 4, 6]
+
+
+async def test_a_crowd_goes_in_two_halves_by_turns() -> None:
+    work = Work()
+    together = Together(work, at_once=1, most=8, waiting=32, least=2)
+    tasks = await asked(together, *range(6))
+    work.gate.set()
+    assert await asyncio.gather(*tasks) == [0, 2, 4, 6, 8, 10]
+    assert work.shared == [[0, 1, 2], [3, 4, 5]]
+
+
+async def test_a_handful_is_not_parted() -> None:
+    work = Work()
+    together = Together(work, at_once=1, most=8, waiting=32, least=4)
+    tasks = await asked(together, *range(4))
+    work.gate.set()
+    await asyncio.gather(*tasks)
+    assert work.shared == [[0, 1, 2, 3]]
+
+
+async def test_the_next_piece_begins_before_anybody_hears_of_the_last() -> None:
+    work = Work()
+    together = Together(work, at_once=1, most=1, waiting=8)
+    first, second = await asked(together, 1, 2)
+    begun: list[int] = []
+    first.add_done_callback(lambda _: begun.extend(number for numbers in work.shared for number in numbers))
+    work.gate.set()
+    await asyncio.gather(first, second)
+    assert begun == [1, 2]
 
 
 async def test_a_failure_is_told_to_all_who_shared_it_and_to_no_other() -> None:
