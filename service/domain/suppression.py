@@ -122,11 +122,11 @@ def verdict(causes: Mapping[str, Cause], at: int, policy: Policy, purpose: Purpo
     """What the causes of one address say at a moment. A bounce never hides an unsubscribe: all causes stay visible."""
     if not causes:
         return NOTHING_KNOWN
-    standings = tuple(standing(causes[reason], at, policy) for reason in sorted(causes))
+    standings = tuple([standing(causes[reason], at, policy) for reason in sorted(causes)])
     counting = [s for s in standings if s.active and counts(s.cause.reason, purpose)]
     if not counting:
         return Verdict(suppressed=False, since=None, until=None, standings=standings)
-    since = min(s.cause.stop_at for s in counting if s.cause.stop_at is not None)
+    since = min([s.cause.stop_at for s in counting if s.cause.stop_at is not None])
     ends = [s.until for s in counting]
     until = None if None in ends else max(end for end in ends if end is not None)
     return Verdict(suppressed=True, since=since, until=until, standings=standings)

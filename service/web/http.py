@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Callable, Coroutine, Generator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from time import perf_counter
 from typing import Any, Final, TypeVar, cast
 
@@ -194,8 +195,11 @@ class Telling:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        received = [value for name, value in scope["headers"] if name == b"x-request-id"]
-        request_id = self._ids.next(received[-1].decode("latin-1") if received else "")
+        received = b""
+        for name, value in scope["headers"]:
+            if name == b"x-request-id":
+                received = value
+        request_id = self._ids.next(received.decode("latin-1"))
         token = REQUEST_ID.set(request_id)
         started = perf_counter()
         status = 0
@@ -449,6 +453,7 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, _W]) -> asynci
     return working
 
 
+@lru_cache(maxsize=4096)  # an answer tells most of its times twice, and those of one minute are told in many
 def shown(seconds: int | None) -> str | None:
     """Unix seconds as RFC 3339 in UTC."""
     # isoformat takes a third of the time of strftime, and its last six characters are the offset.
