@@ -7,7 +7,8 @@ against each other. Locks are taken in the order of the keys, facts before cause
 import uuid
 from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import datetime
-from operator import attrgetter
+from itertools import chain, groupby, islice
+from operator import attrgetter, eq
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import DateTime, TextClause, Uuid, bindparam, func, select, text
@@ -44,6 +45,7 @@ class Entry(NamedTuple):
 
 # What locks go by, and what decides between two that say the same; the rest of a key is the same for all of a group.
 _KEY: Final = attrgetter("address", "reason", "action", "occurred_at", "batch")
+_ADDRESS: Final = attrgetter("address")
 
 
 class Provenance(NamedTuple):
@@ -76,6 +78,9 @@ class FactRow(NamedTuple):
     origin: str
     batch_id: uuid.UUID | None
 
+
+RUN: Final = 10_000
+"""Entries that are sorted in one go."""
 
 MANY: Final = 5000
 """Rows that are read at once where all are read."""
@@ -339,7 +344,7 @@ def say_once(entries: Sequence[Entry]) -> bool:
 def columns_of(entries: Sequence[Entry]) -> dict[str, str]:
     """These entries as the columns of `ENTRIES`, in the order of their keys, which is that of all locks. The place of a
     batch counts from 1 there."""
-    entries = sorted(entries, key=_KEY)
+    entries = _in_order(entries)
     odd = any(e.received != e.address for e in entries)
     return {
         "address": SEPARATOR.join([e.address for e in entries]),
@@ -351,6 +356,19 @@ def columns_of(entries: Sequence[Entry]) -> dict[str, str]:
         "awaits": ",".join(["t" if e.awaits else "f" for e in entries]) if any(e.awaits for e in entries) else "",
         "batch": _joined([e.batch + 1 for e in entries]),
     }
+
+
+def _in_order(entries: Sequence[Entry]) -> list[Entry]:
+    """By their keys. Of many, most have an address of their own, which decides alone in a third of the time; and a sort
+    lets no other thread have its turn, so that it goes in runs, which merge in no time."""
+    if len(entries) <= RUN:
+        return sorted(entries, key=_KEY)
+    runs = [sorted(entries[start : start + RUN], key=_ADDRESS) for start in range(0, len(entries), RUN)]
+    ordered = sorted(chain.from_iterable(runs), key=_ADDRESS)
+    addresses = [entry.address for entry in ordered]
+    if not any(map(eq, addresses, islice(addresses, 1, None))):
+        return ordered
+    return [entry for _, same in groupby(ordered, key=_ADDRESS) for entry in sorted(same, key=_KEY)]
 
 
 def _joined(values: Sequence[str | int]) -> str:

@@ -4,16 +4,19 @@ import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from random import Random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sqlalchemy import text
 
 from service.domain.suppression import Policy
 from service.store import arrivals, batches
 from service.store.arrivals import Arrival, Group
 from service.store.batches import Received
-from service.store.database import Connection, Database
-from service.store.suppressions import Entry, Provenance
+from service.store.database import SEPARATOR, Connection, Database
+from service.store.suppressions import RUN, Entry, Provenance, columns_of
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 LOW, MIDDLE, HIGH = (bytes([n]) * 32 for n in (1, 2, 3))
@@ -70,3 +73,22 @@ async def test_digests_are_claimed_in_their_order(
         await waiting(looking, 2)
         await third.rollback()
     assert (await there, await back) == (3, 0)
+
+
+@given(st.integers(0, 2**32), st.sampled_from([1, 3, 50_000]))
+@settings(max_examples=6, deadline=None)
+def test_many_entries_are_in_the_order_of_their_keys_too(seed: int, of_each: int) -> None:
+    chance = Random(seed)
+    said = [
+        Entry(f"u{chance.randrange(2 * RUN // of_each + 1)}@example.com", "", reason, "suppress", chance.randrange(9))
+        for _ in range(2 * RUN + 7)
+        for reason in [chance.choice(["complaint", "unsubscribe"])]
+    ]
+    columns = columns_of(said)
+    told = zip(
+        columns["address"].split(SEPARATOR),
+        columns["reason"].split(","),
+        map(int, columns["occurred_at"].split(",")),
+        strict=True,
+    )
+    assert list(told) == sorted((entry.address, entry.reason, entry.occurred_at) for entry in said)
