@@ -263,6 +263,8 @@ async def _of_outbox(connection: Connection) -> list[Check]:
         for one in (await circuits.all_open(connection)).values()
     ]
     for (namespace, state), count in (await outbox.depth(connection)).items():
+        if state not in ("dead", "rejected"):
+            continue
         do = "see docs/operating.md, A correction is given up"
         checks.append(Check(f"corrections/{namespace}", "warn", f"{count} are {state}", do))
     return checks or [Check("corrections", "ok", "none was given up, and nothing is in their way")]
