@@ -32,10 +32,10 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run test check fmt bench chaos fuzz lock clean
+.PHONY: help setup run test check fmt bench chaos fuzz image-check lock clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(READY) ## Create .venv with the locked packages (the other targets do it when needed)
 
@@ -64,6 +64,9 @@ chaos: setup ## Break the service under load and check its promises (ARGS="--hel
 
 fuzz: setup ## Try a million hostile bodies and odd connections (ARGS="--help" for the choices)
 	$(BIN)/python -m tests.hostile $(ARGS)
+
+image-check: setup ## Replay the Dockerfile without Docker, and start the result read-only as nobody
+	$(BIN)/python -m tests.image $(ARGS)
 
 lock: $(UV) ## Resolve the locks anew (UPGRADE=--upgrade for newer versions)
 	$(COMPILE) --extra embedded --group dev --output-file requirements.lock pyproject.toml

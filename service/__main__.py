@@ -8,8 +8,8 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -20,7 +20,20 @@ import uvicorn
 from rich.console import Console
 from rich.table import Column, Table
 
-from service import app, demo, desk, embedded, operation, reconciling, reverting, settings, shell, up, worker
+from service import (
+    app,
+    demo,
+    desk,
+    doctor,
+    embedded,
+    operation,
+    reconciling,
+    reverting,
+    settings,
+    shell,
+    up,
+    worker,
+)
 from service.domain.addresses import CHANNELS, Channel
 from service.errors import KahunaSyncError, SettingsError
 from service.flows import ingest, upkeep
@@ -31,7 +44,7 @@ from service.operation import NAMESPACE, started, with_database
 from service.settings import Secret, Settings
 from service.store import access, migrations
 from service.store.database import Database
-from service.telemetry import set_up_logging
+from service.telemetry import logger, set_up_logging
 
 try:
     import uvloop
@@ -48,7 +61,8 @@ def cli() -> None:
     """Keeps a company's suppression list and Kahuna's in agreement."""
 
 
-for command in (*operation.COMMANDS, *reconciling.COMMANDS, *desk.COMMANDS, reverting.revert_command, shell.kahuna):
+COMMANDS = (*operation.COMMANDS, *reconciling.COMMANDS, *desk.COMMANDS, reverting.revert_command)
+for command in (*COMMANDS, shell.kahuna, doctor.doctor_command):
     cli.add_command(command)
 
 
@@ -108,13 +122,13 @@ def web_command(parent: int | None) -> None:
     """The web process: callbacks and queries."""
     with started(os.environ, namespaces=True, speaker="web") as loaded:
         _refuse_taken(loaded.host, loaded.port)
+        if loaded.admin_port is not None:
+            _refuse_taken(loaded.host, loaded.admin_port, "ADMIN_PORT or HOST")
         application = app.build(loaded)
         # What start-up made stays for good: looked through again and again, it costs a tenth of every callback.
         gc.freeze()
         gc.set_threshold(20_000, 50, 100)
-        limit, seconds = loaded.head_limit_bytes, loaded.head_timeout_seconds
-        config = FrontConfig(application, loaded.host, loaded.port, head_limit=limit, head_seconds=seconds)
-        _run(_serve(config, parent, partial(app.end_waits, application)))
+        _run(_web(loaded, application, parent))
 
 
 @cli.command("worker")
@@ -126,10 +140,15 @@ def worker_command(parent: int | None) -> None:
         stop = asyncio.Event()
         up.stop_on_signals(stop)
         watch = asyncio.create_task(up.watch_parent(parent, stop.set))
-        await worker.run(loaded, stop)
+        if loaded.worker_port is None:
+            await worker.run(loaded, stop)
+        else:
+            await worker.run(loaded, stop, show=partial(_shown, loaded, loaded.worker_port))
         watch.cancel()
 
     with started(os.environ, namespaces=True, speaker="worker") as loaded:
+        if loaded.worker_port is not None:
+            _refuse_taken(loaded.host, loaded.worker_port, "WORKER_PORT or HOST")
         _run(work(loaded))
 
 
@@ -151,13 +170,14 @@ async def _migrate(loaded: Settings) -> None:
 @cli.command("simulator")
 @click.option("--port", type=int, default=8701, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides everything that is left to chance.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where it listens: elsewhere, others can ask too.")
 @click.option("--email-webhook", help="Where its Email Sync callbacks go; can be changed while it runs.")
 @click.option("--sms-webhook", help="Where its SMS Sync callbacks go; can be changed while it runs.")
 @_PARENT
 def simulator_command(
-    port: int, seed: int, email_webhook: str | None, sms_webhook: str | None, parent: int | None
+    port: int, seed: int, host: str, email_webhook: str | None, sms_webhook: str | None, parent: int | None
 ) -> None:
-    """A stand-in Kahuna on loopback. Faults can be switched on."""
+    """A stand-in Kahuna. Faults can be switched on."""
     loaded = settings.load(os.environ)
     set_up_logging(loaded.log_level, loaded.log_format, "simulator")
     namespace = loaded.main_namespace or loaded.namespaces[0]
@@ -165,11 +185,11 @@ def simulator_command(
     api_key = namespace.api_key[0] if namespace.api_key else Secret(demo.API_KEY)
     config = SimulatorConfig(secret_key, api_key, seed=seed, email_webhook=email_webhook, sms_webhook=sms_webhook)
     simulator = build_simulator(config, time.time)
-    click.echo(f"A stand-in Kahuna listens on http://127.0.0.1:{port}", err=True)
+    click.echo(f"A stand-in Kahuna listens on http://{host}:{port}", err=True)
     secret_from = "that of KAHUNA_SECRET_KEY" if namespace.secret_key else demo.SECRET_KEY
     api_from = "that of KAHUNA_API_KEY" if namespace.api_key else demo.API_KEY
     click.echo(f"Its Secret Key is {secret_from}, its API Key {api_from}", err=True)
-    _run(_serve(FrontConfig(simulator, "127.0.0.1", port), parent))
+    _run(_serve(FrontConfig(simulator, host, port), parent))
 
 
 @cli.group("token")
@@ -361,25 +381,97 @@ class _Server(uvicorn.Server):
         """Leaves the signals to us."""
         yield
 
-    async def end_on(self, stop: asyncio.Event, end_waits: Callable[[], None]) -> None:
-        """Drains and ends once the event is set."""
-        await stop.wait()
-        end_waits()
+    def end(self) -> None:
+        """Drains and ends."""
         self.should_exit = True
 
+    def part_with_callers(self) -> None:
+        """Has every connection end with its next answer, so that few are left when the end comes. Known to be so within
+        a second, when the library looks."""
+        self.config.encoded_headers.append((b"connection", b"close"))
 
-async def _serve(config: uvicorn.Config, parent: int | None, end_waits: Callable[[], None] = lambda: None) -> None:
+
+async def _web(loaded: Settings, application: app.Application, parent: int | None) -> None:
+    """Serves callbacks and, at their port, the other calls until a signal, or until the parent is gone. Not ready comes
+    first, then what is under way may finish."""
+    parts = [(application, loaded.port), (app.desk_of(application), loaded.admin_port or 0)]
+    servers = [_Server(_config_of(loaded, one, port)) for one, port in parts if one is not None]
+    stop = asyncio.Event()
+    up.stop_on_signals(stop)
+    ending = asyncio.create_task(_end_after(stop, loaded, application, servers))
+    watch = asyncio.create_task(up.watch_parent(parent, stop.set))
+    serving = [asyncio.create_task(servers[0].serve())]
+    if len(servers) > 1 and await _first(app.until_open(application), serving[0]):
+        serving.append(asyncio.create_task(servers[1].serve()))
+        serving[1].add_done_callback(lambda _: app.desk_is_closed(application))
+    # None is of use without the other: if one cannot go on, the process ends, and is started again.
+    await asyncio.wait(serving, return_when=asyncio.FIRST_COMPLETED)
+    for server in servers:
+        server.end()
+    app.end_waits(application)
+    await asyncio.gather(*serving)
+    for task in (ending, watch):
+        task.cancel()
+
+
+async def _first(one: Coroutine[Any, Any, None], other: asyncio.Task[None]) -> bool:
+    """Waits for either, and tells whether the first was the first."""
+    waiting = asyncio.create_task(one)
+    await asyncio.wait([waiting, other], return_when=asyncio.FIRST_COMPLETED)
+    return waiting.done() or not waiting.cancel()
+
+
+async def _end_after(
+    stop: asyncio.Event, loaded: Settings, application: app.Application, servers: Sequence[_Server]
+) -> None:
+    """What a signal begins: not ready, then no new connections once the load balancer had its time."""
+    await stop.wait()
+    app.leave(application)
+    if loaded.stop_delay_seconds is not None:
+        logger().info("web.leaving", seconds=loaded.stop_delay_seconds)
+        for server in servers:
+            server.part_with_callers()
+        await asyncio.sleep(loaded.stop_delay_seconds)
+    app.end_waits(application)
+    for server in servers:
+        server.end()
+
+
+def _config_of(loaded: Settings, application: Any, port: int) -> FrontConfig:
+    """How a web process listens. Without trusted proxies nobody's word is taken for where a request came from."""
+    limit, seconds = loaded.head_limit_bytes, loaded.head_timeout_seconds
+    config = FrontConfig(application, loaded.host, port, head_limit=limit, head_seconds=seconds)
+    config.proxy_headers = bool(loaded.trusted_proxies)
+    config.forwarded_allow_ips = list(loaded.trusted_proxies)
+    return config
+
+
+@asynccontextmanager
+async def _shown(loaded: Settings, port: int, application: Any) -> AsyncIterator[None]:
+    """Serves an application beside the block."""
+    server = _Server(_config_of(loaded, application, port))
+    serving = asyncio.create_task(server.serve())
+    try:
+        yield
+    finally:
+        server.end()
+        await serving
+
+
+async def _serve(config: uvicorn.Config, parent: int | None) -> None:
     """Serves until a signal, or until the parent is gone. What is under way may finish first."""
     server = _Server(config)
     stop = asyncio.Event()
     up.stop_on_signals(stop)
-    watches = [
-        asyncio.create_task(up.watch_parent(parent, stop.set)),
-        asyncio.create_task(server.end_on(stop, end_waits)),
-    ]
+    watches = [asyncio.create_task(up.watch_parent(parent, stop.set)), asyncio.create_task(_end_on(stop, server))]
     await server.serve()
     for watch in watches:
         watch.cancel()
+
+
+async def _end_on(stop: asyncio.Event, server: _Server) -> None:
+    await stop.wait()
+    server.end()
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:

@@ -4,11 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from typing import Final, TypeAlias, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
 
 from service.errors import KahunaSyncError, StorageUnavailable
 from service.flows import desk
@@ -22,7 +24,7 @@ from service.settings import Settings
 from service.store import access, migrations, suppressions
 from service.store.database import Connection, Database
 from service.store.spool import Spool
-from service.telemetry import Metrics, logger
+from service.telemetry import Metrics, logger, watch_loop
 from service.web import (
     admin,
     archive,
@@ -32,6 +34,7 @@ from service.web import (
     corrections,
     export,
     figures,
+    gauges,
     health,
     history,
     imports,
@@ -51,6 +54,10 @@ Application: TypeAlias = Starlette
 """What a server runs; the command line knows it by this name only."""
 
 
+Lifespan: TypeAlias = Callable[[Starlette], AbstractAsyncContextManager[dict[str, Service]]]
+"""What is begun before an application serves and ended after."""
+
+
 OPERATIONS: Final[tuple[AnyOperation, ...]] = (
     *webhook.OPERATIONS,
     *export.OPERATIONS,
@@ -68,6 +75,7 @@ OPERATIONS: Final[tuple[AnyOperation, ...]] = (
     *imports.OPERATIONS,
     *undo.OPERATIONS,
     *health.OPERATIONS,
+    *gauges.OPERATIONS,
 )
 """All that the application answers, but for what describes them."""
 
@@ -103,28 +111,89 @@ def utc_now() -> datetime:
 
 
 def build(settings: Settings, clock: Callable[[], datetime] = utc_now) -> Application:
-    """The web application of these settings."""
-    metrics = Metrics()
-    service = _service(settings, metrics, clock)
-    application = Starlette(
-        routes=contract.routes([*OPERATIONS, *reference.operations(OPERATIONS, version("kahuna-sync"))]),
-        exception_handlers={KahunaSyncError: on_error, HTTPException: on_http_exception},
-        lifespan=_lifespan(service),
-    )
-    # A path with one slash too many is no path of ours: it is told so, not sent elsewhere.
-    application.router.redirect_slashes = False
-    application.state.feed = service.feed
-    names = [namespace.name for namespace in settings.namespaces]
-    # Around all of it, the library's own page for what nobody foresaw too: that one is never reached, and the busiest
-    # routes pass by everything but these.
-    inner = queries.Shortcut(application.build_middleware_stack())
-    application.middleware_stack = Telling(webhook.Shortcut(inner, names), metrics)
+    """The web application of these settings. With an ADMIN_PORT it answers callbacks alone, and `desk_of` has the
+    rest."""
+    service = _service(settings, Metrics(), clock)
+    desk = _Desk(service)
+    receiving = partial(webhook.Shortcut, namespaces=[namespace.name for namespace in settings.namespaces])
+    everything = [*OPERATIONS, *reference.operations(OPERATIONS, version("kahuna-sync"))]
+    if settings.admin_port is None:
+        application = _application(service, everything, [queries.Shortcut, receiving], _lifespan(service, desk))
+    else:
+        public = [*webhook.OPERATIONS, *(one for one in health.OPERATIONS if one.path == "/livez")]
+        private = [one for one in everything if one not in webhook.OPERATIONS]
+        application = _application(service, public, [receiving], _lifespan(service, desk))
+        desk.application = _application(service, private, [queries.Shortcut], desk.lifespan)
+        desk.closed.clear()
+    application.state.desk = desk
     return application
+
+
+def desk_of(application: Application) -> Application | None:
+    """What belongs on the ADMIN_PORT, if there is one. It may be served once the application itself is, and
+    `desk_is_closed` must be called when it is no longer."""
+    desk: Application | None = application.state.desk.application
+    return desk
+
+
+def desk_is_closed(application: Application) -> None:
+    """Nobody asks at the ADMIN_PORT any more: the application may end, and its connections with it."""
+    application.state.desk.closed.set()
+
+
+async def until_open(application: Application) -> None:
+    """Returns once the application is being served."""
+    await application.state.desk.open.wait()
+
+
+def leave(application: Application) -> None:
+    """Has `/readyz` say that the process is about to end."""
+    application.state.desk.service.leaving.set()
 
 
 def end_waits(application: Application) -> None:
     """Has everybody answered who waits for something to happen: the process is about to end."""
-    application.state.feed.end()
+    application.state.desk.service.feed.end()
+
+
+class _Desk:
+    """What is asked by others than Kahuna, at the ADMIN_PORT. `open` is set once the service runs; `closed` unless
+    somebody is served there."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.application: Application | None = None
+        self.open = asyncio.Event()
+        self.closed = asyncio.Event()
+        self.closed.set()
+
+    @asynccontextmanager
+    async def lifespan(self, _app: Starlette) -> AsyncIterator[dict[str, Service]]:
+        """The service is that of the application beside it, which begins before and ends after."""
+        yield {"service": self.service}
+
+
+def _application(
+    service: Service,
+    operations: Sequence[AnyOperation],
+    shortcuts: Sequence[Callable[[ASGIApp], ASGIApp]],
+    lifespan: Lifespan,
+) -> Application:
+    """What answers these operations. The last of the shortcuts is asked first."""
+    made = Starlette(
+        routes=contract.routes(operations),
+        exception_handlers={KahunaSyncError: on_error, HTTPException: on_http_exception},
+        lifespan=lifespan,
+    )
+    # A path with one slash too many is no path of ours: it is told so, not sent elsewhere.
+    made.router.redirect_slashes = False
+    # Around all of it, the library's own page for what nobody foresaw too: that one is never reached, and the busiest
+    # routes pass by everything but these.
+    inner = made.build_middleware_stack()
+    for shortcut in shortcuts:
+        inner = shortcut(inner)
+    made.middleware_stack = Telling(inner, service.metrics)
+    return made
 
 
 def _service(settings: Settings, metrics: Metrics, clock: Callable[[], datetime]) -> Service:
@@ -160,7 +229,7 @@ def _service(settings: Settings, metrics: Metrics, clock: Callable[[], datetime]
     )
 
 
-def _lifespan(service: Service) -> Callable[[Starlette], AbstractAsyncContextManager[dict[str, Service]]]:
+def _lifespan(service: Service, desk: _Desk) -> Lifespan:
     settings = service.settings
 
     @asynccontextmanager
@@ -171,7 +240,9 @@ def _lifespan(service: Service) -> Callable[[Starlette], AbstractAsyncContextMan
         )
         try:
             async with service.feed.running(), _beside(service):
+                desk.open.set()
                 yield {"service": service}
+                await desk.closed.wait()
         finally:
             await service.database.close()
             logger().info("web.stopped")
@@ -215,7 +286,7 @@ async def _beside(service: Service) -> AsyncIterator[None]:
     of the spool. A drain that is cut short has either committed or not: the file is still there, and at worst a
     redelivery."""
     shelter = service.shelter
-    works = [service.callers.keep_noting(service.database)]
+    works = [service.callers.keep_noting(service.database), watch_loop(service.metrics.lag)]
     works += [shelter.weather.watch(), shelter.drain()] if shelter else []
     tasks = [asyncio.create_task(work) for work in works]
     # A task that has not begun would end without its last words.

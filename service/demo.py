@@ -68,7 +68,7 @@ def environ_of(environ: Mapping[str, str], simulator_port: int) -> dict[str, str
     """The demonstration's own namespace and database, whatever else is set: it must touch nothing real. The folder that
     it printed may stand in DATA_DIR the next time."""
     kept = {k: v for k, v in environ.items() if not k.startswith(("KAHUNA_", "DATABASE_"))}
-    for name in ("CONFIG_FILE", "CALLBACK_TOKEN", "OPT_IN_REVIEW", "UNTIMED_OPT_IN", "SPOOL_DIR"):
+    for name in ("CONFIG_FILE", "CALLBACK_TOKEN", "OPT_IN_REVIEW", "UNTIMED_OPT_IN", "SPOOL_DIR", "ADMIN_PORT"):
         kept.pop(name, None)
     folder = Path(environ.get("DATA_DIR") or ".data")
     return (

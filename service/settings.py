@@ -6,6 +6,7 @@ ends the start with its name.
 """
 
 import dataclasses
+import ipaddress
 import re
 import tomllib
 import types
@@ -146,6 +147,24 @@ class Settings:
     )
     host: str = setting("127.0.0.1", "Address that the web process listens on")
     port: int = setting(8700, "Port that the web process listens on")
+    admin_port: int | None = setting(
+        None,
+        "Port to which everything but the webhooks and `/livez` moves, so that `PORT` carries callbacks only. Unset: "
+        "one port for all",
+    )
+    worker_port: int | None = setting(
+        None, "Port on which a worker answers `/livez`, `/readyz` and `/metrics`, at `HOST`. Unset: none"
+    )
+    trusted_proxies: tuple[str, ...] = setting(
+        (),
+        "Addresses or networks, with commas, of the proxies that are believed when they say from where a request came "
+        "(`X-Forwarded-For`, `X-Forwarded-Proto`). Unset: nobody is",
+    )
+    stop_delay_seconds: float | None = setting(
+        None,
+        "Seconds after the signal to end in which `/readyz` says 503 and everything is still answered, so that load "
+        "balancers look away first. Unset: the end begins at once",
+    )
     default_namespace: str | None = setting(
         None, "Namespace of the vendor's example paths. Unset: the only one, or the one named `default`"
     )
@@ -419,16 +438,31 @@ def _parse(name: str, hint: Any, value: Any) -> Any:
         return _choice(name, typing.get_args(hint), value)
     if hint is Secret:
         return Secret(str(value))
-    if typing.get_origin(hint) is tuple and typing.get_args(hint)[0] is not Secret:
-        return _pairs(name, value)
     if typing.get_origin(hint) is tuple:
-        parts = value if isinstance(value, list) else str(value).split(",")
-        return tuple(Secret(str(part).strip()) for part in parts if str(part).strip())
+        return _several(name, typing.get_args(hint)[0], value)
     if hint in (int, float):
         return _number(name, hint, value)
     if not isinstance(value, str):
         raise SettingsError(f"{name} must be a text.")
     return hint(value)
+
+
+def _several(name: str, kind: Any, value: Any) -> tuple[Any, ...]:
+    """A list, or one text with commas: of secrets, of networks, or of pairs."""
+    if kind not in (Secret, str):
+        return _pairs(name, value)
+    parts = value if isinstance(value, list) else str(value).split(",")
+    texts = [str(part).strip() for part in parts if str(part).strip()]
+    return tuple(Secret(one) for one in texts) if kind is Secret else tuple(_network(name, one) for one in texts)
+
+
+def _network(name: str, text: str) -> str:
+    try:
+        return str(ipaddress.ip_network(text))
+    except ValueError:
+        raise SettingsError(
+            f"{name} must be addresses or networks, such as 10.0.0.7 or 10.0.0.0/8, with commas between several."
+        ) from None
 
 
 def _pairs(name: str, value: Any) -> tuple[tuple[str, str], ...]:
@@ -464,8 +498,11 @@ def _check_numbers(settings: Settings) -> None:
             raise SettingsError(f"{name} must be more than 0.")
         if name.endswith("_DAYS") and (value or 0) > MOST_DAYS:
             raise SettingsError(f"{name} must be at most {MOST_DAYS}; leave it out where there is to be no end.")
-    if settings.port > 65_535:
-        raise SettingsError("PORT must be at most 65535.")
+    for name in ("PORT", "ADMIN_PORT", "WORKER_PORT"):
+        if (getattr(settings, name.lower()) or 0) > 65_535:
+            raise SettingsError(f"{name} must be at most 65535.")
+    if settings.admin_port == settings.port:
+        raise SettingsError("ADMIN_PORT must be another port than PORT; leave it out to have one port for all.")
     if settings.push_batch_entries > MOST_ENTRIES:
         raise SettingsError(f"PUSH_BATCH_ENTRIES must be at most {MOST_ENTRIES}, the vendor's own limit.")
     if settings.surge_window_minutes > 60:

@@ -3,6 +3,7 @@
 One log line per outcome, named in the past tense, with counts and ids. No address, key or token is ever passed in.
 """
 
+import asyncio
 import itertools
 import logging
 import re
@@ -179,6 +180,19 @@ class Timings(Collector):
         yield family
 
 
+BEAT: Final = 0.5
+"""Seconds between two looks at how late the event loop is."""
+
+
+async def watch_loop(lag: Timings) -> None:
+    """Notes, until it is cancelled, by how much the event loop is late: what holds it up, holds up every request."""
+    loop = asyncio.get_running_loop()
+    while True:
+        due = loop.time() + BEAT
+        await asyncio.sleep(BEAT)
+        lag.add(max(loop.time() - due, 0.0))
+
+
 class Metrics:
     """The counters of one process, in a registry of their own."""
 
@@ -207,4 +221,30 @@ class Metrics:
         )
         self.requests = Timings(
             self.registry, "kahuna_sync_request_seconds", "Seconds to answer, by route and status", "route", "status"
+        )
+        self.pushed = Tally(
+            self.registry,
+            "kahuna_sync_pushed_corrections",
+            "What came of corrections at Kahuna: sent, rejected, dead, or postponed (tried again)",
+            "namespace",
+            "channel",
+            "outcome",
+        )
+        self.pushes = Timings(
+            self.registry,
+            "kahuna_sync_push_seconds",
+            "Seconds that calls of Kahuna's Sync APIs took, by answer: ok, or the slug of what was wrong",
+            "namespace",
+            "channel",
+            "answer",
+        )
+        self.steps = Tally(
+            self.registry,
+            "kahuna_sync_worker_steps",
+            "Turns of the worker's loops by outcome: worked, idle or failed",
+            "loop",
+            "outcome",
+        )
+        self.lag = Timings(
+            self.registry, "kahuna_sync_loop_lag_seconds", "Seconds by which the event loop was late, twice a second"
         )

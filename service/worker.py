@@ -9,14 +9,15 @@ import os
 import random
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Any, Final, TypeAlias
 
 from service.domain.addresses import CHANNELS
 from service.errors import SettingsError, StorageUnavailable
 from service.flows import follow, ingest, prove, pull, push, reconcile, retract, surges, upkeep
+from service.flows.desk import calendar_of
 from service.flows.ingest import Rules
 from service.flows.push import Pusher
 from service.flows.underway import Means, guards_of
@@ -31,11 +32,16 @@ from service.kahuna import (
     WrongCredentials,
 )
 from service.settings import Namespace, Settings
-from service.store import access
+from service.store import access, migrations
 from service.store.database import Database
-from service.telemetry import logger
+from service.telemetry import Metrics, logger, watch_loop
+from service.web import watching
+from service.web.watching import Alone
 
 Step = Callable[[], Awaitable[object]]
+
+Show: TypeAlias = Callable[[Any], AbstractAsyncContextManager[None]]
+"""Serves an application for as long as the block lasts."""
 
 LONGEST_PAUSE: Final = 5.0
 """Seconds between two looks whether the database is back."""
@@ -77,16 +83,22 @@ async def run(
     make_client: Callable[[Namespace, Settings], KahunaClient] = client_for,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     jitter: Callable[[], float] = random.random,
+    show: Show = lambda _: nullcontext(),
 ) -> None:
-    """Works until `stop` is set."""
-    async with _steps(settings, make_client, clock, jitter) as steps:
-        logger().info("worker.started", namespaces=len(settings.namespaces))
-        loops = [asyncio.create_task(_repeat(name, step, pause, stop)) for name, step, pause in steps]
-        await stop.wait()
-        _, unfinished = await asyncio.wait(loops, timeout=GRACE)
-        for loop in unfinished:
-            loop.cancel()
-        await asyncio.gather(*loops, return_exceptions=True)
+    """Works until `stop` is set. `show` serves what tells of this worker, for as long as it works."""
+    async with Database.of(settings) as database:
+        names, calendar = tuple(namespace.name for namespace in settings.namespaces), calendar_of(settings)
+        alone = Alone(database, Metrics(), clock, migrations.revisions(), migrations.head(), names, calendar)
+        async with show(watching.application(alone)), _steps(alone, settings, make_client, jitter) as steps:
+            logger().info("worker.started", namespaces=len(settings.namespaces))
+            loops = [asyncio.create_task(_repeat(alone, step, stop)) for step in steps]
+            lag = asyncio.create_task(watch_loop(alone.metrics.lag))
+            await stop.wait()
+            alone.leaving.set()
+            _, unfinished = await asyncio.wait(loops, timeout=GRACE)
+            for loop in (*unfinished, lag):
+                loop.cancel()
+            await asyncio.gather(*loops, lag, return_exceptions=True)
     logger().info("worker.stopped", cut_short=len(unfinished))
 
 
@@ -110,9 +122,9 @@ def named(pusher: Pusher, namespace: Namespace) -> Pusher:
 
 @asynccontextmanager
 async def _steps(
+    alone: Alone,
     settings: Settings,
     make_client: Callable[[Namespace, Settings], KahunaClient],
-    clock: Callable[[], datetime],
     jitter: Callable[[], float],
 ) -> AsyncIterator[list[tuple[str, Step, float]]]:
     """What is to be done again and again: the name in the log, the step, and the seconds between two looks when there
@@ -120,13 +132,13 @@ async def _steps(
     rules = ingest.rules_of(settings)
     limits = push.limits_of(settings)
     retention, surge_limits = upkeep.retention_of(settings), surges.limits_of(settings)
+    database, clock = alone.database, alone.clock
     async with AsyncExitStack() as stack:
-        database = await stack.enter_async_context(Database.of(settings))
         pushers = []
         clients: dict[str, KahunaClient] = {}
         for namespace in settings.namespaces:
             client = await stack.enter_async_context(make_client(namespace, settings))
-            made = Pusher(database, client, namespace.name, rules.policy, limits, clock, jitter)
+            made = Pusher(database, client, namespace.name, rules.policy, limits, clock, jitter, metrics=alone.metrics)
             pushers.append(named(made, namespace))
             clients[namespace.name] = client
         means = means_of(settings, database, rules, clock, clients)
@@ -191,20 +203,25 @@ def _pulling(
     return [pulling(*one) for one in clients.items()] if settings.logs_pull == "on" else []
 
 
-async def _repeat(name: str, step: Step, pause: float, stop: asyncio.Event) -> None:
+async def _repeat(alone: Alone, doing: tuple[str, Step, float], stop: asyncio.Event) -> None:
     """Does a step again and again: at once while there is work, else after a pause."""
+    name, step, pause = doing
     failures = 0
     while not stop.is_set():
         try:
             worked = await step()
         except Exception as error:  # noqa: BLE001 (a loop that ended would be work that is never done)
             failures += 1
+            alone.metrics.steps.add(name, "failed")
+            alone.troubles[f"loop/{name}"] = f"failed with {type(error).__name__}; the log says where"
             _complain(name, error, failures)
             await _wait(min(pause * 2.0**failures, LONGEST_PAUSE), stop)
             continue
         if failures:
             logger().info("worker.recovered", loop=name, failures=failures)
+            alone.troubles.pop(f"loop/{name}", None)
             failures = 0
+        alone.metrics.steps.add(name, "worked" if worked else "idle")
         if not worked:
             await _wait(pause, stop)
 

@@ -406,3 +406,23 @@ def test_a_callback_token_that_no_path_could_hold_is_refused() -> None:
 
 def test_a_default_namespace_that_is_none_is_refused() -> None:
     assert "DEFAULT_NAMESPACE" in refusal(KEYS | STAND_IN | {"DEFAULT_NAMESPACE": "shop"})
+
+
+# Ports and proxies.
+
+
+def test_proxies_are_addresses_and_networks() -> None:
+    assert load({"TRUSTED_PROXIES": "10.0.0.7, fd00::/8"}).trusted_proxies == ("10.0.0.7/32", "fd00::/8")
+    with pytest.raises(SettingsError, match="TRUSTED_PROXIES must be addresses or networks"):
+        load({"TRUSTED_PROXIES": "nginx"})
+
+
+@pytest.mark.parametrize("name", ["PORT", "ADMIN_PORT", "WORKER_PORT"])
+def test_a_port_can_exist(name: str) -> None:
+    with pytest.raises(SettingsError, match=f"{name} must be at most 65535"):
+        load({name: "65536"})
+
+
+def test_the_port_of_administration_is_another_one() -> None:
+    with pytest.raises(SettingsError, match="ADMIN_PORT must be another port than PORT"):
+        load({"ADMIN_PORT": "8700"})

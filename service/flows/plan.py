@@ -95,6 +95,9 @@ def _standing_of(scope: Scope, sides: Sides) -> tuple[LineState, str | None, int
     if not sayable(scope.channel, state.needed.action):
         return "unsupported", "no-words-for-it", _newest(sides, "unsupported")
     if state.refused:
+        aside = _newest(sides, "discarded")
+        if aside is not None and aside > (_newest(sides, "rejected") or 0):
+            return "declined", "discarded", aside
         return "refused", "refused-by-kahuna", _newest(sides, "rejected")
     if state.pending is not None and state.pending.correction == state.needed:
         return "on_its_way", None, state.pending.id

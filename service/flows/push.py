@@ -10,8 +10,9 @@ import secrets
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from time import perf_counter
 from typing import Any, Final
 
 from service.domain.addresses import Channel
@@ -28,7 +29,7 @@ from service.store.calls import Made
 from service.store.circuits import Circuit
 from service.store.database import Connection, Database, is_conflict, until_settled
 from service.store.outbox import Claimed, Scope, Settlement
-from service.telemetry import logger
+from service.telemetry import Metrics, logger
 
 _FAILURES: Final[Mapping[type[errors.KahunaError], Failure]] = {
     errors.CredentialsRefused: "credentials",
@@ -80,6 +81,7 @@ class Pusher:
     jitter: Callable[[], float]
     worker: str = "worker"
     secrets: tuple[Secret, ...] = ()
+    metrics: Metrics = field(default_factory=Metrics)
 
 
 class _Claim:
@@ -113,9 +115,11 @@ class _Claim:
             return settled
 
         settled = await until_settled(self.pusher.database, transaction)
+        outcome = "postponed" if settlement.state == "pending" else settlement.state
+        self.pusher.metrics.pushed.add(self.pusher.namespace, self.channel, outcome, count=settled)
         tell = logger().warning if settlement.state in ("rejected", "dead") else logger().info
         tell(
-            f"corrections.{'postponed' if settlement.state == 'pending' else settlement.state}",
+            f"corrections.{outcome}",
             namespace=self.pusher.namespace,
             channel=self.channel,
             count=settled,
@@ -281,10 +285,15 @@ async def _failed(claim: _Claim, claimed: Sequence[Claimed], error: errors.Kahun
 
 
 async def _call(claim: _Claim, entries: list[Any], request_id: str) -> wire.SyncAnswer:
-    client = claim.pusher.client
-    if claim.channel == "email":
-        return await client.email_sync(entries, request_id=request_id)
-    return await client.sms_sync(entries, request_id=request_id)
+    pusher, began, answer = claim.pusher, perf_counter(), "ok"
+    call = pusher.client.email_sync if claim.channel == "email" else pusher.client.sms_sync
+    try:
+        return await call(entries, request_id=request_id)
+    except errors.KahunaError as error:
+        answer = error.slug
+        raise
+    finally:
+        pusher.metrics.pushes.add(perf_counter() - began, pusher.namespace, claim.channel, answer)
 
 
 async def _open_circuit(claim: _Claim, error: errors.KahunaError, delay: float) -> None:

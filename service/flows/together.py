@@ -56,6 +56,8 @@ class Together(Generic[Q, A]):
         self._answered = 0
         self._late: asyncio.TimerHandle | None = None
         self._listening = False
+        self.heard = self.pieces = 0
+        """Questions so far, and the pieces of work that they shared."""
 
     async def ask(self, question: Q) -> A:
         """The answer, once the work that this question shares is done. StorageUnavailable if too many wait."""
@@ -103,6 +105,8 @@ class Together(Generic[Q, A]):
         """The next piece begins before anybody hears of this one, who will hear of it while the other is worked on."""
         self._under_way.discard(task)
         self._answered = answered
+        self.heard += answered
+        self.pieces += 1
         if self._asked and not self._listening and len(self._under_way) < self._at_once:
             self._begin()
 

@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Row, Select, Text, TextClause, any_, event
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import NullPool, QueuePool
 
 from service.errors import SettingsError, StorageBusy, StorageOutdated, StorageUnavailable
 from service.settings import Settings
@@ -87,6 +87,14 @@ class Seated(NamedTuple):
     connection: AsyncConnection
     driver: "asyncpg.Connection[asyncpg.Record]"
     told: dict[Any, Any]
+
+
+class Use(NamedTuple):
+    """Connections of a process: at work, ready, and the most that there may be."""
+
+    busy: int
+    idle: int
+    most: int
 
 
 async def _let_go(seated: Seated) -> None:
@@ -279,6 +287,13 @@ class Database:
                 raise StorageBusy(f"Another session holds {' or '.join(tables)}; try again when it is done.") from error
             await connection.execute(_WITHOUT_LIMITS)
             yield connection
+
+    @property
+    def use(self) -> Use:
+        """How many connections there are, and how many are at work."""
+        pool = cast(QueuePool, self._engine.sync_engine.pool)
+        busy = pool.checkedout() - len(self._bench)
+        return Use(busy, pool.checkedin() + len(self._bench), pool.size())
 
     async def close(self) -> None:
         """Closes every connection; one whose server no longer answers is dropped, which takes half a second each."""

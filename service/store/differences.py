@@ -101,12 +101,14 @@ _CLOSE: Final = """
     with closed as (
         select d.run_id, d.address, d.slot, c.state, c.reason from differences as d
         join corrections as c on c.id = d.correction_id
-        where d.state in ('applied', 'on_its_way') and c.state in ('sent', 'rejected', 'unsupported') {which}
+        where d.state in ('applied', 'on_its_way') and c.state in ('sent', 'rejected', 'unsupported', 'discarded')
+          {which}
         order by d.run_id, d.address, d.slot for update of d
     )
     update differences as d set closed_at = case when closed.state = 'sent' then :now end,
-        state = case closed.state when 'sent' then 'proved' when 'rejected' then 'refused' else 'unsupported' end,
-        why = case when closed.state = 'sent' then 'accepted' else closed.reason end
+        state = case closed.state when 'sent' then 'proved' when 'rejected' then 'refused' when 'discarded' then 'declined'
+                else 'unsupported' end,
+        why = case closed.state when 'sent' then 'accepted' when 'discarded' then 'discarded' else closed.reason end
     from closed where d.run_id = closed.run_id and d.address = closed.address and d.slot = closed.slot
 """
 

@@ -49,7 +49,8 @@ _SIDES: Final = text(
         where held.address = given.address and held.channel = :channel and held.namespace = :namespace
     ) as s
     left join lateral (
-        select jsonb_agg(jsonb_build_array(c.id, c.slot, c.action, c.occurred_at, c.state, c.attempts, c.created_at)
+        select jsonb_agg(jsonb_build_array(c.id, c.slot, c.action, c.occurred_at, c.state, c.attempts, c.created_at,
+                                           coalesce(c.stopped_at, c.occurred_at))
                          order by c.id) as outbox
         from corrections as c
         where c.address = given.address and c.channel = :channel and c.namespace = :namespace
@@ -115,7 +116,7 @@ def _origin(row: Any) -> dict[str, Any]:
 
 def _by_slot(rows: list[list[Any]]) -> dict[str, list[Open]]:
     found: defaultdict[str, list[Open]] = defaultdict(list)
-    for key, slot, action, occurred_at, state, attempts, created_at in rows:
+    for key, slot, action, occurred_at, state, attempts, created_at, stopped_at in rows:
         moment = datetime.fromisoformat(created_at)
-        found[slot].append(Open(key, Correction(action, occurred_at), state, attempts, moment))
+        found[slot].append(Open(key, Correction(action, occurred_at), state, attempts, moment, stopped_at))
     return found

@@ -2,7 +2,7 @@
 
 import asyncio
 import zlib
-from collections.abc import Callable, Coroutine, Generator, Mapping
+from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -76,7 +76,7 @@ class Budget:
 @dataclass(frozen=True, slots=True)
 class Service:
     """What handlers work with: made by the composition root, found on every request. `shelter` is there if there is a
-    spool."""
+    spool. `leaving` is set once the process was told to end; `seldom` keeps figures that are dear to find."""
 
     settings: Settings
     database: Database
@@ -97,11 +97,23 @@ class Service:
     calendar: Calendar = field(default=Calendar())
     revisions: frozenset[str] = field(default=frozenset())
     head: str = ""
+    leaving: asyncio.Event = field(default_factory=asyncio.Event)
+    seldom: dict[str, Any] = field(default_factory=dict)
 
     @property
     def now(self) -> datetime:
         """The time by our clock."""
         return self.clock()
+
+    @property
+    def namespaces(self) -> Sequence[str]:
+        """The names of the namespaces, for which there are figures even where nothing is."""
+        return [namespace.name for namespace in self.settings.namespaces]
+
+    @property
+    def troubles(self) -> dict[str, str]:
+        """What is amiss in this process beside what is looked at: nothing that it would know of."""
+        return {}
 
     @property
     def door(self) -> Intake | Shelter:
@@ -209,14 +221,20 @@ class Telling:
         try:
             await self._app(scope, receive, send_with_id)
         except ClientDisconnect:
-            logger().info("request.abandoned")
+            logger().info("request.abandoned", client=_client_of(scope))
         except Exception:  # noqa: BLE001 (the last one to see it: it is logged, and answered without a traceback)
-            logger().exception("request.failed", route=_route_of(scope))
+            logger().exception("request.failed", route=_route_of(scope), client=_client_of(scope))
             if status == 0:
                 await problem(500, "internal-error", PROBLEMS["internal-error"].says)(scope, receive, send_with_id)
         finally:
             REQUEST_ID.reset(token)
             self._metrics.requests.add(perf_counter() - started, _route_of(scope), str(status))
+
+
+def _client_of(scope: Scope) -> str | None:
+    """From where the request came: the proxy's word for it, if that is one of TRUSTED_PROXIES."""
+    client = scope.get("client")
+    return client[0] if client else None
 
 
 def _route_of(scope: Scope) -> str:

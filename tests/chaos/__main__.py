@@ -15,8 +15,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from tests.chaos.arena import PORTS, Arena
+from tests.chaos.arena import Arena
 from tests.chaos.load import Load, NeverAcknowledged
+from tests.chaos.rolling import where
 from tests.chaos.scenarios import SCENARIOS
 
 CONNECTIONS = 16
@@ -42,12 +43,12 @@ class Finding:
     faults: list[str] = field(default_factory=list)
 
 
-async def play(name: str, folder: Path, seed: int) -> Finding:
+async def play(name: str, folder: Path, seed: int, seconds: float) -> Finding:
     """One scenario: load, the fault under load, load again; then the promises are checked."""
     scenario = SCENARIOS[name]
     chance = random.Random(f"{name} {seed}")
-    async with Arena(folder, **scenario.settings).open() as arena:
-        load = Load(PORTS, random.Random(f"load {name} {seed}"))
+    async with scenario.arena(folder, seconds, **scenario.settings).open() as arena:
+        load = Load(arena.doors, random.Random(f"load {name} {seed}"))
         running = asyncio.create_task(load.run(CONNECTIONS))
         begun = time.monotonic()
         await asyncio.sleep(BEFORE)
@@ -65,6 +66,8 @@ async def play(name: str, folder: Path, seed: int) -> Finding:
         before = statistics.median(load.rates(begun + 2, broken))
         after = statistics.median(load.rates(mended, mended + AFTER))
         faults += await broken_promises(arena, load)
+        if scenario.flawless and load.refused:
+            faults.append(f"answers other than 200: {dict(load.refused)} (0: no whole answer)")
         if after < ENOUGH * before:
             faults.append(f"the speed did not come back: {after:.0f}/s of {before:.0f}/s")
     return Finding(name, dict(load.acknowledged), dict(load.refused), before, after, faults)
@@ -123,16 +126,21 @@ def table_of(findings: list[Finding], seed: int) -> Table:
 @click.command()
 @click.option("--seed", default=1, show_default=True, help="Where all chance comes from.")
 @click.option("--only", multiple=True, type=click.Choice(list(SCENARIOS)), help="These scenarios alone.")
+@click.option("--seconds", default=60.0, show_default=True, help="How long `rolling` goes on.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Where the findings are written as JSON.")
-def main(seed: int, only: tuple[str, ...], json_file: str | None) -> None:
+def main(seed: int, only: tuple[str, ...], seconds: float, json_file: str | None) -> None:
     """Break the service under load, and check its promises. Exits with 1 if one was broken."""
     findings = []
     console = Console(width=140)
     for name in only or SCENARIOS:
+        absent = [program for program in SCENARIOS[name].needs if where(program) is None]
+        if absent:
+            console.print(f"{name} is passed over: it needs {' and '.join(absent)} (Debian packages of these names)")
+            continue
         console.print(f"{SCENARIOS[name].says} …", highlight=False)
         with tempfile.TemporaryDirectory(prefix="ks-chaos-") as folder:
             Path(folder).chmod(0o755)
-            findings.append(asyncio.run(play(name, Path(folder), seed)))
+            findings.append(asyncio.run(play(name, Path(folder), seed, seconds)))
     console.print(table_of(findings, seed))
     if json_file:
         Path(json_file).write_text(json.dumps([asdict(one) for one in findings], indent=2), encoding="utf-8")

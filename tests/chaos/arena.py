@@ -24,7 +24,11 @@ class Arena:
     """The processes under test. Whatever is killed comes back: the web processes by themselves, the database by
     `start_postgres`."""
 
-    def __init__(self, folder: Path, **settings: str) -> None:
+    doors: tuple[int, ...] = PORTS
+    """Where callbacks are delivered."""
+
+    def __init__(self, folder: Path, seconds: float, **settings: str) -> None:
+        self.seconds = seconds
         self._folder = folder
         self._database = ExitStack()
         self._settings = settings
@@ -40,6 +44,7 @@ class Arena:
         self.start_postgres()
         try:
             await migrations.upgrade(self.url)
+            await self.prepare()
             for port in PORTS:
                 self._keepers.append(asyncio.create_task(self._keep(f"web-{port}", ["web"], PORT=str(port))))
             self._keepers.append(asyncio.create_task(self._keep("worker", ["worker"])))
@@ -48,7 +53,14 @@ class Arena:
             yield self
         finally:
             await self._end()
+            await self.dismiss()
             self._database.close()
+
+    async def prepare(self) -> None:
+        """What else is to be there before the processes start: nothing, here."""
+
+    async def dismiss(self) -> None:
+        """Ends that again."""
 
     def start_postgres(self) -> None:
         """Starts the database, also after a kill."""
@@ -72,6 +84,15 @@ class Arena:
         process = self._running.get(name)
         if process is not None and process.returncode is None:
             process.kill()
+
+    async def restart(self, name: str) -> int:
+        """Has a process end as an operator would, and waits until that is done and another has begun."""
+        process = self._running[name]
+        process.terminate()
+        code = await process.wait()
+        while self._running[name] is process:  # noqa: ASYNC110 (its keeper begins the next one)
+            await asyncio.sleep(0.02)
+        return code
 
     async def sql(self, statement: str) -> list[Any]:
         """Rows of the database, as a superuser sees them."""

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from sqlalchemy import text
 
 from service.store.database import single_connection
+from tests.chaos import rolling
 from tests.chaos.arena import PORTS, Arena
 from tests.chaos.load import request_head
 
@@ -25,6 +26,11 @@ class Scenario:
     says: str
     work: Break
     settings: Mapping[str, str] = field(default_factory=dict)
+    arena: type[Arena] = Arena
+    needs: tuple[str, ...] = ()
+    """Programs that must be installed."""
+    flawless: bool = False
+    """Whether nothing but 200 may be answered."""
 
 
 async def kill_web(arena: Arena, chance: random.Random) -> None:
@@ -119,5 +125,13 @@ SCENARIOS: Mapping[str, Scenario] = MappingProxyType(
         "spool-full": Scenario("the spool full", fill_spool, {"SPOOL_LIMIT_BYTES": "200000"}),
         "cut": Scenario("clients that cut the connection mid-body", cut_bodies),
         "slow": Scenario("slow senders", send_slowly),
+        "rolling": Scenario(
+            "a rolling restart of everything, behind nginx and PgBouncer",
+            rolling.restart_all,
+            rolling.SETTINGS,
+            rolling.Behind,
+            rolling.NEEDS,
+            flawless=True,
+        ),
     }
 )

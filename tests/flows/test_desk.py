@@ -20,6 +20,7 @@ from service.store import calls, circuits, deadlines, desk, outbox
 from service.store.desk import Wanted
 from service.store.outbox import Scope, Settlement
 from service.store.reconciliations import Run
+from tests.flows.planning import means
 from tests.flows.speaking import World
 
 ANN = "ann@example.com"
@@ -224,7 +225,7 @@ async def test_a_discard_keeps_its_reason_and_is_not_proposed_again(world: World
     )
     run = Run(uuid.uuid4(), "default", "email", "ledger", True, "operator")
     await reconcile.queue(world.database, run, world.clock)
-    await reconcile.run_next(world.database, world.policy, world.clock)
+    await reconcile.run_next(means(world))
     assert await states(world) == ["discarded"]
     assert await discard(world, row.id) == ["discarded-before"]
 

@@ -4,8 +4,9 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import httpx
 import pytest
@@ -16,10 +17,11 @@ from service.flows import push
 from service.kahuna import NO_RETRY, Credentials, KahunaClient
 from service.settings import Namespace, Settings
 from tests.flows.speaking import KEYS, World
+from tests.web.harness import with_state
 
 
 @asynccontextmanager
-async def working(world: World) -> AsyncIterator[None]:
+async def working(world: World, show: worker.Show = lambda _: nullcontext()) -> AsyncIterator[None]:
     """A worker beside the test, which is told to stop at the end."""
 
     def client(namespace: Namespace, _: Settings) -> KahunaClient:
@@ -27,7 +29,7 @@ async def working(world: World) -> AsyncIterator[None]:
         return KahunaClient(credentials, transport=httpx.ASGITransport(app=world.simulator.app), retry=NO_RETRY)
 
     stop = asyncio.Event()
-    running = asyncio.create_task(worker.run(world.settings, stop, client))
+    running = asyncio.create_task(worker.run(world.settings, stop, client, show=show))
     try:
         yield
     finally:
@@ -138,3 +140,50 @@ async def test_a_worker_writes_calls_down_under_its_own_name_and_without_its_key
     [call] = await world.query("select worker, answer from calls")
     assert call.worker == f"{socket.gethostname()}/{os.getpid()}"
     assert call.answer == "no *** here"
+
+
+class Window:
+    """Where a worker shows how it is."""
+
+    def __init__(self) -> None:
+        self.client: asyncio.Future[httpx.AsyncClient] = asyncio.get_running_loop().create_future()
+
+    @asynccontextmanager
+    async def show(self, application: Any) -> AsyncIterator[None]:
+        """Serves the application as a server would."""
+        async with application.router.lifespan_context(application) as state:
+            transport = httpx.ASGITransport(app=with_state(application, dict(state)))
+            async with httpx.AsyncClient(transport=transport, base_url="http://worker.test") as client:
+                self.client.set_result(client)
+                yield
+
+    async def shows(self, path: str, wanted: str) -> bool:
+        """Whether this is to be read there before long."""
+        client = await self.client
+        for _ in range(1500):
+            if wanted in (await client.get(path)).text:
+                return True
+            await asyncio.sleep(0.02)
+        return False
+
+
+async def test_it_counts_what_became_of_corrections_and_how_long_kahuna_took(world: World) -> None:
+    window = Window()
+    async with working(world, window.show):
+        await world.stop("email", "a@example.com", "manual")
+        await settled(world, 1)
+        sent = 'kahuna_sync_pushed_corrections_total{channel="email",namespace="default",outcome="sent"} 1.0'
+        assert await window.shows("/metrics", sent)
+        assert await window.shows("/metrics", 'kahuna_sync_push_seconds_count{answer="ok",channel="email"')
+        assert await window.shows("/metrics", 'kahuna_sync_worker_steps_total{loop="push",outcome="worked"}')
+        assert await window.shows("/metrics", 'kahuna_sync_pool_connections{state="busy"}')
+
+
+async def test_a_loop_that_fails_makes_it_degraded_until_it_works_again(world: World) -> None:
+    window = Window()
+    async with working(world, window.show):
+        await world.execute("alter table batches rename to batches_away")
+        assert await window.shows("/readyz", '"loop/apply":"failed with')
+        assert await window.shows("/readyz", '"status":"degraded"')
+        await world.execute("alter table batches_away rename to batches")
+        assert await window.shows("/readyz", '"status":"ready"')

@@ -120,6 +120,54 @@ async def test_what_waits_is_counted_in_the_database(site: Site) -> None:
     assert found['kahuna_sync_open_circuits{channel="email",namespace="other"}'] == 1
 
 
+async def test_what_was_given_up_is_counted_each_time_and_what_takes_a_walk_once_a_minute(site: Site) -> None:
+    async def stop(number: str) -> None:
+        headers = await site.token("write")
+        await site.client.put(f"/v1/suppressions/sms/{number}", headers=headers, json={"reason": "do_not_call"})
+
+    await stop("15550100001")
+    await site.execute("update corrections set state = 'dead'")
+    await stop("15550100002")
+    await site.deliver("email", ["text"])
+    await site.execute(
+        "with run as (insert into reconciliations (id, namespace, channel, source, auto_approve, state, actor, created_at, "
+        "complete_at, counts) values (gen_random_uuid(), 'other', 'email', 'ledger', false, 'planned', 'x', now(), now(), "
+        "'{}') returning id) insert into differences (run_id, address, slot, kind, evidence, state) "
+        "select id, n::text, 'complaint', 'missing_there', '{}', case n when 4 then 'proved' else 'proposed' end "
+        "from run, generate_series(1, 4) as n"
+    )
+    found = await figures(site)
+    assert found['kahuna_sync_corrections{namespace="default",state="dead"}'] == 1
+    assert found['kahuna_sync_corrections{namespace="default",state="pending"}'] == 1
+    assert found['kahuna_sync_quarantine_entries{channel="email",namespace="default"}'] == 1
+    assert found['kahuna_sync_drift{channel="email",kind="missing_there",namespace="other"}'] == 3
+    await site.execute("update corrections set state = 'dead'")
+    await site.execute("update quarantine set state = 'discarded'")
+    site.clock.sleep(30)
+    soon = await figures(site)
+    assert 'kahuna_sync_corrections{namespace="default",state="pending"}' not in soon
+    assert soon['kahuna_sync_corrections{namespace="default",state="dead"}'] == 2
+    assert soon['kahuna_sync_quarantine_entries{channel="email",namespace="default"}'] == 1
+    site.clock.sleep(31)
+    assert 'kahuna_sync_quarantine_entries{channel="email",namespace="default"}' not in await figures(site)
+
+
+async def test_the_oldest_correction_that_is_due_has_an_age(site: Site) -> None:
+    headers = await site.token("write")
+    await site.client.put("/v1/suppressions/sms/15550100001", headers=headers, json={"reason": "do_not_call"})
+    site.clock.sleep(90)
+    found = await figures(site)
+    assert found['kahuna_sync_corrections_overdue_seconds{channel="sms",namespace="default"}'] == 90
+
+
+async def test_lookups_and_connections_are_counted(site: Site) -> None:
+    await site.client.get("/v1/suppressions/email/ann@example.com", headers=await site.token("read"))
+    found = await figures(site)
+    assert found["kahuna_sync_lookups_total"] == found["kahuna_sync_lookup_statements_total"] == 1
+    states = [found[f'kahuna_sync_pool_connections{{state="{state}"}}'] for state in ("busy", "idle", "free")]
+    assert (states[0], sum(states)) == (0, site.settings.database_pool_size)
+
+
 async def test_requests_are_timed_by_their_route_and_never_by_an_address(site: Site) -> None:
     await site.deliver("email", [STOP])
     await site.client.get("/v1/suppressions/email/ann@example.com", headers=await site.token("read"))

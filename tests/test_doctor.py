@@ -1,0 +1,90 @@
+"""What `doctor` says of deployments that are not well: each line names what to do."""
+
+from datetime import UTC, datetime
+
+import pytest
+from click.testing import CliRunner
+
+from service.__main__ import cli
+from service.doctor import Check, examine
+from service.settings import Settings
+from service.store import access
+from service.store.database import Database
+from tests.test_commands import listening
+from tests.web.harness import away
+
+KEYS = {"KAHUNA_API_KEY": "demo-api-key", "KAHUNA_SECRET_KEY": "demo-secret-key", "KAHUNA_ENV": "s"}
+
+
+async def found(
+    database_url: str, public_url: str | None = None, *, offline: bool = True, **more: str
+) -> dict[str, Check]:
+    """Every check, by its name."""
+    environ = KEYS | {"DATABASE_URL": database_url} | more
+    return {one.name: one async for one in examine(environ, public_url=public_url, offline=offline)}
+
+
+async def test_a_good_deployment_is_told_so_with_what_was_not_looked_at(database: Database, settings: Settings) -> None:
+    checks = await found(settings.database_url or "")
+    # The server of the tests need not wait for the disk, and that is seen.
+    assert [one.name for one in checks.values() if one.level == "fail"] == ["database/fsync"]
+    assert {checks[name].level for name in ("database", "migrations", "clock", "signature/default")} == {"ok"}
+    assert "no CALLBACK_TOKEN" in checks["settings/default"].says
+    assert "--public-url" in checks["webhooks"].do
+    assert all(one.do for one in checks.values() if one.level != "ok")
+
+
+async def test_a_missing_setting_ends_it_with_its_name() -> None:
+    (check,) = [one async for one in examine({"KAHUNA_API_KEY": "x"}, public_url=None, offline=True)]
+    assert (check.name, check.level) == ("settings", "fail")
+    assert "KAHUNA_SECRET_KEY" in check.says
+
+
+async def test_an_unreachable_database_is_told_without_its_url() -> None:
+    checks = await found(away())
+    assert checks["database"].level == "fail"
+    assert "nobody" not in repr(checks)
+
+
+async def test_a_database_behind_names_the_command(database: Database, settings: Settings) -> None:
+    async with database.begin() as connection:
+        await connection.exec_driver_sql("update alembic_version set version_num = '0001'")
+    checks = await found(settings.database_url or "")
+    assert (checks["migrations"].level, checks["migrations"].do) == ("fail", "run kahuna-sync migrate")
+
+
+async def test_months_that_are_not_made_are_told(database: Database, settings: Settings) -> None:
+    assert (await found(settings.database_url or ""))["partitions/batches"].level == "warn"
+
+
+@pytest.mark.parametrize(("namespace", "level"), [("default", "ok"), ("gone", "warn")])
+async def test_tokens_are_looked_at(database: Database, settings: Settings, namespace: str, level: str) -> None:
+    async with database.begin() as connection:
+        await access.create_token(connection, "orders", ["read"], namespace, datetime.now(UTC))
+    checks = await found(settings.database_url or "")
+    assert checks["tokens"].level == "ok"
+    assert checks.get("tokens/orders", Check("", "ok", "")).level == level
+
+
+async def test_keys_that_are_refused_fail_and_a_stranger_at_the_webhook_too(settings: Settings) -> None:
+    with listening() as url:
+        checks = await found(settings.database_url or "", url, offline=False, KAHUNA_BASE_URL=url)
+    assert checks["kahuna/default"].level == "fail"
+    assert "KAHUNA_SECRET_KEY" in checks["kahuna/default"].do
+    assert checks["webhooks/default"].level == "fail"
+    assert "401" in checks["webhooks/default"].says
+
+
+async def test_what_nobody_hears_and_what_everybody_reads_on_the_way_is_told(settings: Settings) -> None:
+    nobody = away().replace("postgresql://nobody@", "http://").removesuffix("/nothing")
+    checks = await found(settings.database_url or "", nobody, offline=False, KAHUNA_BASE_URL=nobody)
+    assert (checks["kahuna/default"].level, checks["webhooks/default"].level) == ("fail", "fail")
+    plain = await found(settings.database_url or "", "ftp://sync.example.com")
+    assert plain["webhooks"].level == "fail"
+
+
+def test_it_exits_with_what_it_found() -> None:
+    result = CliRunner().invoke(cli, ["doctor", "--offline"], env=KEYS | {"DATABASE_URL": away()})
+    assert result.exit_code == 1
+    assert "fail  database" in result.stdout
+    assert "-> check host, port, firewall" in result.stdout
