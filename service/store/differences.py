@@ -106,8 +106,8 @@ _CLOSE: Final = """
         order by d.run_id, d.address, d.slot for update of d
     )
     update differences as d set closed_at = case when closed.state = 'sent' then :now end,
-        state = case closed.state when 'sent' then 'proved' when 'rejected' then 'refused' when 'discarded' then 'declined'
-                else 'unsupported' end,
+        state = case closed.state when 'sent' then 'proved' when 'rejected' then 'refused'
+                when 'discarded' then 'declined' else 'unsupported' end,
         why = case closed.state when 'sent' then 'accepted' when 'discarded' then 'discarded' else closed.reason end
     from closed where d.run_id = closed.run_id and d.address = closed.address and d.slot = closed.slot
 """

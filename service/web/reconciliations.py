@@ -147,7 +147,7 @@ class PassedOver(msgspec.Struct):
     state: LineState | None
 
 
-class DecidedShown(msgspec.Struct):
+class LinesDecided(msgspec.Struct):
     """What was decided: how many lines, which of those named were passed over, and where the run stands."""
 
     id: uuid.UUID
@@ -241,12 +241,12 @@ def _difference(row: Any) -> DifferenceShown:
     return told(DifferenceShown, row, occurred_at=shown(row.occurred_at), direction=direction_of(row.kind))
 
 
-async def approve_run(call: Call[Asked, LineDecision]) -> DecidedShown:
+async def approve_run(call: Call[Asked, LineDecision]) -> LinesDecided:
     """Approve lines of a plan that wait: all, those of a filter, or those that are named. A worker carries them out."""
     return await _decide(call, "approved")
 
 
-async def reject_run(call: Call[Asked, LineDecision]) -> DecidedShown:
+async def reject_run(call: Call[Asked, LineDecision]) -> LinesDecided:
     """Decide that lines of a plan are not to be carried out: all that wait, those of a filter, or those that are named.
 
     A run that is not planned yet is called off.
@@ -254,7 +254,7 @@ async def reject_run(call: Call[Asked, LineDecision]) -> DecidedShown:
     return await _decide(call, "declined")
 
 
-async def _decide(call: Call[Asked, LineDecision], decision: Literal["approved", "declined"]) -> DecidedShown:
+async def _decide(call: Call[Asked, LineDecision], decision: Literal["approved", "declined"]) -> LinesDecided:
     service, wanted = call.service, call.body
     named = None if wanted.lines is None else tuple((line.address, line.slot) for line in wanted.lines)
     chosen = Selection(wanted.kind, wanted.reason, wanted.slot, wanted.action, lines=named)
@@ -263,7 +263,7 @@ async def _decide(call: Call[Asked, LineDecision], decision: Literal["approved",
     decided = await approve.decide(service.database, id_in(call), verdict, service.clock, limit)
     run = await _run_asked_for(call)
     passed_over = [PassedOver(*key, state) for key, state in decided.passed_over.items()]  # type: ignore[arg-type]
-    return DecidedShown(run.id, run.state, decided.lines, passed_over)
+    return LinesDecided(run.id, run.state, decided.lines, passed_over)
 
 
 async def revert_run(call: Call[Asked, Undoing]) -> Response:
@@ -398,7 +398,7 @@ OPERATIONS: Final[list[AnyOperation]] = [
             scope="admin",
             query=Asked,
             body=Body(LineDecision, {"kind": "missing_there", "reason": "manual"}, optional=True),
-            answers=[Answer(200, DecidedShown, "What was decided.", _DECIDED | {"state": state})],
+            answers=[Answer(200, LinesDecided, "What was decided.", _DECIDED | {"state": state})],
             problems=["not-found", "no-plan"],
         )
         for verb, handler, state in (("approve", approve_run, "approved"), ("reject", reject_run, "rejected"))

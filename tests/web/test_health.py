@@ -130,9 +130,10 @@ async def test_what_was_given_up_is_counted_each_time_and_what_takes_a_walk_once
     await stop("15550100002")
     await site.deliver("email", ["text"])
     await site.execute(
-        "with run as (insert into reconciliations (id, namespace, channel, source, auto_approve, state, actor, created_at, "
-        "complete_at, counts) values (gen_random_uuid(), 'other', 'email', 'ledger', false, 'planned', 'x', now(), now(), "
-        "'{}') returning id) insert into differences (run_id, address, slot, kind, evidence, state) "
+        "with run as (insert into reconciliations "
+        "(id, namespace, channel, source, auto_approve, state, actor, created_at, complete_at, counts) values "
+        "(gen_random_uuid(), 'other', 'email', 'ledger', false, 'planned', 'x', now(), now(), '{}') returning id) "
+        "insert into differences (run_id, address, slot, kind, evidence, state) "
         "select id, n::text, 'complaint', 'missing_there', '{}', case n when 4 then 'proved' else 'proposed' end "
         "from run, generate_series(1, 4) as n"
     )
