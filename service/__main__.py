@@ -20,7 +20,7 @@ import uvicorn
 from rich.console import Console
 from rich.table import Column, Table
 
-from service import app, demo, embedded, operation, settings, shell, up, worker
+from service import app, demo, desk, embedded, operation, settings, shell, up, worker
 from service.domain.addresses import CHANNELS, Channel
 from service.errors import KahunaSyncError, SettingsError
 from service.flows import ingest, upkeep
@@ -48,7 +48,7 @@ def cli() -> None:
     """Keeps a company's suppression list and Kahuna's in agreement."""
 
 
-for command in (*operation.COMMANDS, shell.kahuna):
+for command in (*operation.COMMANDS, *desk.COMMANDS, shell.kahuna):
     cli.add_command(command)
 
 

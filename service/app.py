@@ -11,6 +11,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 
 from service.errors import KahunaSyncError, StorageUnavailable
+from service.flows import desk
 from service.flows.follow import Feed
 from service.flows.ingest import Rules, rules_of
 from service.flows.intake import Intake
@@ -28,7 +29,9 @@ from service.web import (
     changes,
     checking,
     contract,
+    corrections,
     export,
+    figures,
     health,
     history,
     imports,
@@ -55,6 +58,8 @@ OPERATIONS: Final[tuple[AnyOperation, ...]] = (
     *listing.OPERATIONS,
     *changes.OPERATIONS,
     *admin.OPERATIONS,
+    *corrections.OPERATIONS,
+    *figures.OPERATIONS,
     *archive.OPERATIONS,
     *pulls.OPERATIONS,
     *imports.OPERATIONS,
@@ -145,6 +150,7 @@ def _service(settings: Settings, metrics: Metrics, clock: Callable[[], datetime]
         feed=Feed(database, names, settings.changes_poll_seconds, settings.database_direct_url),
         exports=asyncio.Semaphore(export.AT_ONCE),
         importing=asyncio.Semaphore(IMPORTS_AT_ONCE),
+        calendar=desk.calendar_of(settings),
         revisions=migrations.revisions(),
         head=migrations.head(),
     )

@@ -125,9 +125,12 @@ class _Moment(click.ParamType[datetime]):
             self.fail("must be a time such as 2026-01-31 or 2026-01-31T12:00:00Z", param, ctx)
 
 
+MOMENT: Final = _Moment()
+
+
 @click.command("replay")
-@click.option("--since", type=_Moment(), help="Only batches received at this time or later.")
-@click.option("--until", type=_Moment(), help="Only batches received before this time (default: now).")
+@click.option("--since", type=MOMENT, help="Only batches received at this time or later.")
+@click.option("--until", type=MOMENT, help="Only batches received before this time (default: now).")
 @click.option("--channel", type=click.Choice(["email", "sms"]), help="Only batches of this channel.")
 @click.option("--dry-run", is_flag=True, help="Say what would change, and change nothing.")
 @NAMESPACE
@@ -295,7 +298,7 @@ def new_epoch_command() -> None:
 @click.argument("file", type=click.File("rb"))
 @click.option("--channel", type=click.Choice(["email", "sms"]), required=True)
 @click.option("--reason", help="Why the addresses are listed, for lines that do not tell.")
-@click.option("--as-of", type=_Moment(), help="As of when lines without a time are true (default: now).")
+@click.option("--as-of", type=MOMENT, help="As of when lines without a time are true (default: now).")
 @click.option("--dry-run", is_flag=True, help="Say what would come of it, and store nothing.")
 @NAMESPACE
 def import_command(

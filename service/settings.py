@@ -193,6 +193,9 @@ class Settings:
     changes_retention_days: int | None = setting(
         None, "Days after which rows of the feed are dropped, by whole months (UTC). Unset: never"
     )
+    calls_retention_days: int | None = setting(
+        None, "Days after which what Kahuna answered to each call is dropped, by whole months (UTC). Unset: never"
+    )
     changes_poll_seconds: float = setting(
         0.5, "Seconds between two looks at the feed while somebody waits and nobody tells of changes"
     )
@@ -200,6 +203,17 @@ class Settings:
         60.0,
         "Seconds that a call waits for changes at most, whatever it asks for: less than proxies wait for an answer",
     )
+    stop_due_business_days: int = setting(
+        10, "Business days after which a stop must be honoured on both sides, at most 366"
+    )
+    stop_due_soon_days: float = setting(2.0, "Days before that from which a stop counts as due soon")
+    business_weekend: str = setting(
+        "saturday,sunday", "Weekdays that are no business days, with commas between them; `none` if there are none"
+    )
+    business_holidays: str | None = setting(
+        None, "Dates that are no business days, such as `2026-12-25,2027-01-01`. Unset: none"
+    )
+    business_time_zone: str = setting("UTC", "Time zone in which days begin and end, such as `America/New_York`")
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "Least level that is logged")
     log_format: Literal["console", "json"] = setting("console", "`json` for machines, `console` for people")
     namespaces: tuple[Namespace, ...] = ()

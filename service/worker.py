@@ -5,9 +5,12 @@ new is begun, what is under way may finish, and what cannot is left to its lease
 """
 
 import asyncio
+import os
 import random
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -86,6 +89,12 @@ async def run(
     logger().info("worker.stopped", cut_short=len(unfinished))
 
 
+def named(pusher: Pusher, namespace: Namespace) -> Pusher:
+    """The same under the name of this process (host and process id), with the keys that it must write down nowhere."""
+    secrets = tuple(key for key in (namespace.secret_key, *namespace.api_key) if key is not None)
+    return replace(pusher, worker=f"{socket.gethostname()}/{os.getpid()}", secrets=secrets)
+
+
 @asynccontextmanager
 async def _steps(
     settings: Settings,
@@ -104,7 +113,8 @@ async def _steps(
         clients: dict[str, KahunaClient] = {}
         for namespace in settings.namespaces:
             client = await stack.enter_async_context(make_client(namespace, settings))
-            pushers.append(Pusher(database, client, namespace.name, rules.policy, limits, clock, jitter))
+            made = Pusher(database, client, namespace.name, rules.policy, limits, clock, jitter)
+            pushers.append(named(made, namespace))
             clients[namespace.name] = client
 
         async def note_policy() -> None:

@@ -6,6 +6,7 @@ is then, at worst, sent twice.
 """
 
 import asyncio
+import secrets
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -19,10 +20,14 @@ from service.domain.suppression import Policy
 from service.errors import StorageUnavailable
 from service.kahuna import errors, wire
 from service.kahuna.client import KahunaClient
-from service.settings import Settings
-from service.store import outbox
+from service.kahuna.masking import masked, texts_in
+from service.settings import Secret, Settings
+from service.store import calls, circuits, outbox
+from service.store.batches import new_id
+from service.store.calls import Made
+from service.store.circuits import Circuit
 from service.store.database import Database, is_conflict, until_settled
-from service.store.outbox import Circuit, Claimed, Scope, Settlement
+from service.store.outbox import Claimed, Scope, Settlement
 from service.telemetry import logger
 
 _FAILURES: Final[Mapping[type[errors.KahunaError], Failure]] = {
@@ -63,7 +68,8 @@ def limits_of(settings: Settings) -> Limits:
 
 @dataclass(frozen=True, slots=True)
 class Pusher:
-    """What pushing needs for one namespace. `jitter` gives a number in [0, 1)."""
+    """What pushing needs for one namespace. `jitter` gives a number in [0, 1); `worker` is the name under which calls
+    are written down, `secrets` what must be in none of them."""
 
     database: Database
     client: KahunaClient
@@ -72,6 +78,8 @@ class Pusher:
     limits: Limits
     clock: Callable[[], datetime]
     jitter: Callable[[], float]
+    worker: str = "worker"
+    secrets: tuple[Secret, ...] = ()
 
 
 class _Claim:
@@ -110,6 +118,16 @@ class _Claim:
             reason=settlement.reason,
         )
 
+    async def note(self, call_id: uuid.UUID, claimed: Sequence[Claimed], outcome: str, **came: Any) -> None:
+        """Writes down that these were in a call, and what it came to."""
+        pusher, sent = self.pusher, [c.id for c in claimed]
+        said = " ".join(came.pop("said", ()))
+        if said:
+            hidden = [text for c in claimed for text in (c.address, c.received)]
+            came["answer"] = masked(said, [*hidden, *(secret.reveal() for secret in pusher.secrets)])
+        made = Made(call_id, pusher.namespace, self.channel, pusher.worker, pusher.clock(), sent, outcome, **came)
+        await until_settled(pusher.database, lambda connection: calls.note(connection, made))
+
     async def hold(self) -> bool:
         """Renews the lease; False if nothing is under it, or somebody else has taken the corrections over."""
         until = self.pusher.clock() + self.pusher.limits.lease
@@ -139,16 +157,17 @@ class _Claim:
 
 async def push_due(pusher: Pusher, channel: Channel) -> bool:
     """Sends the corrections of one channel that are due; tells whether there were any."""
-    now = pusher.clock()
+    now, lease = pusher.clock(), uuid.uuid4()
     async with pusher.database.begin() as connection:
-        circuit = (await outbox.open_circuits(connection)).get((pusher.namespace, channel))
-        if circuit is not None and circuit.probe_at > now:
+        circuit = (await circuits.all_open(connection)).get((pusher.namespace, channel))
+        if circuit is not None and not await circuits.may_probe(connection, circuit, now):
             return False
-        lease = uuid.uuid4()
         # While the circuit is open one correction goes ahead, to see whether the credentials are taken again.
         limit = pusher.limits.entries if circuit is None else 1
         until = now + pusher.limits.lease
         claimed = await outbox.claim(connection, pusher.namespace, channel, limit, lease, now, until)
+        if circuit is not None and claimed:
+            await circuits.probing(connection, circuit, now + _probe_lasts(pusher.limits))
     if not claimed:
         return False
     claim = _Claim(pusher, channel, lease, probing=circuit is not None)
@@ -162,6 +181,11 @@ async def push_due(pusher: Pusher, channel: Channel) -> bool:
                 await outbox.release(connection, lease, pusher.clock())
         raise
     return True
+
+
+def _probe_lasts(limits: Limits) -> timedelta:
+    """After which the next probe is sent if nothing is heard of this one: its worker is gone."""
+    return max(limits.lease, timedelta(seconds=limits.retry.circuit_probe))
 
 
 async def release_expired(database: Database, clock: Callable[[], datetime]) -> int:
@@ -195,11 +219,15 @@ async def _send(claim: _Claim, claimed: Sequence[Claimed]) -> None:
         return None
     claim.calls -= 1
     entries = [_entry(claim.channel, c) for c in claimed]
-    request_id = uuid.uuid4().hex
+    call_id = new_id(claim.pusher.clock(), secrets.randbits(74))
+    request_id = call_id.hex
     try:
         answer = await _call(claim, entries, request_id)
     except errors.KahunaError as error:
+        await claim.note(call_id, claimed, error.slug, status=error.status, said=filter(None, [error.detail]))
         return await _failed(claim, claimed, error, request_id)
+    counts = {"accepted": answer.accepted, "rejected": answer.rejected}
+    await claim.note(call_id, claimed, "answered", status=200, said=texts_in(answer.errors), **counts)
     await _close_circuit(claim)
     return await _answered(claim, claimed, answer, wire.culprits(answer, entries), request_id)
 
@@ -259,7 +287,7 @@ async def _open_circuit(claim: _Claim, error: errors.KahunaError, delay: float) 
     now = claim.pusher.clock()
     circuit = Circuit(claim.pusher.namespace, claim.channel, error.slug, now + timedelta(seconds=delay))
     async with claim.pusher.database.begin() as connection:
-        await outbox.open_circuit(connection, circuit, now)
+        await circuits.open_one(connection, circuit, now)
     logger().error(
         "circuit.opened",
         namespace=circuit.namespace,
@@ -281,8 +309,8 @@ async def _close_circuit(claim: _Claim) -> None:
     if not claim.probing:
         return
     async with claim.pusher.database.begin() as connection:
-        closed = await outbox.close_circuit(connection, claim.pusher.namespace, claim.channel)
-    if closed:
+        closed = await circuits.close_one(connection, claim.pusher.namespace, claim.channel)
+    if closed is not None:
         logger().info("circuit.closed", namespace=claim.pusher.namespace, channel=claim.channel)
 
 

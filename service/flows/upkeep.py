@@ -22,7 +22,7 @@ from service.store import batches, changes, checkpoints, leases, partitions, qua
 from service.store.batches import Extent
 from service.store.database import Connection, Database, is_forbidden, until_settled
 from service.store.leases import Lease
-from service.store.partitions import ARCHIVE, FEED, Month, Receipts
+from service.store.partitions import ARCHIVE, CALLS, FEED, Month, Receipts
 from service.telemetry import logger
 
 EVERY: Final = timedelta(hours=1)
@@ -45,12 +45,13 @@ class Retention:
 
     archive: timedelta | None = None
     feed: timedelta | None = None
+    calls: timedelta | None = None
 
 
 def retention_of(settings: Settings) -> Retention:
     """The retention that these settings ask for."""
     archive, feed = settings.archive_retention_days, settings.changes_retention_days
-    return Retention(_days(archive), _days(feed))
+    return Retention(_days(archive), _days(feed), _days(settings.calls_retention_days))
 
 
 def _days(count: int | None) -> timedelta | None:
@@ -100,7 +101,7 @@ async def make_ahead(database: Database, rules: Rules, clock: Callable[[], datet
     if lease is None:
         return
     upkeep = Upkeep(database, rules, clock, lease)
-    for receipts in (ARCHIVE, FEED):
+    for receipts in partitions.ALL:
         error = await _failure_of(partial(_make_ahead, upkeep, receipts))
         if error is not None:
             _tell(error)
@@ -110,8 +111,8 @@ async def make_ahead(database: Database, rules: Rules, clock: Callable[[], datet
 
 async def _attempt(upkeep: Upkeep, retention: Retention) -> timedelta:
     """One run; returns when to look again. What fails keeps nothing else from being done."""
-    steps: list[Callable[[], Awaitable[None]]] = [partial(_make_months, upkeep, one) for one in (ARCHIVE, FEED)]
-    for receipts, kept in ((FEED, retention.feed), (ARCHIVE, retention.archive)):
+    steps: list[Callable[[], Awaitable[None]]] = [partial(_make_months, upkeep, one) for one in partitions.ALL]
+    for receipts, kept in ((FEED, retention.feed), (CALLS, retention.calls), (ARCHIVE, retention.archive)):
         if kept is not None:
             oldest = partitions.month_of(upkeep.clock() - kept)
             steps.append(partial(_drop_months, upkeep, receipts, oldest))
@@ -182,9 +183,12 @@ async def _drop_months(upkeep: Upkeep, receipts: Receipts, oldest_kept: Month) -
             return
         if receipts is ARCHIVE:
             await _retire(upkeep, month)
-        else:
+            continue
+        if receipts is FEED:
             await upkeep.do(changes.drop, month, upkeep.clock())
-            logger().info("partition.dropped", partition=month.partition_of(receipts))
+        else:
+            await upkeep.do(partitions.drop, receipts, month)
+        logger().info("partition.dropped", partition=month.partition_of(receipts))
 
 
 async def _retire(upkeep: Upkeep, month: Month) -> None:

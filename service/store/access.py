@@ -128,11 +128,21 @@ class Deed(NamedTuple):
 
 async def write_down(connection: AsyncConnection, deed: Deed, now: datetime) -> uuid.UUID:
     """Adds a row to the audit log; its id is the evidence of what the deed changed."""
-    deed_id = uuid.uuid4()
-    facts = [[f.address, f.reason, f.action, f.occurred_at, f.source] for f in deed.facts] or None
-    row = deed._asdict() | {"id": deed_id, "at": now, "detail": deed.detail or {}, "facts": facts}
+    row = _row(deed, now)
     await connection.execute(insert(audit).values(row))
+    deed_id: uuid.UUID = row["id"]
     return deed_id
+
+
+async def write_all_down(connection: AsyncConnection, deeds: Sequence[Deed], now: datetime) -> None:
+    """Adds a row for each."""
+    if deeds:
+        await connection.execute(insert(audit), [_row(deed, now) for deed in deeds])
+
+
+def _row(deed: Deed, now: datetime) -> dict[str, Any]:
+    facts = [[f.address, f.reason, f.action, f.occurred_at, f.source] for f in deed.facts] or None
+    return deed._asdict() | {"id": uuid.uuid4(), "at": now, "detail": deed.detail or {}, "facts": facts}
 
 
 async def stated(connection: AsyncConnection) -> AsyncIterator[list[Fact]]:

@@ -15,7 +15,6 @@ from sqlalchemy import (
     Exists,
     bindparam,
     case,
-    delete,
     exists,
     func,
     insert,
@@ -23,7 +22,6 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.domain.addresses import Channel
@@ -31,7 +29,7 @@ from service.domain.corrections import Correction, Marks, Slot, owed, sayable, s
 from service.domain.suppression import Cause, Policy
 from service.store.database import SEPARATOR, among, plan_anew
 from service.store.suppressions import HOME, lock
-from service.store.tables import circuits, corrections, suppressions
+from service.store.tables import corrections, suppressions
 
 
 class Scope(NamedTuple):
@@ -49,13 +47,15 @@ class Scope(NamedTuple):
 
 
 class Open(NamedTuple):
-    """A correction that is not proved: its row, what it says, how far it has come, and since when it is there."""
+    """A correction that is not proved: its row, what it says, how far it has come, since when it is there, and when the
+    stop happened that it is for."""
 
     id: int
     correction: Correction
     state: str
     attempts: int
     created_at: datetime
+    stopped_at: int
 
 
 class SlotState(NamedTuple):
@@ -70,6 +70,7 @@ class SlotState(NamedTuple):
     pending: Open | None
     given_up: tuple[int, ...]
     refused: bool
+    stopped_at: int | None = None
 
 
 class Claimed(NamedTuple):
@@ -92,9 +93,14 @@ class Settlement(NamedTuple):
     delay: float = 0.0
 
 
-_UNPROVED: Final = ("pending", "sending", "superseded", "dead")
+_UNPROVED: Final = ("pending", "sending", "superseded", "dead", "discarded")
 
-_FOR_GOOD: Final = frozenset({"rejected", "unsupported"})
+_FOR_GOOD: Final = frozenset({"rejected", "unsupported", "discarded"})
+
+_UNMET: Final = frozenset({"pending", "sending", "dead", "rejected"})
+
+UNSETTLED: Final = ("pending", "sending", "dead", "rejected", "unsupported")
+"""States that something or somebody has to end."""
 
 # A superset of the slots at odds, cheap enough for the whole list; the domain decides on what it finds.
 _AT_ODDS: Final = f"""
@@ -108,7 +114,7 @@ _AT_ODDS: Final = f"""
 
 _OPEN_HERE: Final = """
     select address from corrections where namespace = :namespace and channel = :channel and {where}
-    and state in ('pending', 'sending', 'superseded', 'dead')
+    and state in ('pending', 'sending', 'superseded', 'dead', 'discarded')
 """
 
 _GIVEN: Final = "address = any(string_to_array(:addresses, :separator))"
@@ -122,6 +128,15 @@ _BETWEEN: Final = "address > :after and address <= :up_to"
 _AT_ODDS_AFTER, _AT_ODDS_BETWEEN = (
     text(f"{_AT_ODDS.format(where=part)} union {_OPEN_HERE.format(where=part)} and attempts > 0 order by address")
     for part in (_AFTER, _BETWEEN)
+)
+
+
+# State by state, since each has an index of its own: those that were sent are never looked at.
+_DEPTH: Final = text(
+    " union all ".join(
+        f"select namespace, '{state}' as state, count(*) from corrections where state = '{state}' group by namespace"  # noqa: S608
+        for state in UNSETTLED
+    )
 )
 
 
@@ -258,46 +273,10 @@ async def settle(
     return len(settled)
 
 
-async def by_state(connection: AsyncConnection, namespace: str, state: str, limit: int) -> Sequence[Any]:
-    """The newest corrections in this state."""
-    query = select(corrections).where(corrections.c.namespace == namespace, corrections.c.state == state)
-    return (await connection.execute(query.order_by(corrections.c.id.desc()).limit(limit))).all()
-
-
 async def depth(connection: AsyncConnection) -> dict[tuple[str, str], int]:
-    """How many corrections wait, are given up or were refused, by namespace and state."""
-    open_ = corrections.c.state.in_(["pending", "sending", "dead", "rejected"])
-    query = select(corrections.c.namespace, corrections.c.state, func.count()).where(open_)
-    rows = await connection.execute(query.group_by(corrections.c.namespace, corrections.c.state))
+    """How many corrections wait, are given up, were refused or cannot be said, by namespace and state."""
+    rows = await connection.execute(_DEPTH)
     return {(row[0], row[1]): row[2] for row in rows}
-
-
-class Circuit(NamedTuple):
-    """Why nothing is sent of a channel, and when one correction goes ahead to see whether that is over."""
-
-    namespace: str
-    channel: Channel
-    reason: str
-    probe_at: datetime
-
-
-async def open_circuit(connection: AsyncConnection, circuit: Circuit, now: datetime) -> None:
-    """Nothing is sent of this channel before the probe."""
-    again = {"reason": circuit.reason, "probe_at": circuit.probe_at}
-    opened = upsert(circuits).values(circuit._asdict() | {"opened_at": now})
-    await connection.execute(opened.on_conflict_do_update(index_elements=["namespace", "channel"], set_=again))
-
-
-async def close_circuit(connection: AsyncConnection, namespace: str, channel: Channel) -> bool:
-    """Back to normal; tells whether the circuit was open."""
-    closed = delete(circuits).where(circuits.c.namespace == namespace, circuits.c.channel == channel)
-    return (await connection.execute(closed)).rowcount > 0
-
-
-async def open_circuits(connection: AsyncConnection) -> dict[tuple[str, Channel], Circuit]:
-    """The open circuits, by namespace and channel."""
-    rows = await connection.execute(select(circuits))
-    return {(r.namespace, r.channel): Circuit(r.namespace, r.channel, r.reason, r.probe_at) for r in rows}
 
 
 async def _at_odds_among(connection: AsyncConnection, scope: Scope, addresses: Collection[str]) -> list[str]:
@@ -322,12 +301,14 @@ async def _open_by_slot(
     query = select(columns.id, columns.address, columns.slot, columns.action, columns.occurred_at, columns.state)
     # Those that were withdrawn unsent, or are proved, say nothing any more.
     matters = (columns.state != "sent") & ((columns.state != "superseded") | (columns.attempts > 0))
-    query = query.add_columns(columns.attempts, columns.created_at)
+    query = query.add_columns(columns.attempts, columns.created_at, columns.stopped_at)
     query = query.where(*_mine(corrections, scope, addresses), matters)
     found: defaultdict[tuple[str, str], list[Open]] = defaultdict(list)
     for row in await connection.execute(query.order_by(columns.address, columns.slot, columns.id).with_for_update()):
         correction = Correction(row.action, row.occurred_at)
-        found[row.address, row.slot].append(Open(row.id, correction, row.state, row.attempts, row.created_at))
+        stopped_at = row.occurred_at if row.stopped_at is None else row.stopped_at
+        open_ = Open(row.id, correction, row.state, row.attempts, row.created_at, stopped_at)
+        found[row.address, row.slot].append(open_)
     return found
 
 
@@ -339,7 +320,20 @@ def _state_of(scope: Scope, address: str, name: str, rows: list[Any], outbox: li
     pending = next((o for o in outbox if o.state == "pending"), None)
     given_up = tuple(o.id for o in outbox if o.state == "dead")
     refused = needed is not None and _was_refused(needed, mine, outbox, again=again)
-    return SlotState(address, _received(address, mine), name, causes, slot, needed, pending, given_up, refused)
+    received, stopped_at = _received(address, mine), _stopped_at(needed, mine, slot, outbox)
+    return SlotState(address, received, name, causes, slot, needed, pending, given_up, refused, stopped_at)
+
+
+def _stopped_at(needed: Correction | None, rows: list[Any], slot: Slot, outbox: list[Open]) -> int | None:
+    """When the stop happened that is to be told: that of the oldest correction that was to tell it and did not, so that
+    saying it again does not give anybody more time. None for an opt-in."""
+    if needed is None or needed.action != "suppress":
+        return None
+    causes = [cause for cause in map(_cause, rows) if (cause.decided or ("clear",))[0] == "suppress"]
+    lifted_at = min((cause.clear_at or 0 for cause in causes), default=0)
+    settled_at = max(lifted_at, slot.held.stop_at or 0)
+    unmet = [o.stopped_at for o in outbox if o.state in _UNMET and o.correction.action == "suppress"]
+    return min([needed.occurred_at, *(at for at in unmet if at > settled_at)])
 
 
 def _slot(rows: list[Any], outbox: list[Open]) -> Slot:
@@ -389,6 +383,7 @@ def _row(scope: Scope, state: SlotState, needed: Correction) -> dict[str, Any]:
         "next_attempt_at": scope.now,
         "created_at": scope.now,
         "settled_at": None if can_say else scope.now,
+        "stopped_at": state.stopped_at,
     }
 
 

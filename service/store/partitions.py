@@ -71,6 +71,10 @@ class Moved(NamedTuple):
 
 ARCHIVE: Final = Receipts("batches", "id", first_id, "body_bytes")
 FEED: Final = Receipts("changes", "recorded_at", lambda moment: moment, "100")
+CALLS: Final = Receipts("calls", "id", first_id, "200 + 8 * cardinality(corrections)")
+
+ALL: Final = (ARCHIVE, FEED, CALLS)
+"""Every table of receipt."""
 
 MOVED_AT_ONCE: Final = 20_000
 BYTES_AT_ONCE: Final = 64 * 1024 * 1024
@@ -211,7 +215,7 @@ def _between(receipts: Receipts, low: Key, high: Key) -> str:
 def _upper(receipts: Receipts, bounds: str) -> Key:
     match = _UPPER.search(bounds)
     word = match[1] if match else ""
-    return uuid.UUID(word) if receipts is ARCHIVE else datetime.fromisoformat(word)
+    return uuid.UUID(word) if receipts.column == "id" else datetime.fromisoformat(word)
 
 
 def _literal(key: Key) -> str:

@@ -260,8 +260,11 @@ corrections = Table(
     moment("settled_at", nullable=True),
     word("reason", nullable=True),
     Column("evidence", JSONB),
+    seconds("stopped_at"),
+    word("decided_by", nullable=True),
+    word("note", nullable=True),
     CheckConstraint(
-        "state in ('pending', 'sending', 'sent', 'rejected', 'dead', 'superseded', 'unsupported')",
+        "state in ('pending', 'sending', 'sent', 'rejected', 'dead', 'superseded', 'unsupported', 'discarded')",
         name="corrections_state",
     ),
     Index(
@@ -285,7 +288,32 @@ corrections = Table(
     Index("corrections_slot", "address", "channel", "namespace", "slot"),
     Index("corrections_due", "namespace", "channel", "next_attempt_at", postgresql_where=text("state = 'pending'")),
     Index("corrections_leased", "lease_until", postgresql_where=text("state = 'sending'")),
+    Index(
+        "corrections_given_up",
+        "namespace",
+        "state",
+        "id",
+        postgresql_where=text("state in ('rejected', 'dead', 'unsupported', 'discarded')"),
+    ),
     comment="The outbox: what Kahuna is owed, and the proof of what it took",
+)
+
+calls = Table(
+    "calls",
+    metadata,
+    Column("id", Uuid, primary_key=True, comment="Of the time of the call; Kahuna got it as its request id"),
+    word("namespace"),
+    word("channel"),
+    word("worker"),
+    moment("answered_at"),
+    Column("corrections", ARRAY(BigInteger), nullable=False),
+    word("outcome"),
+    Column("status", Integer),
+    Column("accepted", Integer),
+    Column("rejected", Integer),
+    Column("answer", Text(collation="C"), comment="What Kahuna wrote, without whatever may be an address or a key"),
+    postgresql_partition_by="range (id)",
+    comment="Every call of a Sync API that corrections were sent in, and what came of it",
 )
 
 circuits = Table(

@@ -1,4 +1,4 @@
-"""Owns what operators ask and decide: reconciliations, corrections, opt-ins that wait."""
+"""Owns what operators ask and decide: reconciliations, opt-ins that wait."""
 
 import uuid
 from datetime import datetime
@@ -10,7 +10,7 @@ from starlette.responses import Response
 from service.domain.addresses import Channel
 from service.errors import NotFound
 from service.flows import reconcile, review
-from service.store import outbox, reconciliations, reviews
+from service.store import reconciliations, reviews
 from service.store.reconciliations import Run
 from service.web.asking import Page, id_in, told
 from service.web.contract import Answer, AnyOperation, Asked, Body, Call, Operation, Shown, Text
@@ -29,15 +29,6 @@ class Decision(msgspec.Struct, forbid_unknown_fields=True):
     """A note for the audit log."""
 
     note: Text | None = None
-
-
-class Corrections(Page, frozen=True, kw_only=True):
-    """Which corrections."""
-
-    state: Annotated[
-        Literal["pending", "sending", "sent", "rejected", "dead", "superseded", "unsupported"],
-        msgspec.Meta(description="Corrections in this state."),
-    ] = "pending"
 
 
 class Reviews(Page, frozen=True, kw_only=True):
@@ -94,31 +85,6 @@ class Differences(msgspec.Struct):
     differences: list[DifferenceShown]
 
 
-class CorrectionShown(msgspec.Struct):
-    """What Kahuna is owed, and what became of it."""
-
-    id: int
-    namespace: str
-    channel: Channel
-    address: str
-    slot: str
-    action: str
-    state: str
-    attempts: int
-    reason: str | None
-    evidence: dict[str, Any] | None
-    occurred_at: Shown | None
-    created_at: datetime
-    next_attempt_at: datetime
-    settled_at: datetime | None
-
-
-class CorrectionsShown(msgspec.Struct):
-    """Corrections, the newest first."""
-
-    corrections: list[CorrectionShown]
-
-
 class ReviewShown(msgspec.Struct):
     """An opt-in that waits for a person, or was decided by one."""
 
@@ -171,14 +137,6 @@ async def list_differences(call: Call[Page, None]) -> Differences:
     async with call.service.database.read() as connection:
         rows = await reconciliations.differences_of(connection, run.id, call.query.limit)
     return Differences([told(DifferenceShown, row, occurred_at=shown(row.occurred_at)) for row in rows])
-
-
-async def list_corrections(call: Call[Corrections, None]) -> CorrectionsShown:
-    """The newest corrections in a state."""
-    namespace = call.namespace
-    async with call.service.database.read() as connection:
-        rows = await outbox.by_state(connection, namespace, call.query.state, call.query.limit)
-    return CorrectionsShown([told(CorrectionShown, row, occurred_at=shown(row.occurred_at)) for row in rows])
 
 
 async def list_reviews(call: Call[Reviews, None]) -> ReviewsShown:
@@ -252,23 +210,6 @@ _DIFFERENCE: Final = {
     "occurred_at": "2026-01-31T12:00:00Z",
 }
 
-_CORRECTION: Final = {
-    "id": 1,
-    "namespace": "default",
-    "channel": "email",
-    "address": "ann@example.com",
-    "slot": "unsubscribe",
-    "action": "suppress",
-    "state": "pending",
-    "attempts": 0,
-    "reason": None,
-    "evidence": None,
-    "occurred_at": "2026-01-31T12:00:00Z",
-    "created_at": "2026-01-31T12:00:01Z",
-    "next_attempt_at": "2026-01-31T12:00:01Z",
-    "settled_at": None,
-}
-
 _REVIEW: Final = {
     "id": "7c9e6679-7425-40de-944b-e07fc1f90ae7",
     "namespace": "default",
@@ -332,14 +273,6 @@ OPERATIONS: Final[list[AnyOperation]] = [
         query=Page,
         answers=[Answer(200, Differences, "What it found.", {"differences": [_DIFFERENCE]})],
         problems=["not-found"],
-    ),
-    Operation(
-        "GET",
-        "/v1/admin/corrections",
-        list_corrections,
-        scope="admin",
-        query=Corrections,
-        answers=[Answer(200, CorrectionsShown, "The newest ones.", {"corrections": [_CORRECTION]})],
     ),
     Operation(
         "GET",

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import datetime
+from itertools import product
 from typing import Any, Final, Literal, TypeVar
 
 import msgspec
@@ -10,13 +11,17 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from starlette.responses import Response
 
+from service.domain.addresses import CHANNELS
+from service.domain.deadlines import URGENCIES
 from service.errors import StorageUnavailable
 from service.flows import push
 from service.flows.shelter import Shelter
-from service.store import batches, changes, migrations, outbox, pulls, reviews, spool, violations
+from service.store import batches, changes, circuits, migrations, outbox, pulls, reviews, spool, violations
 from service.store.database import Connection
+from service.store.deadlines import Counted
 from service.store.spool import Stock
 from service.telemetry import logger
+from service.web import figures
 from service.web.contract import Answer, AnyOperation, Call, Nothing, Operation
 from service.web.http import Service, answer
 
@@ -67,7 +72,7 @@ async def metrics(call: Call[Nothing, None]) -> Response:
         stock = await _stock(service.shelter)
         text += generate_latest(_Stored(_spooled(stock, service.now.timestamp()) if stock else []))
     try:
-        text += generate_latest(_Stored(await _asked(service, lambda connection: _stored(connection, service.now))))
+        text += generate_latest(_Stored(await _asked(service, lambda connection: _stored(service, connection))))
     except StorageUnavailable:
         logger().warning("metrics.incomplete")
     return Response(text, media_type=CONTENT_TYPE_LATEST)
@@ -125,8 +130,8 @@ async def _asked(service: Service, question: Callable[[Connection], Awaitable[_T
 async def _checks(service: Service, connection: Connection) -> tuple[dict[str, str], dict[str, str]]:
     """What readiness takes, and what is amiss beside it."""
     checks = {"database": "ok", "migrations": _judged(service, await migrations.revision_of(connection))}
-    circuits = await outbox.open_circuits(connection) if checks["migrations"] == "ok" else {}
-    troubles = {f"kahuna/{c.namespace}/{c.channel}": f"{c.reason}: {push.fix_of(c.reason)}" for c in circuits.values()}
+    broken = await circuits.all_open(connection) if checks["migrations"] == "ok" else {}
+    troubles = {f"kahuna/{c.namespace}/{c.channel}": f"{c.reason}: {push.fix_of(c.reason)}" for c in broken.values()}
     return checks, troubles
 
 
@@ -182,7 +187,8 @@ def _judged(service: Service, revision: str | None) -> str:
     return "behind: run kahuna-sync migrate" if behind else "ok"
 
 
-async def _stored(connection: Connection, now: datetime) -> list[GaugeMetricFamily]:
+async def _stored(service: Service, connection: Connection) -> list[GaugeMetricFamily]:
+    now = service.now
     unapplied = GaugeMetricFamily("kahuna_sync_unapplied_batches", "Batches recorded but not applied yet")
     unapplied.add_metric([], await batches.unapplied_count(connection))
     waiting = GaugeMetricFamily("kahuna_sync_pending_reviews", "Opt-ins that wait for a person")
@@ -191,15 +197,16 @@ async def _stored(connection: Connection, now: datetime) -> list[GaugeMetricFami
     depth = GaugeMetricFamily("kahuna_sync_corrections", about, labels=["namespace", "state"])
     for (namespace, state), count in (await outbox.depth(connection)).items():
         depth.add_metric([namespace, state], count)
-    circuits = GaugeMetricFamily(
+    broken = GaugeMetricFamily(
         "kahuna_sync_open_circuits", "Channels that nothing is sent of", labels=["namespace", "channel"]
     )
-    for namespace, channel in await outbox.open_circuits(connection):
-        circuits.add_metric([namespace, channel], 1)
+    for namespace, channel in await circuits.all_open(connection):
+        broken.add_metric([namespace, channel], 1)
     about = "Seconds since the oldest change was recorded that an older transaction of the server keeps from the feed"
     lag = GaugeMetricFamily("kahuna_sync_feed_lag_seconds", about)
     lag.add_metric([], await changes.lag(connection, now))
-    return [unapplied, waiting, depth, circuits, lag, *await _of_logs(connection, now)]
+    told = [*await _clocked(service, connection), *await _of_logs(connection, now)]
+    return [unapplied, waiting, depth, broken, lag, *told]
 
 
 async def _of_logs(connection: Connection, now: datetime) -> list[GaugeMetricFamily]:
@@ -217,6 +224,25 @@ async def _of_logs(connection: Connection, now: datetime) -> list[GaugeMetricFam
             age.add_metric([walk.namespace, walk.api], (now - walk.reached).total_seconds())
         failing.add_metric([walk.namespace, walk.api, walk.walk], int(walk.error is not None))
     return [leaks, age, failing]
+
+
+async def _clocked(service: Service, connection: Connection) -> list[GaugeMetricFamily]:
+    """Stops that Kahuna does not hold, and how long ago the oldest happened; every namespace and channel has them."""
+    now, labels = int(service.now.timestamp()), ["namespace", "channel"]
+    found = {(one.namespace, one.channel): one for one in await figures.counted(connection, now, service.calendar)}
+    open_ = GaugeMetricFamily(
+        "kahuna_sync_open_stops", "Stops that Kahuna does not hold, by when they are due", labels=[*labels, "state"]
+    )
+    age = GaugeMetricFamily(
+        "kahuna_sync_oldest_open_stop_seconds", "Seconds since the oldest of them happened, 0 if none", labels=labels
+    )
+    for name, channel in product((namespace.name for namespace in service.settings.namespaces), CHANNELS):
+        one = found.get((name, channel), Counted(name, channel, 0, 0, 0, now))
+        on_time = one.open - one.overdue - one.due_soon
+        for state, count in zip(URGENCIES, (one.overdue, one.due_soon, on_time), strict=True):
+            open_.add_metric([name, channel, state], count)
+        age.add_metric([name, channel], max(now - one.oldest, 0))
+    return [open_, age]
 
 
 class _Stored:

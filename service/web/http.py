@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.domain.deadlines import Calendar
 from service.errors import (
     BadRequest,
     Forbidden,
@@ -93,6 +94,7 @@ class Service:
     feed: Feed
     exports: asyncio.Semaphore
     importing: asyncio.Semaphore
+    calendar: Calendar = field(default=Calendar())
     revisions: frozenset[str] = field(default=frozenset())
     head: str = ""
 

@@ -32,6 +32,7 @@ _SEGMENTS: Final[Mapping[str, tuple[dict[str, Any], str, Any]]] = {
         "ann@example.com",
     ),
     "id": (_UUID, "Its id, as lists show it.", "0b6e7b5c-4f0e-4d0a-9d6a-1f2e3d4c5b6a"),
+    "correction_id": ({"type": "integer", "minimum": 1, "maximum": 10**17}, "Its id, as lists show it.", 17),
     "batch_id": (_UUID, "The id of the batch.", "019c13a5-5c80-7000-8000-0123456789ab"),
     "entry_index": ({"type": "integer", "minimum": 0, "maximum": 999_999_999}, "Its place in the batch.", 0),
     "namespace": ({"type": "string", "minLength": 1}, "The namespace that the callback is for.", "default"),

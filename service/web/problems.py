@@ -62,6 +62,8 @@ PROBLEMS: Final[Mapping[str, Problem]] = {
     "invalid-time": Problem(422, "A time is not RFC 3339 with an offset; send one such as 2026-01-31T12:00:00Z."),
     "invalid-body": Problem(422, "The body is JSON, but not what this call takes; the detail names the field."),
     "channel-required": Problem(422, "Say of which channel the lines are, with ?channel=email or ?channel=sms."),
+    "nothing-chosen": Problem(422, "Say which corrections are meant: their ids, or a filter with a state, not both."),
+    "impossible-window": Problem(422, "since must come before until, and not more days than the detail says."),
     "said-twice": Problem(422, "A JSON body says its channel and its purpose itself; leave them out of the query."),
     "at-required": Problem(422, "basis asks about an earlier moment; say which with at, or leave basis out."),
     "future-time": Problem(422, "at is in the future; nobody knows yet."),

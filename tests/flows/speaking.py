@@ -22,9 +22,10 @@ from service.flows.write import Statement
 from service.kahuna import NO_RETRY, Credentials, KahunaClient, webhook
 from service.kahuna.simulator import SimulatorConfig, build_simulator
 from service.settings import Secret, Settings
-from service.store import outbox
+from service.store import desk
 from service.store.batches import Received, new_id
 from service.store.database import Database
+from service.store.desk import Wanted
 
 KEYS = SimulatorConfig(Secret("demo-secret-key"), Secret("demo-api-key"))
 
@@ -143,9 +144,11 @@ class World:
 
     async def corrections(self, state: str | None = None) -> list[Any]:
         """The corrections, oldest first, of one state or all."""
-        states = [state] if state else ["pending", "sending", "sent", "rejected", "dead", "superseded", "unsupported"]
+        every = ["pending", "sending", "sent", "rejected", "dead", "superseded", "unsupported", "discarded"]
+        states = [state] if state else every
         async with self.database.read() as connection:
-            rows = [row for one in states for row in await outbox.by_state(connection, "default", one, 1000)]
+            pages = [await desk.listed(connection, Wanted("default", one), None, 1000) for one in states]
+        rows = [row for page, _ in pages for row in page]
         return sorted(rows, key=lambda row: row.id)
 
     async def execute(self, statement: str) -> None:

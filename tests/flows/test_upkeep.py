@@ -260,7 +260,7 @@ async def test_two_workers_do_it_once(world: World) -> None:
     with capture_logs() as logs:
         did = await asyncio.gather(*(tidy(world) for _ in range(4)))
     assert sorted(did) == [False, False, False, True]
-    assert len([line for line in logs if line["event"] == "partition.made"]) == 6
+    assert len([line for line in logs if line["event"] == "partition.made"]) == 9
     assert not await tidy(world), "not before an hour has passed"
     world.clock.sleep(HOUR)
     assert await tidy(world)

@@ -1,6 +1,8 @@
 """The worker as a whole: it does what is due, survives a database that goes away, and stops when told."""
 
 import asyncio
+import os
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -10,6 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from service import worker
+from service.flows import push
 from service.kahuna import NO_RETRY, Credentials, KahunaClient
 from service.settings import Namespace, Settings
 from tests.flows.speaking import KEYS, World
@@ -124,3 +127,14 @@ async def test_it_makes_the_partitions_of_the_months_to_come(world: World) -> No
                 break
             await asyncio.sleep(0.02)
     assert len(await world.query(children)) == 8, "two default ones, and three months of each"
+
+
+async def test_a_worker_writes_calls_down_under_its_own_name_and_without_its_keys(world: World) -> None:
+    world.wire.answer = lambda _: httpx.Response(503, json={"error": "no demo secret api key here"})
+    credentials = Credentials("http://kahuna.test", "s", KEYS.secret_key, KEYS.api_key)
+    await world.stop("email", "a@example.com", "manual")
+    async with KahunaClient(credentials, transport=world.wire, retry=NO_RETRY) as client:
+        await push.push_due(worker.named(world.pusher(client), world.settings.namespaces[0]), "email")
+    [call] = await world.query("select worker, answer from calls")
+    assert call.worker == f"{socket.gethostname()}/{os.getpid()}"
+    assert call.answer == "no *** here"
