@@ -278,7 +278,8 @@ class Subject(NamedTuple):
 # The hot question, for many at once. By key whatever the planner knows of the list: one index range for each.
 _CAUSES: Final = """
     select place, reason, stop_at, clear_at, bounces, recorded_at, origin, batch_id
-    from unnest($1::text[], $2::text[], $3::text[]) with ordinality as given(namespace, channel, address, place)
+    from unnest(string_to_array($1::text, $4::text), string_to_array($2::text, $4::text),
+                string_to_array($3::text, $4::text)) with ordinality as given(namespace, channel, address, place)
     cross join lateral (
         select s.reason, s.stop_at, s.clear_at, s.bounces, s.recorded_at, s.origin, s.batch_id
         from suppressions as s
@@ -407,9 +408,8 @@ async def causes_of(connection: AsyncConnection, namespace: str, channel: Channe
 async def causes_of_each(connection: AsyncConnection, subjects: Sequence[Subject]) -> list[list[CauseRow]]:
     """The causes of many, in their order."""
     found: list[list[CauseRow]] = [[] for _ in subjects]
-    for place, reason, stop_at, clear_at, bounces, *told in await fetch(
-        connection, _CAUSES, *zip(*subjects, strict=True)
-    ):
+    given = [SEPARATOR.join(values) for values in zip(*subjects, strict=True)]
+    for place, reason, stop_at, clear_at, bounces, *told in await fetch(connection, _CAUSES, *given, SEPARATOR):
         cause = Cause(reason, stop_at, clear_at, tuple(bounces or ()))
         if cause.decided is not None:
             found[place - 1].append(CauseRow(cause, *told))
