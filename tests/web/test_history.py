@@ -78,6 +78,7 @@ async def test_a_callback_is_told_with_its_batch(site: Site, everything: Headers
             },
             "entry_index": 0,
             "action_id": None,
+            "taken_back_at": None,
         }
     ]
 
