@@ -185,7 +185,7 @@ async def test_who_hangs_up_waits_no_longer(settings: Settings) -> None:
         async def send(message: dict[str, Any]) -> None:
             sent.append(message)
 
-        feed = application.state.feed
+        feed = application.state.desk.service.feed
         leaving = asyncio.create_task(served(scope, receive, send))
         staying = asyncio.create_task(served(scope, for_ever, send))
         await until(lambda: feed.waiting == 2)
