@@ -126,6 +126,7 @@ def web_command(parent: int | None) -> None:
             _refuse_taken(loaded.host, loaded.admin_port, "ADMIN_PORT or HOST")
         application = app.build(loaded)
         # What start-up made stays for good: looked through again and again, it costs a tenth of every callback.
+        sys.setswitchinterval(SWITCH_SECONDS)
         gc.freeze()
         gc.set_threshold(20_000, 50, 100)
         _run(_web(loaded, application, parent))
