@@ -53,6 +53,9 @@ try:
 except ImportError:  # not made for every system
     _NEW_LOOP = asyncio.new_event_loop
 
+SWITCH_SECONDS = 0.0005
+"""For how long a thread of ours computes before another has its turn."""
+
 _PARENT = click.option("--parent", type=int, hidden=True, help="End when this process does.")
 
 
@@ -125,8 +128,9 @@ def web_command(parent: int | None) -> None:
         if loaded.admin_port is not None:
             _refuse_taken(loaded.host, loaded.admin_port, "ADMIN_PORT or HOST")
         application = app.build(loaded)
-        # What start-up made stays for good: looked through again and again, it costs a tenth of every callback.
+        # The event loop waits so long for its turn while a large body is read, at each of its own.
         sys.setswitchinterval(SWITCH_SECONDS)
+        # What start-up made stays for good: looked through again and again, it costs a tenth of every callback.
         gc.freeze()
         gc.set_threshold(20_000, 50, 100)
         _run(_web(loaded, application, parent))
