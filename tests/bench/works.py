@@ -42,6 +42,7 @@ class Bench:
         self._beside = beside
         self._connection = connection
         self._authorization = f"Bearer {token}"
+        self._idle = memory_of(service.pid, "VmRSS")  # what it takes before anybody has asked for anything
         self._found: defaultdict[str, defaultdict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
 
     @property
@@ -102,7 +103,7 @@ class Bench:
         addresses = [f"u{salt}x{n}@example.com" for n in range(BULK)]
         seconds = await bare.store(self._connection, addresses, callback(addresses).partition(b"\r\n\r\n")[2])
         self._note("bare SQL of 100,000", per_second=BULK / seconds)
-        with self._memory():
+        with self._memory("memory of web", self._idle):
             ours = await self._callback_of([f"v{address}" for address in addresses])
         self._note("callback of 100,000 (facts)", per_second=BULK / ours, ratio=seconds / ours)
         quiet = await self._pump(self._service, callbacks(20_000, 1))
@@ -141,9 +142,9 @@ class Bench:
         self._note(f"import of {lines:,} (lines)", per_second=lines / ours, ratio=seconds / ours)
 
     @contextmanager
-    def _memory(self, work: str = "memory of web") -> Iterator[None]:
+    def _memory(self, work: str, idle: float | None = None) -> Iterator[None]:
         pid = self._service.pid
-        before = memory_of(pid, "VmRSS")
+        before = memory_of(pid, "VmRSS") if idle is None else idle
         forget_peak(pid)
         yield
         self._note(work, idle_mb=before, peak_over_idle_mb=memory_of(pid, "VmHWM") - before)
