@@ -251,6 +251,16 @@ async def test_the_clock_is_in_the_metrics(site: Site, admin: Headers) -> None:
     assert "@example" not in text
 
 
+async def test_a_number_may_be_written_as_json_writes_integers(site: Site, admin: Headers) -> None:
+    await stop(site, admin, "ann@example.com")
+    for body in (b'{"limit": 1.0}', b'{"limit": 1e0, "state": "pending"}'):
+        answer = await site.client.post(f"{PATH}/search", headers=admin, content=body)
+        assert (answer.status_code, len(answer.json()["corrections"])) == (200, 1)
+    for body in (b'{"limit": 1.5}', b'{"limit": 1e300}', b'{"limit": 0.0}', b'{"limit": "1.0"}'):
+        answer = await site.client.post(f"{PATH}/search", headers=admin, content=body)
+        assert is_problem(answer, 422, "invalid-body"), body
+
+
 # The overview.
 
 

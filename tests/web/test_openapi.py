@@ -156,6 +156,7 @@ SEMANTIC = {
     "said-twice",
     "no-address-column",
     "no-header",
+    "not-for-this-source",
     "not-text",
     "nothing-chosen",
     "reason-required",
