@@ -24,7 +24,7 @@ from service.errors import SettingsError, StorageUnavailable
 from service.flows import ingest, push
 from service.kahuna import CredentialsRefused, KahunaError, NotPermitted, Unreachable, webhook
 from service.settings import Namespace, Settings
-from service.store import access, circuits, examining, migrations, outbox, partitions
+from service.store import access, circuits, examining, migrations, outbox, partitions, pulls
 from service.store.database import Connection, Database, single_connection
 from service.telemetry import set_up_logging
 
@@ -213,6 +213,7 @@ async def _of_connection(loaded: Settings, connection: Connection) -> list[Check
     newer = "" if revision == head else f", newer than this release's {head}: fine while a release goes out"
     checks.append(Check("migrations", "ok", f"at {revision}{newer}"))
     checks += [one async for one in _of_partitions(connection)]
+    checks += [await _of_past(connection, namespace.name) for namespace in loaded.namespaces]
     return [*checks, *await _of_outbox(connection), *await _of_tokens(loaded, connection)]
 
 
@@ -246,7 +247,7 @@ def _of_clock(skew: float) -> Check:
 
 async def _of_partitions(connection: Connection) -> Checks:
     wanted = partitions.month_of(datetime.now(UTC) + AHEAD)
-    for receipts in (partitions.ARCHIVE, partitions.FEED):
+    for receipts in partitions.ALL:
         name = f"partitions/{receipts.table}"
         months = await partitions.months(connection, receipts)
         if wanted in months:
@@ -256,6 +257,15 @@ async def _of_partitions(connection: Connection) -> Checks:
     if not await examining.may_make_partitions(connection):
         do = "let the worker's role own the tables, or run kahuna-sync migrate each month"
         yield Check("partitions/role", "warn", "our role may not make partitions", do)
+
+
+async def _of_past(connection: Connection, namespace: str) -> Check:
+    """Whether what Kahuna knew before this deployment is known here."""
+    name, done_at = f"backfill/{namespace}", await pulls.backfilled(connection, namespace)
+    if done_at is not None:
+        return Check(name, "ok", f"Kahuna's logs of before this deployment were read by {done_at:%Y-%m-%d}")
+    do = f"run kahuna-sync backfill --namespace {namespace}"
+    return Check(name, "warn", "was not done: opt-outs from before this deployment may be missing", do)
 
 
 async def _of_outbox(connection: Connection) -> list[Check]:

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from service.__main__ import cli
 from service.doctor import Check, examine
 from service.settings import Settings
-from service.store import access
+from service.store import access, pulls
 from service.store.database import Database
 from tests.test_commands import listening
 from tests.web.harness import away
@@ -53,8 +53,24 @@ async def test_a_database_behind_names_the_command(database: Database, settings:
     assert (checks["migrations"].level, checks["migrations"].do) == ("fail", "run kahuna-sync migrate")
 
 
+async def test_a_past_that_was_not_read_is_told(database: Database, settings: Settings) -> None:
+    check = (await found(settings.database_url or ""))["backfill/default"]
+    assert (check.level, check.do) == ("warn", "run kahuna-sync backfill --namespace default")
+    async with database.begin() as connection:
+        now = datetime.now(UTC)
+        for api in ("email", "push"):
+            key = pulls.Key("default", api, pulls.BACKFILL)
+            await pulls.begin(connection, key, now, now)
+            await pulls.arrive(connection, key, now, now, done=api == "email")
+    assert (await found(settings.database_url or ""))["backfill/default"].level == "warn"
+    async with database.begin() as connection:
+        await pulls.arrive(connection, key, now, now, done=True)
+    assert (await found(settings.database_url or ""))["backfill/default"].level == "ok"
+
+
 async def test_months_that_are_not_made_are_told(database: Database, settings: Settings) -> None:
-    assert (await found(settings.database_url or ""))["partitions/batches"].level == "warn"
+    checks = await found(settings.database_url or "")
+    assert [checks[f"partitions/{table}"].level for table in ("batches", "changes", "calls")] == ["warn"] * 3
 
 
 @pytest.mark.parametrize(("namespace", "level"), [("default", "ok"), ("gone", "warn")])

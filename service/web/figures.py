@@ -14,7 +14,7 @@ from service.domain.addresses import CHANNELS, Channel
 from service.domain.deadlines import Calendar, Urgency, due_at, due_by, urgency
 from service.errors import Unprocessable
 from service.flows.shelter import Shelter
-from service.store import circuits, deadlines, figures, outbox, quality, sampling, spool
+from service.store import circuits, deadlines, figures, outbox, pulls, quality, sampling, spool
 from service.store.deadlines import Counted, Place
 from service.store.figures import Received, Size
 from service.store.quality import Report, Week, Window
@@ -137,11 +137,13 @@ class SpoolShown(msgspec.Struct):
 
 
 class Overview(msgspec.Struct, kw_only=True):
-    """How everything stands at a moment. `corrections` counts by their state those that are not settled. `spool` is
-    null where there is none, or it cannot be read."""
+    """How everything stands at a moment. `backfilled_at` is null until the backfill is done: opt-outs from before this
+    deployment may be missing. `corrections` counts by their state those that are not settled. `spool` is null where
+    there is none, or it cannot be read."""
 
     namespace: str
     at: datetime
+    backfilled_at: datetime | None
     received: ReceivedOfLate
     size: ListSize
     corrections: dict[str, int]
@@ -235,9 +237,11 @@ async def overview(call: Call[Asked, None]) -> Overview:
         depth = await outbox.depth(connection)
         clocks = {one.channel: one for one in await counted(connection, int(now.timestamp()), calendar, namespace)}
         broken = await circuits.all_open(connection)
+        backfilled_at = await pulls.backfilled(connection, namespace)
     return Overview(
         namespace=namespace,
         at=now,
+        backfilled_at=backfilled_at,
         received=ReceivedOfLate(_received(late.day), _received(late.week), late.estimated),
         size=ListSize([SizeShown(channel, *sizes.get(channel, Size(0, 0))) for channel in CHANNELS], estimated),
         corrections={state: depth.get((namespace, state), 0) for state in outbox.UNSETTLED},
@@ -374,6 +378,7 @@ _RECEIVED: Final = {"callbacks": 12, "facts": 30, "rejected": 1}
 
 _OVERVIEW: Final = {
     "namespace": "default",
+    "backfilled_at": "2026-01-02T03:00:00Z",
     "at": "2026-02-16T12:00:00Z",
     "received": {"day": _RECEIVED, "week": _RECEIVED, "estimated": False},
     "size": {"channels": [{"channel": "email", "causes": 120, "stops": 100}], "estimated": False},

@@ -63,6 +63,13 @@ async def walked(site: Site, caller: Headers, **parameters: Any) -> list[Any]:
         cursor = {"cursor": page["next"]}
 
 
+async def test_the_overview_says_whether_the_past_is_known(site: Site, admin: Headers, world: World) -> None:
+    assert (await asked(site, admin, "/v1/admin/overview"))["backfilled_at"] is None
+    await filled(world)
+    pulls = await asked(site, admin, "/v1/admin/pulls")
+    assert (await asked(site, admin, "/v1/admin/overview"))["backfilled_at"] == pulls["backfilled_at"] is not None
+
+
 async def test_violations_are_listed_newest_first_and_page_by_page(site: Site, admin: Headers, world: World) -> None:
     whole = (await asked(site, admin, "/v1/admin/violations"))["violations"]
     assert [(one["address"], one["known_by"]) for one in whole[-2:]] == [(A, "kahuna")] * 2
