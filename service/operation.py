@@ -13,7 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import click
@@ -395,9 +395,10 @@ async def _backfill(database: Database, loaded: Settings, namespace: str, since:
                 raise _Stopped
 
         async with worker.client_for(chosen, loaded, Retry()) as client:
-            rules, clock = ingest.rules_of(loaded), lambda: datetime.now(UTC)
+            given = (database, client, namespace, ingest.rules_of(loaded), lambda: datetime.now(UTC))
+            delay = timedelta(seconds=loaded.logs_delay_seconds)
             try:
-                return await pull.backfill(database, client, namespace, rules, clock, since=since, progress=show)
+                return await pull.backfill(*given, since=since, delay=delay, progress=show)
             except _Stopped:
                 return None
 

@@ -111,7 +111,8 @@ def means_of(
 ) -> Means:
     """What reconciliations work with, by these settings."""
     budget = {"sample": settings.reconcile_sample, "budget": settings.reconcile_budget}
-    return Means(database, rules, clock, guards_of(settings), clients, **budget)
+    delay = timedelta(seconds=settings.logs_delay_seconds)
+    return Means(database, rules, clock, guards_of(settings), clients, delay=delay, **budget)
 
 
 def named(pusher: Pusher, namespace: Namespace) -> Pusher:

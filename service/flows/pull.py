@@ -86,7 +86,7 @@ class _Course:
         return Key(self.namespace, api, self.walk)
 
 
-async def pull(  # noqa: PLR0913 - the last five may be left out
+async def pull(  # noqa: PLR0913 - the last six may be left out
     database: Database,
     client: KahunaClient,
     namespace: str,
@@ -95,11 +95,12 @@ async def pull(  # noqa: PLR0913 - the last five may be left out
     *,
     since: datetime | None = None,
     until: datetime | None = None,
+    delay: timedelta = DELAY,
     progress: Progress | None = None,
     run_id: uuid.UUID | None = None,
     page_size: int = MAX_RECORDS,
 ) -> Pulled:
-    """Reads the logs on from where the last pull ended, or those from `since`, before `until` (`DELAY` ago).
+    """Reads the logs on from where the last pull ended, or those from `since`, before `until` (`delay` ago).
 
     The same `run_id` goes on with a span that was cut short, and has all batches of it told. StorageBusy if another
     process is reading the same for too long, TakenOver if one took it from this one.
@@ -108,7 +109,7 @@ async def pull(  # noqa: PLR0913 - the last five may be left out
     lease = await _taken(database, namespace, walk, clock)
     shared = (database, client, namespace, rules, clock, walk, lease)
     course = _Course(*shared, progress or _silent, run_id, page_size)
-    end = until or clock() - DELAY
+    end = until or clock() - delay
     pulled = await _read_all(course, since or end, None if since is None else end, end)
     async with database.begin() as connection:
         if since is not None and not pulled.failed:
@@ -162,15 +163,16 @@ async def backfill(
     clock: Callable[[], datetime],
     *,
     since: datetime | None = None,
+    delay: timedelta = DELAY,
     progress: Progress | None = None,
     page_size: int = MAX_RECORDS,
 ) -> Pulled:
     """Reads what was in the logs before the first pull, from `since` (`BACKFILLED` ago) on; one that was cut short is
     gone on with, and one that is done is done unless `since` is earlier than it began."""
     shared = (database, client, namespace, rules, clock, BACKFILL)
-    pulled = await _backfill(shared, since, progress or _silent, page_size)
+    pulled = await _backfill(shared, since, delay, progress or _silent, page_size)
     if since is not None and not pulled.failed and await _reach_back(database, namespace, since):
-        older = await _backfill(shared, since, progress or _silent, page_size)
+        older = await _backfill(shared, since, delay, progress or _silent, page_size)
         return Pulled(pulled.counts + older.counts, (*pulled.batches, *older.batches), older.failed)
     return pulled
 
@@ -178,7 +180,9 @@ async def backfill(
 _Shared: TypeAlias = tuple[Database, KahunaClient, str, Rules, Callable[[], datetime], str]
 
 
-async def _backfill(shared: _Shared, since: datetime | None, progress: Progress, page_size: int) -> Pulled:
+async def _backfill(
+    shared: _Shared, since: datetime | None, delay: timedelta, progress: Progress, page_size: int
+) -> Pulled:
     database, _, namespace, _, clock, walk = shared
     now = clock()
     lease = await _taken(database, namespace, walk, clock)
@@ -187,7 +191,7 @@ async def _backfill(shared: _Shared, since: datetime | None, progress: Progress,
     async with database.begin() as connection:
         for api in APIS:
             # Where the pull begins, so that nothing is between the two; it may not have begun yet.
-            first = await pulls.begin(connection, Key(namespace, api, PULL), now - DELAY, None)
+            first = await pulls.begin(connection, Key(namespace, api, PULL), now - delay, None)
             await pulls.begin(connection, course.key(api), min(begins_at, first.begins_at), first.begins_at)
     return await _read_all(course, begins_at, now, now)
 

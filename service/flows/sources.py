@@ -52,7 +52,7 @@ async def pull_logs(underway: Underway, progress: Progress | None) -> None:
 
     client = _client(underway)
     shared = (means.database, client, run.namespace, means.rules, means.clock)
-    pulled = await pull.pull(*shared, since=since, progress=tell, run_id=run.id)
+    pulled = await pull.pull(*shared, since=since, delay=means.delay, progress=tell, run_id=run.id)
     counts = Counter[str]()
     for start in range(0, len(pulled.batches), AT_ONCE):
         counts += await underway.do(_list_batches, underway, pulled.batches[start : start + AT_ONCE])

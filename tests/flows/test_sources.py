@@ -1,12 +1,12 @@
 """A run may ask Kahuna itself: its logs, whose stops are lines that are done already, or the profiles of some."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from service.flows.sources import NoClient
-from tests.flows.logs import act, client_of
+from tests.flows.logs import act, client_of, filled
 from tests.flows.planning import (
     approved,
     asked,
@@ -66,6 +66,17 @@ async def test_a_log_that_kahuna_does_not_give_is_told_and_the_run_goes_on(world
     world.clock.sleep(3600)
     run = await ran(world, "logs", **TODAY)
     assert (run.state, run.error) == ("planned", "logs-unread:push")
+
+
+async def test_a_run_stays_as_far_behind_the_present_as_the_pull_since_records_may_be_late(world: World) -> None:
+    delay = timedelta(hours=1)
+    await filled(world, delay=delay)
+    world.clock.sleep(1800)
+    run_id = await asked(world, source="logs")
+    async with client_of(world) as client:
+        await carried_on(world, run_id, clients={"default": client}, delay=delay)
+    rows = await world.query("select walk, reached from log_walks where api = 'email'")
+    assert {row.walk: world.clock() - row.reached for row in rows} == {"pull": delay, "backfill": delay * 1.5}
 
 
 async def test_without_keys_nobody_can_ask(world: World) -> None:
