@@ -155,7 +155,7 @@ async def _is_due(database: Database, namespace: str, now: datetime, every: time
     return last is None or now >= last + every
 
 
-async def backfill(
+async def backfill(  # noqa: PLR0913 - the last four may be left out
     database: Database,
     client: KahunaClient,
     namespace: str,
