@@ -58,13 +58,13 @@ async def test_a_past_that_was_not_read_is_told(database: Database, settings: Se
     assert (check.level, check.do) == ("warn", "run kahuna-sync backfill --namespace default")
     async with database.begin() as connection:
         now = datetime.now(UTC)
-        for api in ("email", "push"):
-            key = pulls.Key("default", api, pulls.BACKFILL)
+        email, push = (pulls.Key("default", api, pulls.BACKFILL) for api in ("email", "push"))
+        for key in (email, push):
             await pulls.begin(connection, key, now, now)
-            await pulls.arrive(connection, key, now, now, done=api == "email")
+        await pulls.arrive(connection, email, now, now, done=True)
     assert (await found(settings.database_url or ""))["backfill/default"].level == "warn"
     async with database.begin() as connection:
-        await pulls.arrive(connection, key, now, now, done=True)
+        await pulls.arrive(connection, push, now, now, done=True)
     assert (await found(settings.database_url or ""))["backfill/default"].level == "ok"
 
 

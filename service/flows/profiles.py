@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 from service.domain.addresses import Channel
-from service.domain.facts import home_of
+from service.domain.facts import home_of, standing_time
 from service.kahuna import CredentialsRefused, KahunaClient, KahunaError, NotPermitted, UserInfoAnswer
 from service.kahuna.contract import Contract
 from service.store import reading
@@ -84,13 +84,16 @@ async def _observe(client: KahunaClient, channel: Channel, address: str, clock: 
         raise
     except KahunaError as error:
         return Observation(address, slot, None, None, seen | {"failed": error.slug})
-    suppressed, at, said = _state(answer, channel, client.contract)
+    suppressed, at, said = _state(answer, channel, client.contract, int(seen["asked_at"].timestamp()))
     return Observation(address, slot, suppressed, at, seen | said)
 
 
-def _state(answer: UserInfoAnswer, channel: Channel, names: Contract) -> tuple[bool | None, int | None, dict[str, Any]]:
+def _state(
+    answer: UserInfoAnswer, channel: Channel, names: Contract, asked_at: int
+) -> tuple[bool | None, int | None, dict[str, Any]]:
     """What the answer says of the channel: no page shows such a field, so its name is a guess of the contract. Its
-    value is taken only if it is true or false, or the time (Unix seconds) since when it is true."""
+    value is taken only if it is true or false, or a time since when it is true that could stand in a callback too: a
+    stop of the future could never be lifted again."""
     if answer.user is None:
         return None, None, {"found": False}
     field = names.user_info_email_stop if channel == "email" else names.user_info_sms_stop
@@ -99,4 +102,5 @@ def _state(answer: UserInfoAnswer, channel: Channel, names: Contract) -> tuple[b
     said = {"found": True, "field": field, "value": value if isinstance(value, bool | int) else None}
     if isinstance(value, bool):
         return value, None, said
-    return (True, value, said) if isinstance(value, int) and 0 < value < 1 << 62 else (None, None, said)
+    at = standing_time(value, asked_at) if isinstance(value, int) else None
+    return None if at is None else True, at, said

@@ -65,7 +65,10 @@ async def test_keys_without_the_permission_end_it(world: World) -> None:
         (False, False, None),
         (1_700_000_000, True, 1_700_000_000),
         ("yes", None, None),
+        (1_700_000_000_123, True, 1_700_000_000),
         (0, None, None),
+        (-5, None, None),
+        (1 << 34, None, None),
     ],
 )
 async def test_only_a_field_that_is_clear_is_believed(
