@@ -17,7 +17,7 @@ from service.errors import StorageBusy
 from service.flows import bounces, records
 from service.flows.ingest import Rules
 from service.flows.underway import TakenOver
-from service.kahuna import BadRequest, KahunaClient, KahunaError, Page
+from service.kahuna import BadRequest, KahunaClient, KahunaError, Page, Refused
 from service.kahuna.paging import MAX_RECORDS
 from service.store import leases, pulls
 from service.store.database import Connection, Database, until_settled
@@ -33,6 +33,12 @@ DELAY: Final = timedelta(minutes=10)
 
 BACKFILLED: Final = timedelta(days=365)
 """How far a backfill goes back unless it is said. How long Kahuna keeps its logs is not known."""
+
+OVERLAP: Final = timedelta(days=1)
+"""A walk without end begins again at the newest record that it has seen, but so far back at most: while our clock was
+ahead of Kahuna's, where it ended is no moment that Kahuna's logs had come to."""
+
+_GONE: Final = frozenset({404, 410})
 
 LEASE: Final = timedelta(minutes=5)
 BETWEEN_TRIES: Final = 0.1
@@ -260,12 +266,14 @@ async def _read(
 
 
 async def _pages(course: _Course, api: str, walk: Walk, end: datetime) -> AsyncIterator[records.Taken]:
-    """Takes in page after page. A cursor that Kahuna does not know any more is done without, once: what comes twice by
-    that is known."""
+    """Takes in page after page. A cursor that Kahuna does not know any more, however it says so, is done without, once:
+    what comes twice by that is known."""
     try:
         async for taken in _pages_from(course, api, walk, end):
             yield taken
-    except BadRequest:
+    except KahunaError as error:
+        if not isinstance(error, BadRequest | Refused) and error.status not in _GONE:
+            raise
         async with course.database.begin() as connection:
             left = await pulls.one(connection, course.key(api))
         if left is None or left.cursor is None:
@@ -278,13 +286,16 @@ async def _pages(course: _Course, api: str, walk: Walk, end: datetime) -> AsyncI
 async def _pages_from(course: _Course, api: str, walk: Walk, end: datetime) -> AsyncIterator[records.Taken]:
     asked = getattr(course.client, f"{api}_logs")
     pages = asked(walk.since, until=end, cursor=walk.cursor, page_size=course.page_size)
+    newest = None if walk.ends_at is not None else walk.since
     async for page in pages.pages():
-        taken, place = await _take_in(course, api, page)
+        if newest is not None:
+            newest = max([newest, *(record.time for record in page.records if record.time is not None)])
+        taken, place = await _take_in(course, api, page, newest)
         course.progress(Step(api, walk.begins_at, min(place.reached, end), end, taken.counts))
         yield taken
 
 
-async def _take_in(course: _Course, api: str, page: Page[Any]) -> tuple[records.Taken, Place]:
+async def _take_in(course: _Course, api: str, page: Page[Any], newest: datetime | None) -> tuple[records.Taken, Place]:
     """One page and where to go on after it, in one transaction."""
 
     async def transaction(connection: Connection) -> tuple[records.Taken, Place]:
@@ -298,20 +309,22 @@ async def _take_in(course: _Course, api: str, page: Page[Any]) -> tuple[records.
         if course.run_id is not None:
             for batch_id in taken.batches:
                 await pulls.note_batch(connection, course.run_id, batch_id)
-        place = _place(page, now)
+        place = _place(page, newest, now)
         await pulls.move(connection, course.key(api), place, taken.counts, now)
         return taken, place
 
     return await until_settled(course.database, transaction)
 
 
-def _place(page: Page[Any], now: datetime) -> Place:
+def _place(page: Page[Any], newest: datetime | None, now: datetime) -> Place:
     """Where to go on: for a part of a day by its cursor; all before the newest record of it was read, since they come
-    in the order of their time [ASSUME]."""
+    in the order of their time [ASSUME]. `newest` is the newest record of a walk without end."""
     position = page.position
     since = position.since or now
     times = [record.time for record in page.records if record.time is not None]
     reached = since if position.cursor is None else max([since, *times])
+    if newest is not None and position.cursor is None and not page.more:
+        since = min(since, max(newest, since - OVERLAP))
     return Place(since, position.cursor, reached)
 
 

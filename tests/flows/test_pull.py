@@ -299,6 +299,39 @@ async def test_a_cursor_that_kahuna_forgot_costs_a_second_reading_and_no_more(wo
     assert (done.failed, len(await facts(world))) == ({}, 7)
 
 
+@pytest.mark.parametrize("status", [400, 404, 410, 422])
+async def test_a_cursor_is_forgotten_in_many_words(world: World, status: int) -> None:
+    class Forgetful(Failing):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            if b'"cursor"' in request.content:
+                return httpx.Response(status)
+            return await super().handle_async_request(request)
+
+    await due(world)
+    world.clock.sleep(HOUR)
+    await act(world, "unsub", *(f"{number}@example.com" for number in range(7)))
+    world.clock.sleep(HOUR)
+    await pulled(world, since=None, transport=Failing(world.simulator, 1), page_size=3)
+    done = await pulled(world, since=None, transport=Forgetful(world.simulator, 100))
+    assert (done.failed, len(await facts(world))) == ({}, 7)
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("ahead", [5, 20])
+async def test_while_our_clock_was_ahead_nothing_was_missed(world: World, before: bool, ahead: int) -> None:
+    await due(world)
+    world.clock.sleep(HOUR)
+    if before:
+        await act(world, "unsub", A)
+    world.clock.sleep(ahead * HOUR)
+    assert await due(world)
+    world.clock.sleep(-ahead * HOUR)
+    await act(world, "unsub", "b@example.com")
+    world.clock.sleep((ahead + 1) * HOUR)
+    assert await due(world)
+    assert [row[0] for row in await facts(world)] == [A, "b@example.com"][not before :]
+
+
 async def test_one_log_that_kahuna_refuses_keeps_nobody_from_the_others(world: World) -> None:
     await act(world, "unsub", A)
     world.clock.sleep(HOUR)
