@@ -46,6 +46,10 @@ async def _settle(
         told = [one for one, told in await logs.watched(connection, namespace, after, AT_ONCE) if told]
         archived = await archive.locked(connection, {one.batch_id for one in told})
         there = {one.batch.id for one in archived}
+        # Locked first, and asked again only then: the callback's word may have been taken back meanwhile.
+        await suppressions.lock(connection, namespace, "email", {one.address for one in told})
+        still = {one for one, is_told in await logs.watched(connection, namespace, after, AT_ONCE) if is_told}
+        told = [one for one in told if one in still]
         doubled = [one for one in told if one.batch_id in there]
         taken = [] if not doubled else await _take_back(connection, namespace, doubled, archived, policy, clock())
         await logs.unwatch(connection, namespace, told)
@@ -66,7 +70,6 @@ async def _take_back(
     now: datetime,
 ) -> list[Bounce]:
     addresses = {one.address for one in doubled}
-    await suppressions.lock(connection, namespace, "email", addresses)
     taken = await logs.take_back(connection, namespace, doubled, policy, now)
     by_batch: defaultdict[object, list[Bounce]] = defaultdict(list)
     for bounce in taken:

@@ -1,5 +1,6 @@
 """Kahuna's logs become facts: what callbacks missed comes in, what they told counts once, and no crash loses any."""
 
+import asyncio
 import random
 import uuid
 from datetime import timedelta
@@ -8,6 +9,7 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+from sqlalchemy import text
 from structlog.testing import capture_logs
 
 from service.domain.suppression import Policy, fold
@@ -242,6 +244,25 @@ async def folded_alike(world: World, addresses: set[str]) -> None:
             told = [row.fact for row in await suppressions.facts_of(connection, "default", "email", address)]
             stored = await suppressions.causes_of(connection, "default", "email", address)
             assert {row.cause.reason: row.cause for row in stored} == fold(told, Policy())
+
+
+async def test_a_callback_that_is_taken_back_meanwhile_leaves_the_word_of_the_log(world: World) -> None:
+    await act(world, "soft_bounce", A)
+    at = world.clock.seconds
+    world.clock.sleep(HOUR)
+    await pulled(world)
+    await bounced(world, at=at + 5)
+    async with world.database.begin() as connection:
+        await suppressions.lock(connection, "default", "email", [A])
+        await connection.execute(text("delete from facts where origin = 'kahuna_webhook'"))
+        settling = asyncio.create_task(bounces.settle(world.database, "default", world.rules.policy, world.clock))
+        waits = "datname = current_database() and wait_event_type = 'Lock'"
+        while not await world.query(f"select 1 from pg_stat_activity where {waits}"):
+            await asyncio.sleep(0.01)
+    assert await settling == 0
+    assert [fact[3] for fact in await facts(world)] == ["kahuna_logs"]
+    [watched] = await world.query("select occurred_at from log_bounces")
+    assert watched.occurred_at == at
 
 
 # Walks.
