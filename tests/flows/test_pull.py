@@ -257,7 +257,9 @@ async def test_a_callback_that_is_taken_back_meanwhile_leaves_the_word_of_the_lo
         await connection.execute(text("delete from facts where origin = 'kahuna_webhook'"))
         settling = asyncio.create_task(bounces.settle(world.database, "default", world.rules.policy, world.clock))
         waits = "datname = current_database() and wait_event_type = 'Lock'"
-        while not await world.query(f"select 1 from pg_stat_activity where {waits}"):
+        for _ in range(500):
+            if await world.query(f"select 1 from pg_stat_activity where {waits}"):
+                break
             await asyncio.sleep(0.01)
     assert await settling == 0
     assert [fact[3] for fact in await facts(world)] == ["kahuna_logs"]
