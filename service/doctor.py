@@ -251,7 +251,7 @@ def _of_clock(skew: float) -> Check:
 
 async def _of_partitions(connection: Connection) -> Checks:
     wanted = partitions.month_of(datetime.now(UTC) + AHEAD)
-    for receipts in (partitions.ARCHIVE, partitions.FEED):
+    for receipts in (partitions.ARCHIVE, partitions.FEED, partitions.CALLS):
         name = f"partitions/{receipts.table}"
         months = await partitions.months(connection, receipts)
         if wanted in months:
