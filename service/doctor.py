@@ -184,7 +184,12 @@ def _of_signatures(loaded: Settings) -> Iterator[Check]:
 
 async def _of_database(loaded: Settings) -> Checks:
     if loaded.database_url is None:
-        yield Check("database", "warn", "no DATABASE_URL: an embedded one is for trying", "set DATABASE_URL")
+        yield Check(
+            "database",
+            "warn",
+            "no DATABASE_URL: the embedded one is for trying, and is not looked at",
+            "set DATABASE_URL",
+        )
         return
     try:
         async with asyncio.timeout(PATIENCE), Database.of(loaded) as database, database.read() as connection:
