@@ -1,7 +1,7 @@
 """What operators need to settle corrections: every call with its answer, the stop that a correction is for, decisions.
 
 Expand only: a new table, nullable columns, one more word for a state, and an index of the corrections that wait for a
-person, which are few. To make that index the outbox is read once, and whoever wants to read or write it waits meanwhile,
+person, which are few. To make that index the outbox is read once, and whoever wants to read or write it waits for that,
 since the new check has locked it: shortly with a million corrections; with a hundred times as many, migrate in a quiet
 hour.
 """
