@@ -198,6 +198,7 @@ def _application(
 
 def _service(settings: Settings, metrics: Metrics, clock: Callable[[], datetime]) -> Service:
     database, rules = Database.of(settings), rules_of(settings)
+    webhook.count_from_zero(metrics)
     intake = Intake(database, rules, clock)
     patience = settings.database_connect_timeout_seconds
     names = [namespace.name for namespace in settings.namespaces]

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 
@@ -101,6 +102,20 @@ async def test_callbacks_are_counted_by_answer_and_entries_by_outcome(site: Site
     assert found['kahuna_sync_callbacks_total{answer="applied",channel="sms"}'] == 1
     by_outcome = [found[f'kahuna_sync_entries_total{{channel="email",outcome="{o}"}}'] for o in OUTCOMES]
     assert by_outcome == [1, 3, 2]
+
+
+async def test_counts_of_callbacks_begin_at_zero_or_the_first_would_be_no_rise(site: Site) -> None:
+    found = await figures(site)
+    for answer in ("applied", "recorded", "spooled", "401", "500", "503"):
+        assert found[f'kahuna_sync_callbacks_total{{answer="{answer}",channel="sms"}}'] == 0
+    assert found['kahuna_sync_entries_total{channel="email",outcome="rejected"}'] == 0
+
+
+async def test_a_callback_that_meets_a_fault_of_ours_is_counted_too(site: Site) -> None:
+    now, site.clock.now = site.clock.now, datetime.min.replace(tzinfo=UTC)
+    assert is_problem(await site.deliver("email", [STOP]), 500, "internal-error")
+    site.clock.now = now
+    assert (await figures(site))['kahuna_sync_callbacks_total{answer="500",channel="email"}'] == 1
 
 
 async def test_what_waits_is_counted_in_the_database(site: Site) -> None:
