@@ -168,6 +168,16 @@ async def test_what_was_given_up_is_counted_each_time_and_what_takes_a_walk_once
     assert 'kahuna_sync_quarantine_entries{channel="email",namespace="default"}' not in await figures(site)
 
 
+async def test_reviews_are_kept_for_good_and_so_counted_once_a_minute(site: Site) -> None:
+    await site.deliver("sms", [{"number": "15550100001", "opt-in": True}])
+    assert (await figures(site))["kahuna_sync_pending_reviews"] == 1
+    await site.execute("update reviews set state = 'refused'")
+    site.clock.sleep(30)
+    assert (await figures(site))["kahuna_sync_pending_reviews"] == 1
+    site.clock.sleep(31)
+    assert (await figures(site))["kahuna_sync_pending_reviews"] == 0
+
+
 async def test_the_oldest_correction_that_is_due_has_an_age(site: Site) -> None:
     headers = await site.token("write")
     await site.client.put("/v1/suppressions/sms/15550100001", headers=headers, json={"reason": "do_not_call"})
