@@ -382,6 +382,15 @@ async def _run_all(
 class _Server(uvicorn.Server):
     """A server that ends well when it is told to: the library's own would end by the signal that it caught."""
 
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begins to listen, and says so."""
+        await super().startup(sockets)
+        self.listening.set()
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Leaves the signals to us."""
@@ -407,7 +416,9 @@ async def _web(loaded: Settings, application: app.Application, parent: int | Non
     ending = asyncio.create_task(_end_after(stop, loaded, application, servers))
     watch = asyncio.create_task(up.watch_parent(parent, stop.set))
     serving = [asyncio.create_task(servers[0].serve())]
-    if len(servers) > 1 and await _first(app.until_open(application), serving[0]):
+    # Not before: where the public port cannot be listened on, the application has to end at once.
+    if len(servers) > 1 and await _first(servers[0].listening.wait(), serving[0]):
+        app.desk_is_open(application)
         serving.append(asyncio.create_task(servers[1].serve()))
         serving[1].add_done_callback(lambda _: app.desk_is_closed(application))
     # None is of use without the other: if one cannot go on, the process ends, and is started again.
@@ -420,7 +431,7 @@ async def _web(loaded: Settings, application: app.Application, parent: int | Non
         task.cancel()
 
 
-async def _first(one: Coroutine[Any, Any, None], other: asyncio.Task[None]) -> bool:
+async def _first(one: Coroutine[Any, Any, object], other: asyncio.Task[None]) -> bool:
     """Waits for either, and tells whether the first was the first."""
     waiting = asyncio.create_task(one)
     await asyncio.wait([waiting, other], return_when=asyncio.FIRST_COMPLETED)

@@ -124,26 +124,25 @@ def build(settings: Settings, clock: Callable[[], datetime] = utc_now) -> Applic
         private = [one for one in everything if one not in webhook.OPERATIONS]
         application = _application(service, public, [receiving], _lifespan(service, desk))
         desk.application = _application(service, private, [queries.Shortcut], desk.lifespan)
-        desk.closed.clear()
     application.state.desk = desk
     return application
 
 
 def desk_of(application: Application) -> Application | None:
-    """What belongs on the ADMIN_PORT, if there is one. It may be served once the application itself is, and
-    `desk_is_closed` must be called when it is no longer."""
+    """What belongs on the ADMIN_PORT, if there is one. It may be served once the application itself listens; between
+    `desk_is_open` and `desk_is_closed`."""
     desk: Application | None = application.state.desk.application
     return desk
+
+
+def desk_is_open(application: Application) -> None:
+    """Somebody is served at the ADMIN_PORT from now on: the application must not end before that does."""
+    application.state.desk.closed.clear()
 
 
 def desk_is_closed(application: Application) -> None:
     """Nobody asks at the ADMIN_PORT any more: the application may end, and its connections with it."""
     application.state.desk.closed.set()
-
-
-async def until_open(application: Application) -> None:
-    """Returns once the application is being served."""
-    await application.state.desk.open.wait()
 
 
 def leave(application: Application) -> None:
@@ -157,13 +156,11 @@ def end_waits(application: Application) -> None:
 
 
 class _Desk:
-    """What is asked by others than Kahuna, at the ADMIN_PORT. `open` is set once the service runs; `closed` unless
-    somebody is served there."""
+    """What is asked by others than Kahuna, at the ADMIN_PORT. `closed` is set unless somebody is served there."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
         self.application: Application | None = None
-        self.open = asyncio.Event()
         self.closed = asyncio.Event()
         self.closed.set()
 
@@ -198,6 +195,7 @@ def _application(
 
 def _service(settings: Settings, metrics: Metrics, clock: Callable[[], datetime]) -> Service:
     database, rules = Database.of(settings), rules_of(settings)
+    webhook.count_from_zero(metrics)
     intake = Intake(database, rules, clock)
     patience = settings.database_connect_timeout_seconds
     names = [namespace.name for namespace in settings.namespaces]
@@ -240,7 +238,6 @@ def _lifespan(service: Service, desk: _Desk) -> Lifespan:
         )
         try:
             async with service.feed.running(), _beside(service):
-                desk.open.set()
                 yield {"service": service}
                 await desk.closed.wait()
         finally:

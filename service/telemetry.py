@@ -146,7 +146,7 @@ class Tally(Collector):
         registry.register(self)
 
     def add(self, *labels: str, count: int = 1) -> None:
-        """Counts so many more."""
+        """Counts so many more; 0 has it shown before there is anything: what appears as 1 is no rise to Prometheus."""
         self._counts[labels] += count
 
     def collect(self) -> Iterator[Metric]:

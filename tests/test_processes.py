@@ -56,8 +56,10 @@ class Running:
 
 
 @contextmanager
-def running(command: str, database_url: str, folder: Path, ports: list[str], **settings: str) -> Iterator[Running]:
-    """A process for as long as the block lasts, with ports of its own behind these settings."""
+def running(
+    command: str, database_url: str, folder: Path, ports: list[str], *, code: str = "", **settings: str
+) -> Iterator[Running]:
+    """A process for as long as the block lasts, with ports of its own behind these settings: the command, or code."""
     chosen = {name: free_port() for name in ports}
     environ = {
         "PATH": os.environ["PATH"],
@@ -73,7 +75,9 @@ def running(command: str, database_url: str, folder: Path, ports: list[str], **s
     }
     log = folder / f"{command}.log"
     with log.open("ab") as file:
-        process = subprocess.Popen([sys.executable, "-m", "service", command], env=environ, stderr=file)
+        process = subprocess.Popen(
+            [sys.executable, *(["-c", code] if code else ["-m", "service", command])], env=environ, stderr=file
+        )
     try:
         yield Running(process, log, environ, chosen)
     finally:
@@ -173,3 +177,22 @@ def test_a_taken_port_of_administration_is_told(database_url: str, tmp_path: Pat
         with running("web", database_url, tmp_path, ["PORT"], ADMIN_PORT=port) as web:
             assert web.end() == 2
             assert f"127.0.0.1:{port} is taken: choose another with ADMIN_PORT" in web.log.read_text()
+
+
+BETWEEN = """
+import asyncio, os, socket
+from service import __main__, app, settings
+
+loaded = settings.load(os.environ)
+taken = socket.create_server((loaded.host, getattr(loaded, os.environ["TAKEN"])))
+asyncio.run(__main__._web(loaded, app.build(loaded), None))
+"""
+"""Another process takes a port after it was looked at and before it is listened on."""
+
+
+@pytest.mark.parametrize("taken", ["port", "admin_port"])
+def test_a_port_that_is_taken_at_the_last_moment_ends_the_process(
+    database_url: str, tmp_path: Path, taken: str
+) -> None:
+    with running("web", database_url, tmp_path, ["PORT", "ADMIN_PORT"], TAKEN=taken, code=BETWEEN) as started:
+        assert started.end() == 3

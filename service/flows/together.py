@@ -95,11 +95,20 @@ class Together(Generic[Q, A]):
             if self._late is not None:
                 self._late.cancel()
             self._late = asyncio.get_running_loop().call_later(LATE, self._on_late)
-        self._under_way.add(asyncio.create_task(self._share()))
+        task = asyncio.create_task(self._share())
+        self._under_way.add(task)
+        task.add_done_callback(self._on_gone)
 
     def _on_late(self) -> None:
         self._late = None
         self._start()
+
+    def _on_gone(self, task: asyncio.Task[None]) -> None:
+        """One that was abandoned before its first step took nobody along, and never told that it ended: whoever waits
+        goes with the next."""
+        if task in self._under_way:
+            self._under_way.discard(task)
+            self._start()
 
     def _on_end(self, task: Any, answered: int) -> None:
         """The next piece begins before anybody hears of this one, who will hear of it while the other is worked on."""

@@ -8,7 +8,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.domain.drift import KINDS
-from service.store import differences, reconciliations
+from service.store import differences, reconciliations, reviews, violations
 
 _CLOCK: Final = text("select extract(epoch from clock_timestamp())::float8")
 
@@ -34,11 +34,14 @@ class Often(NamedTuple):
 
 class Seldom(NamedTuple):
     """By namespace and channel: open entries of the quarantine; when the whole list was last compared with what Kahuna
-    holds, and what of its differences is not closed, by kind."""
+    holds, and what of its differences is not closed, by kind. Messages against a stop, by namespace and who knew; and
+    how many opt-ins wait for a person."""
 
     quarantine: dict[tuple[str, str], int]
     checked: dict[tuple[str, str], datetime]
     drift: dict[tuple[str, str], dict[str, int]]
+    violations: dict[tuple[str, str], int]
+    reviews: int
 
 
 async def often(connection: AsyncConnection) -> Often:
@@ -49,7 +52,7 @@ async def often(connection: AsyncConnection) -> Often:
 
 
 async def seldom(connection: AsyncConnection) -> Seldom:
-    """What takes a walk over the quarantine, or the lines of the newest plans."""
+    """What takes a walk over tables that keep what was decided long ago, or the lines of the newest plans."""
     quarantine = await _counted(connection, _QUARANTINE)
     checks = await reconciliations.last_checks(connection)
     found = await differences.open_by_kind(connection, [run_id for run_id, _ in checks.values()])
@@ -58,7 +61,8 @@ async def seldom(connection: AsyncConnection) -> Seldom:
     for whose, (run_id, at) in checks.items():
         checked[whose] = at
         drift[whose] = {kind: found.get((run_id, kind), 0) for kind in KINDS}
-    return Seldom(quarantine, checked, drift)
+    told, waiting = await violations.counts(connection), await reviews.pending_count(connection)
+    return Seldom(quarantine, checked, drift, told, waiting)
 
 
 async def _counted(connection: AsyncConnection, query: Any) -> dict[tuple[str, str], int]:

@@ -24,10 +24,8 @@ from service.store import (
     outbox,
     pulls,
     retractions,
-    reviews,
     spool,
     surges,
-    violations,
 )
 from service.store.database import Connection, Use
 from service.store.deadlines import Counted
@@ -135,9 +133,10 @@ def _of_spool(stock: Stock, now: float) -> Iterable[Metric]:
 
 
 async def _of_database(connection: Connection, now: datetime, seldom: Seldom) -> list[Metric]:
+    # First of all: the clocks are compared, and what takes its time would be taken for a difference between them.
+    often = await gauges.often(connection)
     counts: list[tuple[str, str, Awaitable[float]]] = [
         ("unapplied_batches", "Batches recorded but not applied yet", batches.unapplied_count(connection)),
-        ("pending_reviews", "Opt-ins that wait for a person", reviews.pending_count(connection)),
         (
             "feed_lag_seconds",
             "Seconds since the oldest change was recorded that an older transaction of the server keeps from the feed",
@@ -150,7 +149,6 @@ async def _of_database(connection: Connection, now: datetime, seldom: Seldom) ->
     )
     for namespace, channel in await circuits.all_open(connection):
         broken.add_metric([namespace, channel], 1)
-    often = await gauges.often(connection)
     depth = _of_outbox(await outbox.depth(connection))
     more = [*await _of_undoing(connection), *await _of_logs(connection, now)]
     return [*found, broken, depth, *_of_often(often, now), *_of_seldom(seldom), *more]
@@ -192,7 +190,12 @@ def _of_seldom(seldom: Seldom) -> Iterable[Metric]:
     checked = GaugeMetricFamily("kahuna_sync_last_check_timestamp_seconds", about, labels=["namespace", "channel"])
     for (namespace, channel), at in seldom.checked.items():
         checked.add_metric([namespace, channel], at.timestamp())
-    return [quarantine, drift, checked]
+    about = "Messages that Kahuna sent to an address after a stop was in force, by who knew of it: kahuna or us"
+    leaks = GaugeMetricFamily("kahuna_sync_violations", about, labels=["namespace", "known_by"])
+    for labels, known in seldom.violations.items():
+        leaks.add_metric(labels, known)
+    waiting = _one("pending_reviews", "Opt-ins that wait for a person, as of a minute ago at most", seldom.reviews)
+    return [quarantine, drift, checked, leaks, waiting]
 
 
 async def _of_undoing(connection: Connection) -> list[Metric]:
@@ -208,11 +211,7 @@ async def _of_undoing(connection: Connection) -> list[Metric]:
 
 
 async def _of_logs(connection: Connection, now: datetime) -> list[Metric]:
-    """How far Kahuna's logs were read, and what they show."""
-    about = "Messages that Kahuna sent to an address after a stop was in force, by who knew of it: kahuna or us"
-    leaks = GaugeMetricFamily("kahuna_sync_violations", about, labels=["namespace", "known_by"])
-    for labels, count in (await violations.counts(connection)).items():
-        leaks.add_metric(labels, count)
+    """How far Kahuna's logs were read."""
     about = "Seconds since the moment up to which a log of Kahuna's was read"
     age = GaugeMetricFamily("kahuna_sync_log_age_seconds", about, labels=["namespace", "api"])
     about = "Logs whose last pull or backfill failed, which are tried again"
@@ -221,7 +220,7 @@ async def _of_logs(connection: Connection, now: datetime) -> list[Metric]:
         if walk.walk == pulls.PULL:
             age.add_metric([walk.namespace, walk.api], (now - walk.reached).total_seconds())
         failing.add_metric([walk.namespace, walk.api, walk.walk], int(walk.error is not None))
-    return [leaks, age, failing]
+    return [age, failing]
 
 
 def _of_stops(namespaces: Iterable[str], dear: Dear) -> Iterable[Metric]:

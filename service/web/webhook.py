@@ -10,10 +10,11 @@ from contextlib import nullcontext
 from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
+from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.domain.addresses import Channel
+from service.domain.addresses import CHANNELS, Channel
 from service.errors import (
     BadRequest,
     NotFound,
@@ -28,6 +29,7 @@ from service.kahuna import webhook
 from service.kahuna.webhook import Callback
 from service.settings import Namespace
 from service.store.batches import Received, new_id
+from service.telemetry import Metrics
 from service.web import contract
 from service.web.contract import Answer, AnyOperation, Nothing, Operation, Stream
 from service.web.http import Service, decompressed, problem_of, read_body, send_json
@@ -89,8 +91,25 @@ class Webhook:
             metrics.callbacks.add(self._channel, str(error.status))
             await problem_of(error)(scope, receive, send)
             return
+        except ClientDisconnect:
+            raise
+        except Exception:
+            metrics.callbacks.add(self._channel, "500")
+            raise
         metrics.callbacks.add(self._channel, state)
         await send_json(send, document)
+
+
+ANSWERS: Final = ("applied", "recorded", "spooled", "400", "401", "404", "408", "413", "415", "500", "503")
+"""What `kahuna_sync_callbacks_total` may say of a callback."""
+
+
+def count_from_zero(metrics: Metrics) -> None:
+    """Has the counts of callbacks shown from the start, so that the first of each is seen to come, and none as well."""
+    for channel in CHANNELS:
+        for counter, words in ((metrics.callbacks, ANSWERS), (metrics.entries, ("accepted", "duplicates", "rejected"))):
+            for word in words:
+                counter.add(channel, word, count=0)
 
 
 class Rejected(msgspec.Struct):

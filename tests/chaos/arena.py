@@ -62,6 +62,11 @@ class Arena:
     async def dismiss(self) -> None:
         """Ends that again."""
 
+    @property
+    def roots(self) -> list[int]:
+        """The processes under which everything of ours runs: this one, and the database's."""
+        return [os.getpid(), int((self._folder / "postgres" / "postmaster.pid").read_text().split()[0])]
+
     def start_postgres(self) -> None:
         """Starts the database, also after a kill."""
         # A killed postmaster that nobody has reaped yet would be taken for a living one.

@@ -97,7 +97,8 @@ class Behind(Arena):
         included = included.replace("listen 8080", f"listen 127.0.0.1:{DOOR}").replace(
             "listen 8081", f"listen 127.0.0.1:{ADMIN}"
         )
-        included = included.replace("/dev/stdout", str(self._folder / "access.log"))
+        for stream, log in (("/dev/stdout", "access.log"), ("/dev/stderr", "nginx.log")):
+            included = included.replace(stream, str(self._folder / log))
         (self._folder / "kahuna-sync.conf").write_text(included, encoding="utf-8")
         temporary = "\n".join(
             f"{kind}_temp_path {self._folder}/nginx-{kind};"

@@ -2,20 +2,25 @@
 others. No container engine, no cluster and no network are needed."""
 
 import json
+import os
 import re
 import shutil
+import socket
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
+import httpx
 import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.__main__ import cli
 from service.settings import Settings, load
+from tests.acceptance.running import free_port, until
 from tests.chaos.rolling import where
 from tests.deploy.reading import DEPLOY, SETTINGS, Compose, DeploymentSpec, JobSpec, Pod, compose, objects
 from tests.image.dockerfile import environment, exec_form, stages
@@ -268,13 +273,15 @@ def test_units_run_commands_that_exist_with_settings_that_exist() -> None:
 def included_nginx(folder: Path) -> Path:
     """The shipped file, as nginx takes it, with replicas whose names need not be looked up."""
     text = re.sub(r"web-[12]:", "127.0.0.1:", (DEPLOY / "nginx" / "kahuna-sync.conf").read_text())
-    (folder / "included.conf").write_text(text.replace("/dev/stdout", f"{folder}/access.log"))
+    text = text.replace("/dev/stdout", f"{folder}/access.log").replace("/dev/stderr", f"{folder}/errors")
+    (folder / "included.conf").write_text(text)
     temporary = "".join(
         f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
     main = folder / "nginx.conf"
+    user = "user root;" if os.geteuid() == 0 else ""
     main.write_text(
-        f"pid {folder}/pid; error_log {folder}/errors;\nevents {{}}\n"
+        f"{user} pid {folder}/pid; error_log {folder}/errors notice;\nevents {{}}\n"
         f"http {{ {temporary} include {folder}/included.conf; }}"
     )
     return main
@@ -303,6 +310,61 @@ def test_haproxy_takes_its_file_where_there_is_one(tmp_path: Path) -> None:
     if program := where("haproxy"):
         told = subprocess.run([program, "-c", "-f", str(file)], capture_output=True, text=True, check=False)
         assert told.returncode == 0, told.stderr
+
+
+@contextmanager
+def listening(words: list[str], port: int) -> Iterator[None]:
+    """A program for as long as the block lasts, once it listens there."""
+
+    def there() -> bool:
+        with socket.socket() as asking:
+            return asking.connect_ex(("127.0.0.1", port)) == 0
+
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until(there, "listening")
+        yield
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def undelivered(port: int) -> httpx.Response:
+    """What a callback gets while no replica is there; larger than what a load balancer keeps in memory."""
+    url = f"http://127.0.0.1:{port}/webhooks/default/email/a-callback-token"
+    return httpx.post(url, content=b"[" + b" " * 100_000 + b"]", timeout=30)
+
+
+def comes_again(answer: httpx.Response) -> bool:
+    """Whether that is the contract's word for a callback that could not be taken."""
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert answer.json()["type"] == "storage-unavailable"
+    return True
+
+
+def test_nginx_answers_by_the_contract_without_replicas_and_writes_down_no_path(tmp_path: Path) -> None:
+    main, port = included_nginx(tmp_path), free_port()
+    included = tmp_path / "included.conf"
+    text = re.sub("127.0.0.1:870[01]", f"127.0.0.1:{free_port()}", included.read_text())
+    assert text.count("error_log") == text.count("access_log /") == 2
+    included.write_text(text.replace("listen 8080", f"listen {port}").replace("listen 8081", f"listen {free_port()}"))
+    if program := where("nginx"):
+        with listening([program, "-g", "daemon off;", "-c", str(main), "-e", f"{tmp_path}/errors"], port):
+            assert comes_again(undelivered(port))
+        logs = (tmp_path / "access.log").read_text() + (tmp_path / "errors").read_text()
+        assert " POST 503 " in logs
+        assert "a-callback-token" not in logs
+
+
+def test_haproxy_answers_by_the_contract_without_replicas(tmp_path: Path) -> None:
+    file, port = tmp_path / "haproxy.cfg", free_port()
+    text = re.sub(r"web-[12]:870[01]", f"127.0.0.1:{free_port()}", (DEPLOY / "haproxy" / "haproxy.cfg").read_text())
+    assert text.count("set-header X-Forwarded-For %[src]") == text.count("bind :") == 2
+    file.write_text(text.replace("bind :8080", f"bind :{port}").replace("bind :8081", f"bind :{free_port()}"))
+    if program := where("haproxy"):
+        with listening([program, "-f", str(file)], port):
+            assert comes_again(undelivered(port))
 
 
 def test_idle_connections_are_closed_by_the_load_balancer_first() -> None:

@@ -127,3 +127,18 @@ async def test_too_many_are_told_to_come_again() -> None:
         await together.ask(4)
     work.gate.set()
     assert await asyncio.gather(*tasks) == [2, 4, 6]
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_whenever_work_is_abandoned_nobody_waits_for_ever(turns: int) -> None:
+    work = Work()
+    together = Together(work, at_once=1, most=8, waiting=8)
+    work.gate.set()
+    first = asyncio.create_task(together.ask(1))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    together.abandon()
+    async with asyncio.timeout(1):
+        await asyncio.wait([first])
+        assert first.cancelled() or first.result() == 2
+        assert await together.ask(2) == 4

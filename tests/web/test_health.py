@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 
@@ -103,6 +104,20 @@ async def test_callbacks_are_counted_by_answer_and_entries_by_outcome(site: Site
     assert by_outcome == [1, 3, 2]
 
 
+async def test_counts_of_callbacks_begin_at_zero_or_the_first_would_be_no_rise(site: Site) -> None:
+    found = await figures(site)
+    for answer in ("applied", "recorded", "spooled", "401", "500", "503"):
+        assert found[f'kahuna_sync_callbacks_total{{answer="{answer}",channel="sms"}}'] == 0
+    assert found['kahuna_sync_entries_total{channel="email",outcome="rejected"}'] == 0
+
+
+async def test_a_callback_that_meets_a_fault_of_ours_is_counted_too(site: Site) -> None:
+    now, site.clock.now = site.clock.now, datetime.min.replace(tzinfo=UTC)
+    assert is_problem(await site.deliver("email", [STOP]), 500, "internal-error")
+    site.clock.now = now
+    assert (await figures(site))['kahuna_sync_callbacks_total{answer="500",channel="email"}'] == 1
+
+
 async def test_what_waits_is_counted_in_the_database(site: Site) -> None:
     await site.client.put(
         "/v1/suppressions/sms/15550100001", headers=await site.token("write"), json={"reason": "do_not_call"}
@@ -151,6 +166,16 @@ async def test_what_was_given_up_is_counted_each_time_and_what_takes_a_walk_once
     assert soon['kahuna_sync_quarantine_entries{channel="email",namespace="default"}'] == 1
     site.clock.sleep(31)
     assert 'kahuna_sync_quarantine_entries{channel="email",namespace="default"}' not in await figures(site)
+
+
+async def test_reviews_are_kept_for_good_and_so_counted_once_a_minute(site: Site) -> None:
+    await site.deliver("sms", [{"number": "15550100001", "opt-in": True}])
+    assert (await figures(site))["kahuna_sync_pending_reviews"] == 1
+    await site.execute("update reviews set state = 'refused'")
+    site.clock.sleep(30)
+    assert (await figures(site))["kahuna_sync_pending_reviews"] == 1
+    site.clock.sleep(31)
+    assert (await figures(site))["kahuna_sync_pending_reviews"] == 0
 
 
 async def test_the_oldest_correction_that_is_due_has_an_age(site: Site) -> None:
