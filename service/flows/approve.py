@@ -98,7 +98,8 @@ async def _call_off(connection: Connection, row: Any, verdict: Verdict, now: dat
 async def _note(connection: Connection, row: Any, verdict: Verdict, count: int, now: datetime) -> None:
     values: dict[str, Any] = {"decided_by": verdict.actor, "note": verdict.note}
     if verdict.decision == "approved":
-        values |= {"approved_at": row.approved_at or now, "attempts": 0, "error": None}
+        values |= {"approved_at": row.approved_at or now, "attempts": 0}
+        values |= {"error": None} if row.state == "failed" else {}  # what else it says stays true
     await reconciliations.change(connection, row.id, values)
     if row.state != "approved":
         # One that is being carried out is brought to rest by who does it.

@@ -114,16 +114,16 @@ async def _carry_on(underway: Underway, progress: Progress | None) -> None:
 
 async def _plan(underway: Underway, progress: Progress | None) -> None:
     """What Kahuna is asked itself comes first; whoever takes a run over within the comparison does not ask again."""
-    run, since = underway.run, underway.means.clock()
+    run = underway.run
     if run.source == "profiles":
         await sources.look_up(underway)
-        await plan.conclude(underway, whole=False, since=since)
+        await plan.conclude(underway, whole=False)
         return
     if run.source == "logs" and not run.position:
         await sources.pull_logs(underway, progress)
         underway = await underway.anew()
     await plan.compare_list(underway, progress)
-    await plan.conclude(underway, whole=True, since=since)
+    await plan.conclude(underway, whole=True)
 
 
 async def _let_go(means: Means, run: Run, until: datetime | None = None, **more: int) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
-from service.domain.runs import Guards, RunState, resting
+from service.domain.runs import Guards, RunState, resting, saw_all
 from service.domain.suppression import Policy
 from service.errors import KahunaSyncError
 from service.flows.ingest import Rules
@@ -100,9 +100,10 @@ class Underway:
         return await until_settled(self.means.database, fenced)
 
 
-def rested(lines: Mapping[Any, int], now: datetime, *, approved: bool) -> dict[str, Any]:
-    """The values of a run with a whole plan whose lines stand like this: its state, and what follows from it."""
-    state = resting(lines, approved=approved)
+def rested(lines: Mapping[Any, int], counts: Mapping[str, int], now: datetime, *, approved: bool) -> dict[str, Any]:
+    """The values of a run with a whole plan whose lines stand like this, and that counted this when it was made: its
+    state, and what follows from it."""
+    state = resting(lines, approved=approved, whole=saw_all(counts))
     waits = any(lines.get(one) for one in ("applied", "on_its_way"))
     finished = None if state in UNFINISHED else now
     closed = None if waits or state in ("planned", "approved") else now
@@ -112,7 +113,7 @@ def rested(lines: Mapping[Any, int], now: datetime, *, approved: bool) -> dict[s
 async def rest(connection: Connection, row: Any, now: datetime) -> RunState:
     """Brings the state of a run in line with its lines; its row must be locked."""
     lines = await differences.counts(connection, row.id)
-    values = rested(lines, now, approved=row.approved_at is not None)
+    values = rested(lines, row.counts, now, approved=row.approved_at is not None)
     await reconciliations.change(connection, row.id, values)
     state: RunState = values["state"]
     return state

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from service.flows import prove
 from service.flows.sources import NoClient
 from tests.flows.logs import act, client_of
 from tests.flows.planning import (
@@ -16,6 +17,7 @@ from tests.flows.planning import (
     lines,
     lines_of,
     load_behind_our_back,
+    only_kahuna_knows,
     pushed,
     reverted,
 )
@@ -100,3 +102,41 @@ async def test_profiles_that_agree_prove_so(world: World) -> None:
     run = await ran(world, "profiles")
     assert (run.state, run.compared, await lines(world, run.id)) == ("proved", 1, {})
     await pushed(world)
+
+
+async def test_a_run_whose_log_could_not_be_read_is_never_called_proved(world: World) -> None:
+    await world.fault(api="push_logs", status=500)
+    world.clock.sleep(3600)
+    run = await ran(world, "logs", **TODAY)
+    assert (run.state, run.error, run.counts) == ("applied", "logs-unread:push", {"logs_unread": 1})
+    await prove.prove(world.database, world.clock)
+    assert (await found(world, run.id)).state == "applied"
+
+
+async def test_approved_the_run_still_says_which_log_was_not_read(world: World) -> None:
+    await only_kahuna_knows(world, B)
+    await world.fault(api="push_logs", status=500)
+    world.clock.sleep(3600)
+    run = await approved(world, (await ran(world, "logs", **TODAY)).id)
+    assert (await lines(world, run.id), run.state) == ({B: "proved (recorded)"}, "applied")
+    assert run.error == "logs-unread:push"
+
+
+@pytest.mark.parametrize(
+    ("fault", "budget", "counts"),
+    [
+        ({"api": "user_info", "status": 500}, 50, {"looked_up": 2, "without_answer": 2}),
+        (None, 1, {"looked_up": 1, "not_looked_up": 1}),
+    ],
+)
+async def test_profiles_that_nobody_saw_prove_nothing(
+    world: World, fault: dict[str, Any] | None, budget: int, counts: dict[str, int]
+) -> None:
+    await act(world, "unsub", A, B)
+    await world.callback("email", [unsub(A, world.clock.seconds), unsub(B, world.clock.seconds)])
+    if fault is not None:
+        await world.fault(**fault)
+    run_id = await asked(world, source="profiles", asked={"addresses": [A, B]})
+    async with client_of(world) as client:
+        run = await carried_on(world, run_id, clients={"default": client}, budget=budget)
+    assert (run.state, run.counts) == ("applied", counts)
