@@ -138,15 +138,18 @@ _FOLLOW: Final = text(
     """
 ).bindparams(_NOW)
 
-# One that is on its way is no difference meanwhile: that it is gone from a later plan proves nothing.
+# A slot with a correction on its way is no difference meanwhile: that it is gone from a plan proves nothing as long as
+# one of its corrections is open, or was when the plan was begun.
 _SHOWN_GONE: Final = text(
     """
     with gone as (
         select d.run_id, d.address, d.slot from differences as d join reconciliations as r on r.id = d.run_id
-        left join corrections as c on c.id = d.correction_id
         where r.namespace = :namespace and r.channel = :channel and r.id <> :run_id and r.planned_at < :since
           and d.state in ('applied', 'on_its_way', 'refused', 'unsupported')
-          and (c.id is null or c.state not in ('pending', 'sending'))
+          and not exists (select from corrections as c
+                          where c.address = d.address and c.slot = d.slot and c.channel = :channel
+                            and c.namespace = :namespace
+                            and (c.state in ('pending', 'sending') or c.settled_at >= :since))
           and not exists (select from differences as n
                           where n.run_id = :run_id and n.address = d.address and n.slot = d.slot)
         order by d.run_id, d.address, d.slot for update of d

@@ -6,7 +6,7 @@ import uuid
 import pytest
 
 from service.errors import Conflict, NotFound
-from service.flows import approve, prove, revert
+from service.flows import approve, prove, reconcile, revert
 from service.flows.approve import Verdict
 from service.store.differences import Selection
 from tests.flows.planning import (
@@ -19,12 +19,14 @@ from tests.flows.planning import (
     lines,
     lines_of,
     load_behind_our_back,
+    means,
     only_kahuna_knows,
     planned,
     pushed,
     reverted,
 )
 from tests.flows.speaking import World
+from tests.flows.test_reconcile import Killed, dying_at, killed
 
 ANN, BOB, CAROL = "ann@example.com", "bob@example.com", "carol@example.com"
 
@@ -236,6 +238,41 @@ async def test_what_is_on_its_way_is_not_closed_by_a_run_that_does_not_see_it(wo
     world.clock.sleep(1)
     assert (await planned(world)).counts == {}
     assert await lines(world, first.id) == {ANN: "applied"}
+
+
+async def test_what_was_on_its_way_when_a_run_looked_and_is_refused_before_its_end_is_not_proved(world: World) -> None:
+    """No comparison sees what is on its way, so that it found no difference there shows nothing."""
+    await load_behind_our_back(world, [ANN])
+    await load_behind_our_back(world, [CAROL], "complaint")
+    first = await approved(world, (await planned(world)).id)
+    await world.execute(
+        f"update corrections set state = 'sending', lease_id = gen_random_uuid() where address = '{ANN}'"
+    )
+    world.clock.sleep(1)
+    second = await asked(world)
+    with pytest.raises(Killed):
+        await reconcile.run_next(means(world), dying_at(1, "differences"), second)
+    refused = f"state = 'rejected', reason = 'bad', settled_at = timestamptz '{world.clock()}'"
+    await world.execute(f"update corrections set {refused} where address = '{ANN}'")
+    world.clock.sleep(1)
+    await carried_on(world, second)
+    assert (await lines(world, first.id))[ANN] == "applied"
+    await prove.prove(world.database, world.clock)
+    assert (await lines(world, first.id))[ANN] == "refused (bad)"
+
+
+async def test_a_run_that_was_taken_over_closes_nothing_that_came_behind_its_first_pages(world: World) -> None:
+    await load_behind_our_back(world, [BOB, CAROL], "complaint")
+    slow = await asked(world)
+    await killed(world, slow, 2, "differences", silently=True)
+    await load_behind_our_back(world, [ANN])
+    first = await approved(world, (await planned(world)).id)
+    await world.fault(reject=[ANN], times=1)
+    await pushed(world)
+    assert (await lines(world, first.id))[ANN] == "refused (refused-by-kahuna)"
+    world.clock.sleep(60)
+    assert (await carried_on(world, slow)).complete_at is not None
+    assert (await lines(world, first.id))[ANN] == "refused (refused-by-kahuna)"
 
 
 async def test_a_line_goes_with_the_correction_that_took_the_place_of_its_own(world: World) -> None:
