@@ -52,7 +52,7 @@ async def pull_logs(underway: Underway, progress: Progress | None) -> None:
 
     client = _client(underway)
     shared = (means.database, client, run.namespace, means.rules, means.clock)
-    pulled = await pull.pull(*shared, since=since, progress=tell, run_id=run.id)
+    pulled = await pull.pull(*shared, since=since, progress=tell, run_id=run.id, holding=underway.hold)
     counts = Counter[str]()
     for start in range(0, len(pulled.batches), AT_ONCE):
         counts += await underway.do(_list_batches, underway, pulled.batches[start : start + AT_ONCE])
@@ -66,6 +66,10 @@ def _client(underway: Underway) -> KahunaClient:
     if client is None:
         raise NoClient("Set KAHUNA_SECRET_KEY, KAHUNA_API_KEY and KAHUNA_ENV, and ask for the run again.")
     return client
+
+
+async def _nothing(_: Connection) -> None:
+    """For a transaction that only holds the run."""
 
 
 async def _note(connection: Connection, underway: Underway, values: dict[str, Any]) -> None:
@@ -106,7 +110,7 @@ async def look_up(underway: Underway) -> None:
     means, run = underway.means, underway.run
     wanted: Sequence[str] | int = (run.asked or {}).get("addresses") or means.sample
     shared = (means.database, _client(underway), run.namespace, run.channel)
-    observed = await profiles.spot_check(*shared, wanted, means.budget, means.clock)
+    observed = await profiles.spot_check(*shared, wanted, means.budget, means.clock, lambda: underway.do(_nothing))
     addresses = sorted({one.address for one in observed})
     await compare_some(underway, addresses)
     # Beyond the budget of calls.

@@ -89,12 +89,17 @@ class Underway:
             raise TakenOver("Another worker has taken this run over.")
         return replace(self, run=reconciliations.as_run(row))
 
+    async def hold(self, connection: Connection) -> None:
+        """Holds the run for longer, its row locked until the commit; TakenOver if it is another worker's by now, or was
+        ended."""
+        if not await reconciliations.hold(connection, self.run, self.means.clock() + LEASE):
+            raise TakenOver("Another worker has taken this run over, or somebody has ended it.")
+
     async def do(self, work: Callable[Concatenate[Connection, P], Awaitable[T]], *args: P.args, **more: P.kwargs) -> T:
         """One short transaction; TakenOver if the run is another worker's by now, or was ended."""
 
         async def fenced(connection: Connection) -> T:
-            if not await reconciliations.hold(connection, self.run, self.means.clock() + LEASE):
-                raise TakenOver("Another worker has taken this run over, or somebody has ended it.")
+            await self.hold(connection)
             return await work(connection, *args, **more)
 
         return await until_settled(self.means.database, fenced)

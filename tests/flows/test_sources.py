@@ -1,22 +1,29 @@
 """A run may ask Kahuna itself: its logs, whose stops are lines that are done already, or the profiles of some."""
 
-from datetime import UTC, datetime
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import httpx
 import pytest
 
-from service.flows import prove
+from service.flows import prove, reconcile
 from service.flows.sources import NoClient
-from tests.flows.logs import act, client_of
+from service.flows.underway import LEASE
+from service.store import leases
+from service.store.reconciliations import MOST_ATTEMPTS
+from tests.flows.logs import act, client_of, facts
 from tests.flows.planning import (
     approved,
     asked,
     carried_on,
+    decided,
     digest,
     found,
     lines,
     lines_of,
     load_behind_our_back,
+    means,
     only_kahuna_knows,
     pushed,
     reverted,
@@ -68,6 +75,81 @@ async def test_a_log_that_kahuna_does_not_give_is_told_and_the_run_goes_on(world
     world.clock.sleep(3600)
     run = await ran(world, "logs", **TODAY)
     assert (run.state, run.error) == ("planned", "logs-unread:push")
+
+
+class Meanwhile(httpx.AsyncBaseTransport):
+    """A Kahuna while which answers, something else happens."""
+
+    def __init__(self, world: World, happens: Callable[[int], Awaitable[object]]) -> None:
+        self._world = world
+        self._happens = happens
+        self._asked = 0
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self._asked += 1
+        await self._happens(self._asked)
+        return await self._world.wire.handle_async_request(request)
+
+
+async def test_a_run_that_reads_logs_for_long_stays_with_its_worker(world: World) -> None:
+    others = []
+
+    async def another_worker_looks(_: int) -> None:
+        world.clock.sleep(LEASE.total_seconds() * 0.7)
+        others.append(await reconcile.run_next(means(world)))
+
+    await act(world, "unsub", A)
+    world.clock.sleep(3600)
+    run_id = await asked(world, source="logs", asked=TODAY)
+    async with client_of(world, Meanwhile(world, another_worker_looks)) as client:
+        run = await carried_on(world, run_id, clients={"default": client})
+    assert (run.state, run.fence, set(others)) == ("proved", 1, {None})
+    assert len(others) > 2
+
+
+async def test_a_run_that_looks_many_up_stays_with_its_worker(world: World) -> None:
+    others = []
+
+    async def another_worker_looks(_: int) -> None:
+        world.clock.sleep(LEASE.total_seconds() * 0.07)
+        others.append(await reconcile.run_next(means(world)))
+
+    run_id = await asked(world, source="profiles", asked={"addresses": [f"{n}@example.com" for n in range(30)]})
+    async with client_of(world, Meanwhile(world, another_worker_looks)) as client:
+        run = await carried_on(world, run_id, clients={"default": client})
+    assert (run.state, run.fence, others) == ("applied", 1, [None] * 30)
+
+
+async def test_called_off_a_run_takes_no_further_page_in_and_what_it_took_can_be_taken_back(world: World) -> None:
+    async def called_off(request: int) -> None:
+        if request == 2:
+            await decided(world, run_id, decline=True)
+
+    await act(world, "unsub", A)
+    world.clock.sleep(86_400)
+    await act(world, "unsub", B)
+    world.clock.sleep(3600)
+    before = await digest(world)
+    run_id = await asked(world, source="logs", asked=TODAY)
+    async with client_of(world, Meanwhile(world, called_off)) as client:
+        run = await carried_on(world, run_id, clients={"default": client})
+    assert (run.state, [row[0] for row in await facts(world)]) == ("rejected", [A])
+    assert (await reverted(world, run_id)).state == "reverted"
+    assert (await digest(world), await facts(world)) == (before, [])
+
+
+async def test_a_run_waits_for_who_reads_the_logs_however_long_that_takes(world: World) -> None:
+    now = world.clock()
+    async with world.database.begin() as connection:
+        lease = await leases.claim(connection, "logs/default/pull", now, now + timedelta(hours=1))
+    run_id = await asked(world, source="logs")
+    async with client_of(world) as client:
+        for _ in range(MOST_ATTEMPTS + 1):
+            assert (await carried_on(world, run_id, clients={"default": client})).state == "running"
+            world.clock.sleep(60)
+        async with world.database.begin() as connection:
+            assert await leases.hold(connection, lease, world.clock())
+        assert (await carried_on(world, run_id, clients={"default": client})).state == "proved"
 
 
 async def test_without_keys_nobody_can_ask(world: World) -> None:
