@@ -61,7 +61,7 @@ async def decide(
         _refuse_unless_plan(row)
         before = await _passed_over(connection, run_id, verdict.chosen)
         count = await differences.decide(connection, run_id, verdict.chosen, verdict.decision, verdict.actor, now)
-        if count:
+        if count or await _goes_on(connection, row, verdict):
             await _note(connection, row, verdict, count, now)
         return Decided(count, before)
 
@@ -86,6 +86,13 @@ def _refuse_unless_plan(row: Any) -> None:
         return
     meaning = RUN_STATES[row.state]
     raise Conflict(f"This run is {row.state} ({meaning}); only lines of a plan can be decided.", "no-plan")
+
+
+async def _goes_on(connection: Connection, row: Any, verdict: Verdict) -> bool:
+    """Whether this has a run carried out further that failed in the middle of what was approved."""
+    if row.state != "failed" or verdict.decision != "approved":
+        return False
+    return bool((await differences.counts(connection, row.id)).get("approved"))
 
 
 async def _call_off(connection: Connection, row: Any, verdict: Verdict, now: datetime) -> None:

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 from service.domain.addresses import Channel
-from service.domain.facts import home_of
+from service.domain.facts import home_of, standing_time
 from service.kahuna import CredentialsRefused, KahunaClient, KahunaError, NotPermitted, UserInfoAnswer
 from service.kahuna.contract import Contract
 from service.store import reading
@@ -80,14 +80,17 @@ async def _together(
 
 
 async def _observe(client: KahunaClient, channel: Channel, address: str, clock: Callable[[], datetime]) -> Observation:
-    slot, seen = _SLOTS[channel], {"asked_at": clock()}
+    asked_at = clock()
+    slot, seen = _SLOTS[channel], {"asked_at": asked_at}
     try:
         answer = await client.user_info(_CREDENTIALS[channel], address)
     except (CredentialsRefused, NotPermitted):
         raise
     except KahunaError as error:
         return Observation(address, slot, None, None, seen | {"failed": error.slug})
-    suppressed, at, said = _state(answer, channel, client.contract)
+    suppressed, since, said = _state(answer, channel, client.contract)
+    # As everywhere: a time that cannot stand, far ahead of ours, would be a stop that nothing ends.
+    at = standing_time(since, int(asked_at.timestamp()))
     return Observation(address, slot, suppressed, at, seen | said)
 
 

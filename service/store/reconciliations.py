@@ -142,7 +142,7 @@ async def abandon_plans(connection: AsyncConnection, run: Run, now: datetime) ->
         table.channel == run.channel,
         table.actor == run.actor,
         table.state == "planned",
-        table.approved_at.is_(None),
+        table.decided_by.is_(None),
         table.id != run.id,
     )
     given_up = stale.values(state="abandoned", error=f"newer-plan:{run.id}", finished_at=now)

@@ -97,6 +97,20 @@ async def test_rejected_nothing_moves_and_nothing_can_be_approved_any_more(world
     assert (await digest(world), await world.corrections()) == (before, [])
 
 
+async def test_a_run_that_failed_while_it_was_carried_out_goes_on_once_it_is_approved_again(world: World) -> None:
+    run_id = await drifted(world)
+    await decided(world, run_id)
+    await world.execute("alter table differences add constraint broken check (state <> 'applied') not valid")
+    with pytest.raises(Exception, match="broken"):
+        await carried_on(world, run_id)
+    assert ((await found(world, run_id)).state, await world.corrections()) == ("failed", [])
+    await world.execute("alter table differences drop constraint broken")
+    assert (await decided(world, run_id)).lines == 0
+    run = await carried_on(world, run_id)
+    assert (run.state, run.error) == ("applied", None)
+    assert await lines(world, run_id) == {ANN: "applied", BOB: "applied", CAROL: "proved (recorded)"}
+
+
 async def test_a_run_that_is_no_plan_yet_can_be_called_off_but_not_approved(world: World) -> None:
     run_id = await asked(world)
     with pytest.raises(Conflict, match="queued"):
@@ -340,6 +354,21 @@ async def test_opt_ins_that_are_not_sent_yet_are_withdrawn(world: World) -> None
     assert len(await world.corrections("pending")) == 1
     run = await reverted(world, run.id)
     assert (run.outcome["withdrawn"], await world.corrections("pending")) == (1, [])
+
+
+async def test_what_is_in_the_way_of_taking_back_is_met_again_when_that_is_due_and_not_before(world: World) -> None:
+    await only_kahuna_knows(world, ANN)
+    run = await approved(world, (await planned(world)).id)
+    await revert.ask(world.database, run.id, "tester", None, world.clock, None)
+    await world.execute("alter table retracted_facts add constraint broken check (reason = '')")
+    for _ in range(3):
+        await carried_on(world, run.id)
+        world.clock.sleep(1.1)
+    [row] = await world.query("select attempts from retractions")
+    assert row.attempts == 2
+    await world.execute("alter table retracted_facts drop constraint broken")
+    world.clock.sleep(60)
+    assert (await carried_on(world, run.id)).state == "reverted"
 
 
 async def test_only_what_may_have_recorded_something_can_be_taken_back(world: World) -> None:

@@ -147,6 +147,7 @@ async def test_a_run_waits_for_who_reads_the_logs_however_long_that_takes(world:
         for _ in range(MOST_ATTEMPTS + 1):
             assert (await carried_on(world, run_id, clients={"default": client})).state == "running"
             world.clock.sleep(60)
+        assert lease is not None
         async with world.database.begin() as connection:
             assert await leases.hold(connection, lease, world.clock())
         assert (await carried_on(world, run_id, clients={"default": client})).state == "proved"
