@@ -69,6 +69,25 @@ async def test_what_the_logs_told_is_taken_back_with_the_run(world: World) -> No
     assert set((await lines(world, run.id)).values()) == {"reverted (retracted)"}
 
 
+async def test_what_was_taken_back_does_not_come_back_when_its_page_is_read_again_but_a_new_event_does(
+    world: World,
+) -> None:
+    before = await digest(world)
+    await act(world, "unsub", A, B)
+    at = world.clock.seconds
+    world.clock.sleep(3600)
+    await reverted(world, (await ran(world, "logs", **TODAY)).id)
+    again = await ran(world, "logs", **TODAY)
+    assert (again.state, again.counts, await digest(world)) == ("proved", {}, before)
+    await act(world, "unsub", A)
+    await world.callback("email", [unsub(B, at)])
+    world.clock.sleep(3600)
+    await ran(world, "logs", **TODAY)
+    told = [(A, at + 3600, "kahuna_logs"), (B, at, "kahuna_webhook")]
+    assert [(address, when, origin) for address, _, when, origin in await facts(world)] == told
+    assert await digest(world)
+
+
 async def test_a_log_that_kahuna_does_not_give_is_told_and_the_run_goes_on(world: World) -> None:
     await load_behind_our_back(world, [B], "complaint")
     await world.fault(api="push_logs", status=500)
