@@ -110,8 +110,9 @@ def means_of(
     clients: Mapping[str, KahunaClient],
 ) -> Means:
     """What reconciliations work with, by these settings."""
-    budget = {"sample": settings.reconcile_sample, "budget": settings.reconcile_budget}
-    return Means(database, rules, clock, guards_of(settings), clients, **budget)
+    numbers = {"sample": settings.reconcile_sample, "budget": settings.reconcile_budget}
+    numbers |= {"kept_runs": settings.reconcile_kept_runs}
+    return Means(database, rules, clock, guards_of(settings), clients, **numbers)
 
 
 def named(pusher: Pusher, namespace: Namespace) -> Pusher:

@@ -104,7 +104,7 @@ UNSEEN: Final = ("logs_unread", "not_looked_up", "without_answer")
 
 def saw_all(counts: Mapping[str, int]) -> bool:
     """Whether the lines of a run with these counts show all that it was asked to look at."""
-    return not any(counts.get(name) for name in UNSEEN)
+    return not any(counts.get(name) for name in (*UNSEEN, "lines_dropped"))
 
 
 def resting(lines: Counts, *, approved: bool, whole: bool = True) -> RunState:

@@ -117,6 +117,14 @@ def _evidence(sides: Sides, standing: LineState) -> dict[str, Any]:
     }
 
 
+async def thin(underway: Underway) -> None:
+    """Runs that newer ones have made old keep only the lines that were decided, recorded something, or wait: a schedule
+    would write the same ones down for ever."""
+    kept, page = max(underway.means.kept_runs - 1, 0), underway.means.page
+    while await underway.do(differences.thin, underway.run, kept, page):
+        pass
+
+
 async def conclude(underway: Underway, *, whole: bool) -> None:
     """The plan is whole: the guards judge it, earlier plans hear of it, and the run says where it stands. `whole`: all
     of the list was compared."""

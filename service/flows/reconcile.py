@@ -130,6 +130,7 @@ async def _plan(underway: Underway, progress: Progress | None) -> None:
         await sources.pull_logs(underway, progress)
         underway = await underway.anew()
     await plan.compare_list(underway, progress)
+    await plan.thin(underway)
     await plan.conclude(underway, whole=True)
 
 

@@ -48,7 +48,8 @@ class NotYet(KahunaSyncError):
 class Means:
     """What a reconciliation works with. `clients` speak to Kahuna, by namespace; the ledger needs none. `sample` is how
     many addresses a spot check takes that names none, `budget` how many calls it may make; `page` is how many addresses
-    or lines one transaction takes on, which holds their rows meanwhile."""
+    or lines one transaction takes on, which holds their rows meanwhile; `kept_runs` is how many runs of a list, the
+    newest, keep all of their lines."""
 
     database: Database
     rules: Rules
@@ -58,6 +59,7 @@ class Means:
     sample: int = 100
     budget: int = 100
     page: int = 2000
+    kept_runs: int = 30
 
     @property
     def policy(self) -> Policy:

@@ -167,6 +167,8 @@ def nothing_found(row: Any) -> str:
     """What a run without a line says."""
     if row.planned_at is None:
         return "There is no plan: nothing is known of the differences."
+    if row.counts.get("lines_dropped"):
+        return "Its lines were dropped: newer runs have taken the place of this one."
     if not saw_all(row.counts):
         return "No difference was found, but Kahuna did not answer all that it was to be asked."
     return "Both sides agree: 0 differences."
@@ -301,7 +303,7 @@ def _facts(row: Any) -> str:
         "Error": row.error,
     }
     cells = [(name, value) for name, value in known.items() if value is not None]
-    cells += [(name.replace("_", " "), row.counts[name]) for name in UNSEEN if row.counts.get(name)]
+    cells += [(name.replace("_", " "), row.counts[name]) for name in (*UNSEEN, "lines_dropped") if row.counts.get(name)]
     cells += [(name.replace("_", " "), count) for name, count in (row.outcome or {}).items()]
     table = _table((), cells)
     held = "".join(
