@@ -5,7 +5,7 @@ against each other. Locks are taken in the order of the keys, facts before cause
 """
 
 import uuid
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from datetime import datetime
 from itertools import chain, groupby, islice
 from operator import attrgetter, eq
@@ -390,10 +390,10 @@ async def lock(connection: AsyncConnection, namespace: str, channel: Channel, ad
     await connection.execute(select(func.count()).select_from(query.subquery()))
 
 
-async def make_homes(connection: AsyncConnection, namespace: str, channel: Channel, addresses: Iterable[str]) -> None:
+async def make_homes(connection: AsyncConnection, namespace: str, channel: Channel, addresses: Collection[str]) -> None:
     """Sees to it that every one of these numbers has the row that whoever changes it must lock. Waits for one that is
     being made right now."""
-    given = sorted(addresses)
+    given = await aside(len(addresses), sorted, addresses)
     await plan_anew(connection, len(given))
     values = {"namespace": namespace, "channel": channel, "separator": SEPARATOR}
     await connection.execute(_HOMES, values | {"addresses": SEPARATOR.join(given)})

@@ -42,6 +42,7 @@ class Bench:
         self._beside = beside
         self._connection = connection
         self._authorization = f"Bearer {token}"
+        self._idle = memory_of(service.pid, "VmRSS")  # what it takes before anybody has asked for anything
         self._found: defaultdict[str, defaultdict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
 
     @property
@@ -81,10 +82,7 @@ class Bench:
         await self._grow(listed)
         gets = await self._pump(self._beside, [request("GET", "/")] * 200_000)
         self._note_load("bare Starlette GET", gets)
-        asked = questions.addresses(listed, 20_000, time.time_ns())
-        path = "/v1/suppressions/email/"
-        calls = [request("GET", path + address, Authorization=self._authorization) for address in asked] * 5
-        self._note_load("status of one", await self._pump(self._service, calls), 1, gets)
+        self._note_load("status of one", await self._pump(self._service, self._calls(listed)), 1, gets)
         for _ in range(questions.ROUNDS_OF_CHECK):
             asked = questions.addresses(listed, questions.CHECKED, time.time_ns())
             bare_seconds = await questions.bare_seconds(self._connection, asked)
@@ -102,7 +100,7 @@ class Bench:
         addresses = [f"u{salt}x{n}@example.com" for n in range(BULK)]
         seconds = await bare.store(self._connection, addresses, callback(addresses).partition(b"\r\n\r\n")[2])
         self._note("bare SQL of 100,000", per_second=BULK / seconds)
-        with self._memory():
+        with self._memory("memory of web", self._idle):
             ours = await self._callback_of([f"v{address}" for address in addresses])
         self._note("callback of 100,000 (facts)", per_second=BULK / ours, ratio=seconds / ours)
         quiet = await self._pump(self._service, callbacks(20_000, 1))
@@ -141,28 +139,42 @@ class Bench:
         self._note(f"import of {lines:,} (lines)", per_second=lines / ours, ratio=seconds / ours)
 
     @contextmanager
-    def _memory(self, work: str = "memory of web") -> Iterator[None]:
+    def _memory(self, work: str, idle: float | None = None) -> Iterator[None]:
         pid = self._service.pid
-        before = memory_of(pid, "VmRSS")
+        before = memory_of(pid, "VmRSS") if idle is None else idle
         forget_peak(pid)
         yield
         self._note(work, idle_mb=before, peak_over_idle_mb=memory_of(pid, "VmHWM") - before)
 
     async def growth(self, addresses: int) -> None:
-        """What a callback of one costs while the list grows to so many addresses."""
-        small = await self._cost_at(SMALL_LIST)
-        large = await self._cost_at(addresses)
-        ratio = small.per_second / large.per_second
-        self._note(f"cost of a callback at {addresses:,}", per_second=large.per_second, ratio=ratio)
+        """What a callback of one, and a question about one address, cost while the list grows to so many addresses."""
+        small = await self._costs_at(SMALL_LIST)
+        large = await self._costs_at(addresses)
+        for work, before, after in zip(("callback", "status"), small, large, strict=True):
+            ratio = before.per_second / after.per_second
+            self._note(f"cost of a {work} at {addresses:,}", per_second=after.per_second, ratio=ratio)
 
-    async def _cost_at(self, addresses: int) -> Taken:
+    async def _costs_at(self, addresses: int) -> tuple[Taken, Taken]:
         await self._grow(addresses)
-        runs = [await self._pump(self._service, callbacks(30_000, 1)) for _ in range(3)]
-        return sorted(runs, key=lambda run: run.per_second)[1]
+        asked = [callbacks(30_000, 1) for _ in range(3)]
+        called = [await self._pump(self._service, some) for some in asked]
+        calls = self._calls(addresses)
+        answered = [await self._pump(self._service, calls) for _ in range(3)]
+        return _median(called), _median(answered)
+
+    def _calls(self, listed: int) -> list[bytes]:
+        """Questions about single addresses, of a list of so many."""
+        asked = questions.addresses(listed, 20_000, time.time_ns())
+        path = "/v1/suppressions/email/"
+        return [request("GET", path + address, Authorization=self._authorization) for address in asked] * 5
 
     async def _grow(self, addresses: int) -> None:
         await grow(self._connection, addresses)
         await settled(self._connection)
+
+
+def _median(runs: list[Taken]) -> Taken:
+    return sorted(runs, key=lambda run: run.per_second)[len(runs) // 2]
 
 
 async def grow(connection: AsyncConnection, addresses: int) -> None:
