@@ -255,7 +255,7 @@ def _show(row: Any, groups: Sequence[GroupShown]) -> None:
     for one in row.held_by or []:
         click.echo(f"It waits for a person: {one['says']} ({one['found']:g}; limit {one['limit']:g})")
     if row.error is not None:
-        click.echo(f"It ended for this: {row.error}", err=True)
+        click.echo(f"What was in its way: {row.error}", err=True)
     if groups:
         names = [Column(name, overflow="fold") for name in ("mended", "kind", "reason", "action", "state", "why")]
         table = Table(*names, "lines", Column("for example", overflow="fold"))
@@ -263,8 +263,8 @@ def _show(row: Any, groups: Sequence[GroupShown]) -> None:
             texts = (group.direction, group.kind, group.reason, group.action, group.state, group.why)
             table.add_row(*(one or "" for one in texts), str(group.count), ", ".join(group.samples))
         print_table(table)
-    elif row.planned_at is not None:
-        click.echo("Both sides agree: 0 differences.")
+    else:
+        click.echo(report.nothing_found(row))
     if row.state == "reverted":
         for name, says in REVERTED:
             if count := (row.outcome or {}).get(name):

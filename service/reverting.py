@@ -46,7 +46,10 @@ _SAYS: Final = (
 @click.option("--reason", help="Why; kept in the audit log and shown in the history of each address.")
 @click.option("--dry-run", is_flag=True, help="Count what would be taken back, and change nothing.")
 def revert_command(kind: str, of: uuid.UUID, reason: str | None, dry_run: bool) -> None:
-    """Take back all that an import, or a surge, has said. What others have said too stays."""
+    """Take back all that an import, or a surge, has said. What others have said too stays.
+
+    What a reconciliation recorded is taken back with: kahuna-sync reconcile revert ID
+    """
     if not dry_run and not (reason or "").strip():
         raise SettingsError("Say why with --reason: it is told to whoever asks about one of the addresses.")
     work = _preview if dry_run else _revert

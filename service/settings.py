@@ -231,6 +231,10 @@ class Settings:
     reconcile_guard_count: int = setting(1000, "Differences from which on a plan waits for a person, whatever the list")
     reconcile_sample: int = setting(100, "Addresses that a reconciliation with profiles takes if none are named")
     reconcile_budget: int = setting(200, "Calls of User Info that one reconciliation with profiles may make")
+    reconcile_kept_runs: int = setting(
+        30,
+        "Reconciliations of each list, the newest, that keep all their differences; older ones keep what was decided",
+    )
     archive_retention_days: int | None = setting(
         None, "Days after which received bodies are dropped, by whole months (UTC). Unset: never"
     )

@@ -110,9 +110,10 @@ def means_of(
     clients: Mapping[str, KahunaClient],
 ) -> Means:
     """What reconciliations work with, by these settings."""
-    budget = {"sample": settings.reconcile_sample, "budget": settings.reconcile_budget}
+    numbers = {"sample": settings.reconcile_sample, "budget": settings.reconcile_budget}
+    numbers |= {"kept_runs": settings.reconcile_kept_runs}
     delay = timedelta(seconds=settings.logs_delay_seconds)
-    return Means(database, rules, clock, guards_of(settings), clients, delay=delay, **budget)
+    return Means(database, rules, clock, guards_of(settings), clients, delay=delay, **numbers)
 
 
 def named(pusher: Pusher, namespace: Namespace) -> Pusher:

@@ -27,8 +27,9 @@ RUN_STATES: Final[Mapping[RunState, str]] = {
     "running": "a worker compares",
     "planned": "lines of it wait for a decision",
     "approved": "a worker carries out what was approved",
-    "applied": "what was approved is carried out; proof of some of it is not there yet, or will not come by itself",
-    "proved": "every difference is closed",
+    "applied": "what was approved is carried out; proof of some of it is not there yet, or will not come by itself, or "
+    "Kahuna did not answer all that was asked",
+    "proved": "all that was asked was answered, and every difference is closed",
     "rejected": "a person decided that nothing is to be done",
     "reverting": "a worker takes back what the run recorded here",
     "reverted": "what the run recorded here is taken back",
@@ -97,9 +98,18 @@ Counts = Mapping[LineState, int]
 """How many lines of a run are in each state."""
 
 
-def resting(lines: Counts, *, approved: bool) -> RunState:
+UNSEEN: Final = ("logs_unread", "not_looked_up", "without_answer")
+"""Counts of a run of what it was to ask Kahuna and got no word about: its lines do not show all that there is."""
+
+
+def saw_all(counts: Mapping[str, int]) -> bool:
+    """Whether the lines of a run with these counts show all that it was asked to look at."""
+    return not any(counts.get(name) for name in (*UNSEEN, "lines_dropped"))
+
+
+def resting(lines: Counts, *, approved: bool, whole: bool = True) -> RunState:
     """Where a run with a whole plan stands: what is still to be done comes first, and `proved` is said only of a run
-    whose every line is closed or declined. `approved`: anything of it ever was."""
+    whose every line is closed or declined. `approved`: anything of it ever was; `whole`: the lines show all."""
     there = {state for state, count in lines.items() if count}
     if "approved" in there:
         return "approved"
@@ -107,7 +117,7 @@ def resting(lines: Counts, *, approved: bool) -> RunState:
         return "planned"
     if "declined" in there and not approved:
         return "rejected"
-    return "proved" if there <= CLOSED | {"declined"} else "applied"
+    return "proved" if whole and there <= CLOSED | {"declined"} else "applied"
 
 
 class Guards(NamedTuple):

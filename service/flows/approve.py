@@ -61,7 +61,7 @@ async def decide(
         _refuse_unless_plan(row)
         before = await _passed_over(connection, run_id, verdict.chosen)
         count = await differences.decide(connection, run_id, verdict.chosen, verdict.decision, verdict.actor, now)
-        if count:
+        if count or await _goes_on(connection, row, verdict):
             await _note(connection, row, verdict, count, now)
         return Decided(count, before)
 
@@ -88,6 +88,13 @@ def _refuse_unless_plan(row: Any) -> None:
     raise Conflict(f"This run is {row.state} ({meaning}); only lines of a plan can be decided.", "no-plan")
 
 
+async def _goes_on(connection: Connection, row: Any, verdict: Verdict) -> bool:
+    """Whether this has a run carried out further that failed in the middle of what was approved."""
+    if row.state != "failed" or verdict.decision != "approved":
+        return False
+    return bool((await differences.counts(connection, row.id)).get("approved"))
+
+
 async def _call_off(connection: Connection, row: Any, verdict: Verdict, now: datetime) -> None:
     """Ends a run before it is a plan: a worker that has it finds the fence raised."""
     values = {"state": "rejected", "fence": row.fence + 1, "lease_until": None, "finished_at": now}
@@ -98,7 +105,8 @@ async def _call_off(connection: Connection, row: Any, verdict: Verdict, now: dat
 async def _note(connection: Connection, row: Any, verdict: Verdict, count: int, now: datetime) -> None:
     values: dict[str, Any] = {"decided_by": verdict.actor, "note": verdict.note}
     if verdict.decision == "approved":
-        values |= {"approved_at": row.approved_at or now, "attempts": 0, "error": None}
+        values |= {"approved_at": row.approved_at or now, "attempts": 0}
+        values |= {"error": None} if row.state == "failed" else {}  # what else it says stays true
     await reconciliations.change(connection, row.id, values)
     if row.state != "approved":
         # One that is being carried out is brought to rest by who does it.

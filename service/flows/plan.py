@@ -14,7 +14,7 @@ from typing import Any
 from service.domain.corrections import sayable
 from service.domain.drift import kind_of, only_ours, reason_of
 from service.domain.runs import GUARDS, LineState, holds, holds_all
-from service.flows.underway import SCHEDULE, Progress, Underway, rest, rested
+from service.flows.underway import SCHEDULE, Progress, TakenOver, Underway, rest, rested
 from service.store import access, differences, drift, reconciliations
 from service.store.access import Deed
 from service.store.database import Connection
@@ -117,23 +117,31 @@ def _evidence(sides: Sides, standing: LineState) -> dict[str, Any]:
     }
 
 
-async def conclude(underway: Underway, *, whole: bool, since: datetime) -> None:
+async def thin(underway: Underway) -> None:
+    """Runs that newer ones have made old keep only the lines that were decided, recorded something, or wait: a schedule
+    would write the same ones down for ever."""
+    kept, page = max(underway.means.kept_runs - 1, 0), underway.means.page
+    while await underway.do(differences.thin, underway.run, kept, page):
+        pass
+
+
+async def conclude(underway: Underway, *, whole: bool) -> None:
     """The plan is whole: the guards judge it, earlier plans hear of it, and the run says where it stands. `whole`: all
-    of the list was compared, beginning at `since`."""
-    held = await underway.do(_conclude, underway, whole=whole, since=since)
+    of the list was compared."""
+    held = await underway.do(_conclude, underway, whole=whole)
     run = underway.run
     if run.auto_approve and held:
         logger().warning("reconciliation.held", run_id=str(run.id), guards=[one["guard"] for one in held])
 
 
-async def _conclude(
-    connection: Connection, underway: Underway, *, whole: bool, since: datetime
-) -> list[dict[str, Any]]:
+async def _conclude(connection: Connection, underway: Underway, *, whole: bool) -> list[dict[str, Any]]:
     run, now = underway.run, underway.means.clock()
+    row = await reconciliations.lock(connection, run.id)
+    if row is None:
+        raise TakenOver("Somebody has ended this run.")
     lines = await differences.counts(connection, run.id)
     permits, before = await differences.held(connection, run)
-    compared = await reconciliations.compared(connection, run.id)
-    found = holds(underway.means.guards, lines.get("proposed", 0), compared, permits, before)
+    found = holds(underway.means.guards, lines.get("proposed", 0), row.compared or 0, permits, before)
     told = [one._asdict() | {"says": GUARDS[one.guard]} for one in found]
     values: dict[str, Any] = {"planned_at": now, "held_by": told if run.auto_approve else None}
     values |= {"complete_at": now} if whole else {}
@@ -141,9 +149,10 @@ async def _conclude(
         values |= {"approved_at": now, "decided_by": run.actor}
         lines = await differences.counts(connection, run.id)
     approved = "approved_at" in values
-    await reconciliations.write(connection, run, values | rested(lines, now, approved=approved))
+    await reconciliations.write(connection, run, values | rested(lines, row.counts, now, approved=approved))
     if whole:
-        await _tell_earlier(connection, underway, since)
+        # Since the first page, whoever wrote it down: what came later, no page of before has seen.
+        await _tell_earlier(connection, underway, row.started_at)
     return told
 
 

@@ -5,7 +5,7 @@ with the fields that it rests on, and None where they do not say.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
@@ -43,12 +43,13 @@ async def spot_check(
     addresses: Sequence[str] | int,
     budget: int,
     clock: Callable[[], datetime],
+    between: Callable[[], Awaitable[None]] | None = None,
 ) -> list[Observation]:
     """Asks Kahuna about these addresses, in their normal form, or so many at random of those on the list; about the
     first `budget` of them at most.
 
-    An address that Kahuna fails to answer about is an observation without a state. CredentialsRefused and NotPermitted
-    end it, since no call would do better.
+    `between` is awaited before every few calls, and what it raises ends it. An address that Kahuna fails to answer
+    about is an observation without a state. CredentialsRefused and NotPermitted end it, since no call would do better.
     """
     if isinstance(addresses, int):
         async with database.begin() as connection:
@@ -57,6 +58,8 @@ async def spot_check(
         asked = list(dict.fromkeys(addresses))[:budget]
     observed: list[Observation] = []
     for start in range(0, len(asked), AT_ONCE):
+        if between is not None:
+            await between()
         some = asked[start : start + AT_ONCE]
         observed += await _together(client, channel, some, clock)
     unknown = sum(one.suppressed is None for one in observed)
@@ -77,14 +80,15 @@ async def _together(
 
 
 async def _observe(client: KahunaClient, channel: Channel, address: str, clock: Callable[[], datetime]) -> Observation:
-    slot, seen = _SLOTS[channel], {"asked_at": clock()}
+    asked_at = clock()
+    slot, seen = _SLOTS[channel], {"asked_at": asked_at}
     try:
         answer = await client.user_info(_CREDENTIALS[channel], address)
     except (CredentialsRefused, NotPermitted):
         raise
     except KahunaError as error:
         return Observation(address, slot, None, None, seen | {"failed": error.slug})
-    suppressed, at, said = _state(answer, channel, client.contract, int(seen["asked_at"].timestamp()))
+    suppressed, at, said = _state(answer, channel, client.contract, int(asked_at.timestamp()))
     return Observation(address, slot, suppressed, at, seen | said)
 
 

@@ -8,7 +8,7 @@ whoever goes on misses nothing and takes nothing twice. Refuses opt-ins: a log o
 import asyncio
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -71,6 +71,9 @@ class Pulled(NamedTuple):
 
 Progress: TypeAlias = Callable[[Step], None]
 
+Holding: TypeAlias = Callable[[Connection], Awaitable[None]]
+"""Makes sure, in the transaction that takes a page in, that whoever asked for it still wants it."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Course:
@@ -86,6 +89,7 @@ class _Course:
     progress: Progress
     run_id: uuid.UUID | None
     page_size: int
+    holding: Holding | None = None
 
     def key(self, api: str) -> Key:
         """Which walk through which log."""
@@ -105,16 +109,19 @@ async def pull(  # noqa: PLR0913 - the last six may be left out
     progress: Progress | None = None,
     run_id: uuid.UUID | None = None,
     page_size: int = MAX_RECORDS,
+    holding: Holding | None = None,
 ) -> Pulled:
     """Reads the logs on from where the last pull ended, or those from `since`, before `until` (`delay` ago).
 
     The same `run_id` goes on with a span that was cut short, and has all batches of it told. StorageBusy if another
-    process is reading the same for too long, TakenOver if one took it from this one.
+    process is reading the same for too long, TakenOver if one took it from this one. What `holding` raises ends it: no
+    page comes in without it.
     """
     walk = PULL if since is None else f"run/{run_id or uuid.uuid4()}"
-    lease = await _taken(database, namespace, walk, clock)
+    # Whoever can come back later does not wait here.
+    lease = await _taken(database, namespace, walk, clock, PATIENCE if holding is None else 1)
     shared = (database, client, namespace, rules, clock, walk, lease)
-    course = _Course(*shared, progress or _silent, run_id, page_size)
+    course = _Course(*shared, progress or _silent, run_id, page_size, holding)
     end = until or clock() - delay
     pulled = await _read_all(course, since or end, None if since is None else end, end)
     async with database.begin() as connection:
@@ -209,13 +216,16 @@ async def _reach_back(database: Database, namespace: str, since: datetime) -> bo
         return any([await pulls.reach_back(connection, key, since) for key in keys])
 
 
-async def _taken(database: Database, namespace: str, walk: str, clock: Callable[[], datetime]) -> Lease:
-    for _ in range(PATIENCE):
+async def _taken(
+    database: Database, namespace: str, walk: str, clock: Callable[[], datetime], patience: int = PATIENCE
+) -> Lease:
+    for _ in range(patience):
         async with database.begin() as connection:
             lease = await leases.claim(connection, _lease_of(namespace, walk), clock(), clock() + LEASE)
         if lease is not None:
             return lease
-        await asyncio.sleep(BETWEEN_TRIES)
+        if patience > 1:
+            await asyncio.sleep(BETWEEN_TRIES)
     raise StorageBusy("Another process reads these logs; try again when it is done, or some minutes after it died.")
 
 
@@ -300,6 +310,8 @@ async def _take_in(course: _Course, api: str, page: Page[Any], newest: datetime 
 
     async def transaction(connection: Connection) -> tuple[records.Taken, Place]:
         now = course.clock()
+        if course.holding is not None:
+            await course.holding(connection)
         if not await leases.hold(connection, course.lease, now + LEASE):
             raise TakenOver("Another process reads these logs by now.")
         headers = {"api": f"{api}_logs", "walk": course.walk}

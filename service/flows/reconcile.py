@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from service.domain.addresses import CHANNELS, Channel
-from service.errors import StorageUnavailable
+from service.errors import StorageBusy, StorageUnavailable
 from service.flows import approve, plan, revert, sources
 from service.flows.underway import LEASE, SCHEDULE, UNFINISHED, Means, NotYet, Progress, TakenOver, Underway
 from service.store import access, leases, reconciliations
@@ -27,6 +27,9 @@ Work = Callable[[Underway, Progress | None], Awaitable[None]]
 
 SOON: Final = timedelta(seconds=1)
 """Until a run that waits for other work is looked at again."""
+
+LATER: Final = timedelta(seconds=10)
+"""The same if others held what it needs."""
 
 
 async def queue(database: Database, run: Run, clock: Callable[[], datetime]) -> None:
@@ -85,6 +88,10 @@ async def run_next(means: Means, progress: Progress | None = None, run_id: uuid.
         logger().warning("reconciliation.taken_over", run_id=str(run.id))
     except NotYet:
         await _let_go(means, run, until=clock() + SOON, attempts=0)
+    except StorageBusy as error:
+        # Nobody died of it: others are at what it needs.
+        logger().info("reconciliation.postponed", run_id=str(run.id), because=error.slug)
+        await _let_go(means, run, until=clock() + LATER, attempts=0)
     except StorageUnavailable:
         await _let_go(means, run)
         raise
@@ -114,16 +121,17 @@ async def _carry_on(underway: Underway, progress: Progress | None) -> None:
 
 async def _plan(underway: Underway, progress: Progress | None) -> None:
     """What Kahuna is asked itself comes first; whoever takes a run over within the comparison does not ask again."""
-    run, since = underway.run, underway.means.clock()
+    run = underway.run
     if run.source == "profiles":
         await sources.look_up(underway)
-        await plan.conclude(underway, whole=False, since=since)
+        await plan.conclude(underway, whole=False)
         return
     if run.source == "logs" and not run.position:
         await sources.pull_logs(underway, progress)
         underway = await underway.anew()
     await plan.compare_list(underway, progress)
-    await plan.conclude(underway, whole=True, since=since)
+    await plan.thin(underway)
+    await plan.conclude(underway, whole=True)
 
 
 async def _let_go(means: Means, run: Run, until: datetime | None = None, **more: int) -> None:

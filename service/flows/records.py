@@ -75,8 +75,10 @@ async def _stop(connection: Connection, batch: Received, rules: Rules, now: date
     news = _first_of_each(found.facts)
     # Locked first and read only then: a callback that is being applied right now is waited for.
     await suppressions.lock(connection, batch.namespace, "email", {entry.address for entry in news})
-    told = await stored.told_by_callbacks(connection, batch.namespace, _judged(member, news))
+    judged = _judged(member, news)
+    told = await stored.told_by_callbacks(connection, batch.namespace, judged)
     known = await imports.known_of_kahuna(connection, batch.namespace, "email", news)
+    known |= await stored.taken_back(connection, batch.namespace, judged) - told
     rows = [entry for entry in news if entry.entry_index not in told | known]
     provenance = Provenance(batch.namespace, "email", "kahuna", batch.origin, now, (batch.id,))
     merged = await suppressions.apply(connection, rows, provenance, rules.policy)

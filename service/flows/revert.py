@@ -107,7 +107,11 @@ async def _retract(underway: Underway, progress: Progress | None) -> dict[str, A
         if progress is not None:
             progress("facts taken back", counts["facts"])
 
-    await retract.run_next(means.database, means.rules, means.clock, tell, uuid.UUID(named))
+    async with means.database.read() as connection:
+        row = await retractions.one(connection, uuid.UUID(named))
+    # What was in the way of it is met again when that is due, not each time somebody looks.
+    if row is not None and row.next_attempt_at <= means.clock():
+        await retract.run_next(means.database, means.rules, means.clock, tell, row.id)
     async with means.database.read() as connection:
         row = await retractions.one(connection, uuid.UUID(named))
     if row is None or row.state != "done":

@@ -52,12 +52,14 @@ async def pull_logs(underway: Underway, progress: Progress | None) -> None:
 
     client = _client(underway)
     shared = (means.database, client, run.namespace, means.rules, means.clock)
-    pulled = await pull.pull(*shared, since=since, delay=means.delay, progress=tell, run_id=run.id)
+    more: dict[str, Any] = {"progress": tell, "run_id": run.id, "holding": underway.hold}
+    pulled = await pull.pull(*shared, since=since, delay=means.delay, **more)
     counts = Counter[str]()
     for start in range(0, len(pulled.batches), AT_ONCE):
         counts += await underway.do(_list_batches, underway, pulled.batches[start : start + AT_ONCE])
     error = f"logs-unread:{','.join(sorted(pulled.failed))}" if pulled.failed else None
-    await underway.do(_note, underway, {"counts": dict(counts), "error": error, "attempts": 0})
+    counts["logs_unread"] = len(pulled.failed)
+    await underway.do(_note, underway, {"counts": dict(+counts), "error": error, "attempts": 0})
 
 
 def _client(underway: Underway) -> KahunaClient:
@@ -65,6 +67,10 @@ def _client(underway: Underway) -> KahunaClient:
     if client is None:
         raise NoClient("Set KAHUNA_SECRET_KEY, KAHUNA_API_KEY and KAHUNA_ENV, and ask for the run again.")
     return client
+
+
+async def _nothing(_: Connection) -> None:
+    """For a transaction that only holds the run."""
 
 
 async def _note(connection: Connection, underway: Underway, values: dict[str, Any]) -> None:
@@ -105,14 +111,16 @@ async def look_up(underway: Underway) -> None:
     means, run = underway.means, underway.run
     wanted: Sequence[str] | int = (run.asked or {}).get("addresses") or means.sample
     shared = (means.database, _client(underway), run.namespace, run.channel)
-    observed = await profiles.spot_check(*shared, wanted, means.budget, means.clock)
+    observed = await profiles.spot_check(*shared, wanted, means.budget, means.clock, lambda: underway.do(_nothing))
     addresses = sorted({one.address for one in observed})
     await compare_some(underway, addresses)
-    await underway.do(_list_observed, underway, observed, addresses)
+    # Beyond the budget of calls.
+    unasked = 0 if isinstance(wanted, int) else len(set(wanted).difference(addresses))
+    await underway.do(_list_observed, underway, observed, addresses, unasked)
 
 
 async def _list_observed(
-    connection: Connection, underway: Underway, observed: Sequence[Observation], addresses: Sequence[str]
+    connection: Connection, underway: Underway, observed: Sequence[Observation], addresses: Sequence[str], unasked: int
 ) -> None:
     run, scope = underway.run, underway.scope()
     row = await reconciliations.one(connection, run.id)
@@ -128,7 +136,7 @@ async def _list_observed(
         if (one.address, one.slot) not in known
         for line in _seen(scope, one, by_address.get(one.address, []))
     ]
-    counts["looked_up"] = len(observed)
+    counts["looked_up"], counts["not_looked_up"] = len(observed), unasked
     counts["without_answer"] = sum(one.suppressed is None for one in observed)
     for line in lines:
         counts.update(("differences", line.kind, line.state))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
-from service.domain.runs import Guards, RunState, resting
+from service.domain.runs import Guards, RunState, resting, saw_all
 from service.domain.suppression import Policy
 from service.errors import KahunaSyncError
 from service.flows.ingest import Rules
@@ -49,7 +49,7 @@ class Means:
     """What a reconciliation works with. `clients` speak to Kahuna, by namespace; the ledger needs none. `sample` is how
     many addresses a spot check takes that names none, `budget` how many calls it may make; `page` is how many addresses
     or lines one transaction takes on, which holds their rows meanwhile; `delay` is how far it stays behind the present
-    of Kahuna's logs."""
+    of Kahuna's logs, and `kept_runs` how many runs of a list, the newest, keep all of their lines."""
 
     database: Database
     rules: Rules
@@ -60,6 +60,7 @@ class Means:
     budget: int = 100
     page: int = 2000
     delay: timedelta = timedelta(minutes=10)
+    kept_runs: int = 30
 
     @property
     def policy(self) -> Policy:
@@ -91,20 +92,26 @@ class Underway:
             raise TakenOver("Another worker has taken this run over.")
         return replace(self, run=reconciliations.as_run(row))
 
+    async def hold(self, connection: Connection) -> None:
+        """Holds the run for longer, its row locked until the commit; TakenOver if it is another worker's by now, or was
+        ended."""
+        if not await reconciliations.hold(connection, self.run, self.means.clock() + LEASE):
+            raise TakenOver("Another worker has taken this run over, or somebody has ended it.")
+
     async def do(self, work: Callable[Concatenate[Connection, P], Awaitable[T]], *args: P.args, **more: P.kwargs) -> T:
         """One short transaction; TakenOver if the run is another worker's by now, or was ended."""
 
         async def fenced(connection: Connection) -> T:
-            if not await reconciliations.hold(connection, self.run, self.means.clock() + LEASE):
-                raise TakenOver("Another worker has taken this run over, or somebody has ended it.")
+            await self.hold(connection)
             return await work(connection, *args, **more)
 
         return await until_settled(self.means.database, fenced)
 
 
-def rested(lines: Mapping[Any, int], now: datetime, *, approved: bool) -> dict[str, Any]:
-    """The values of a run with a whole plan whose lines stand like this: its state, and what follows from it."""
-    state = resting(lines, approved=approved)
+def rested(lines: Mapping[Any, int], counts: Mapping[str, int], now: datetime, *, approved: bool) -> dict[str, Any]:
+    """The values of a run with a whole plan whose lines stand like this, and that counted this when it was made: its
+    state, and what follows from it."""
+    state = resting(lines, approved=approved, whole=saw_all(counts))
     waits = any(lines.get(one) for one in ("applied", "on_its_way"))
     finished = None if state in UNFINISHED else now
     closed = None if waits or state in ("planned", "approved") else now
@@ -114,7 +121,7 @@ def rested(lines: Mapping[Any, int], now: datetime, *, approved: bool) -> dict[s
 async def rest(connection: Connection, row: Any, now: datetime) -> RunState:
     """Brings the state of a run in line with its lines; its row must be locked."""
     lines = await differences.counts(connection, row.id)
-    values = rested(lines, now, approved=row.approved_at is not None)
+    values = rested(lines, row.counts, now, approved=row.approved_at is not None)
     await reconciliations.change(connection, row.id, values)
     state: RunState = values["state"]
     return state

@@ -138,15 +138,18 @@ _FOLLOW: Final = text(
     """
 ).bindparams(_NOW)
 
-# One that is on its way is no difference meanwhile: that it is gone from a later plan proves nothing.
+# A slot with a correction on its way is no difference meanwhile: that it is gone from a plan proves nothing as long as
+# one of its corrections is open, or was when the plan was begun.
 _SHOWN_GONE: Final = text(
     """
     with gone as (
         select d.run_id, d.address, d.slot from differences as d join reconciliations as r on r.id = d.run_id
-        left join corrections as c on c.id = d.correction_id
         where r.namespace = :namespace and r.channel = :channel and r.id <> :run_id and r.planned_at < :since
           and d.state in ('applied', 'on_its_way', 'refused', 'unsupported')
-          and (c.id is null or c.state not in ('pending', 'sending'))
+          and not exists (select from corrections as c
+                          where c.address = d.address and c.slot = d.slot and c.channel = :channel
+                            and c.namespace = :namespace
+                            and (c.state in ('pending', 'sending') or c.settled_at >= :since))
           and not exists (select from differences as n
                           where n.run_id = :run_id and n.address = d.address and n.slot = d.slot)
         order by d.run_id, d.address, d.slot for update of d
@@ -159,6 +162,35 @@ _SHOWN_GONE: Final = text(
 ).bindparams(
     bindparam("run_id", type_=Uuid), bindparam("since", type_=DateTime(True)), bindparam("now", type_=DateTime(True))
 )
+
+# What was decided, recorded or is still waited for stays with its run: guards, undo and proof go by it.
+_THIN: Final = text(
+    """
+    with old as materialized (
+        select id from (
+            select id, state from reconciliations
+            where namespace = :namespace and channel = :channel and id <> :run_id and planned_at is not null
+            order by created_at desc, id desc offset :kept
+        ) as older where state in ('applied', 'proved', 'rejected', 'reverted', 'abandoned')
+    ), spent as materialized (
+        select d.run_id, d.address, d.slot from old cross join lateral (
+            select run_id, address, slot from differences
+            where run_id = old.id and decided_by is null and audit_id is null and batch_id is null
+              and state in ('proposed', 'proved', 'moot', 'refused', 'unsupported')
+            order by address, slot limit :limit
+        ) as d limit :limit
+    ), gone as (
+        delete from differences as d using spent
+        where d.run_id = spent.run_id and d.address = spent.address and d.slot = spent.slot returning d.run_id
+    ), noted as (
+        update reconciliations as r
+        set counts = r.counts || jsonb_build_object(
+            'lines_dropped', coalesce(cast(r.counts ->> 'lines_dropped' as int), 0) + n)
+        from (select run_id, count(*) as n from gone group by run_id) as g where r.id = g.run_id
+    )
+    select count(*) from gone
+    """
+).bindparams(bindparam("run_id", type_=Uuid))
 
 # What a person did not want is not done without one.
 _UNDONE: Final = """
@@ -315,6 +347,13 @@ async def close_gone(connection: AsyncConnection, run: Run, since: datetime, now
     are."""
     values = _whose(run) | {"since": since, "now": now, "why": f"run:{run.id}"}
     return list((await connection.execute(_SHOWN_GONE, values)).scalars())
+
+
+async def thin(connection: AsyncConnection, run: Run, kept: int, limit: int) -> int:
+    """Drops lines, so many at most, of runs of this list older than this one and the newest `kept` others; returns how
+    many. Their runs count them as `lines_dropped`."""
+    values = _whose(run) | {"kept": kept, "limit": limit}
+    return int((await connection.execute(_THIN, values)).scalar_one())
 
 
 async def open_by_kind(connection: AsyncConnection, run_ids: Sequence[uuid.UUID]) -> dict[tuple[uuid.UUID, str], int]:

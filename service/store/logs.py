@@ -71,6 +71,24 @@ _EVIDENCE: Final = text(
     """  # noqa: S608 (built from our own words alone)
 )
 
+# The same record again is no news once its word was taken back; another time is another event. What a callback tells is
+# asked of the facts alone.
+_TAKEN_BACK: Final = text(
+    """
+    select place
+    from unnest(string_to_array(:address, :separator), string_to_array(:reason, ','),
+                string_to_array(:occurred_at, ',')::bigint[], string_to_array(:low, ',')::bigint[],
+                string_to_array(:high, ',')::bigint[], string_to_array(:place, ',')::int[])
+         as given(address, reason, occurred_at, low, high, place)
+    where (
+        select count(*) from retracted_facts as f
+        where f.address = given.address and f.channel = 'email' and f.namespace = :namespace
+          and f.reason = given.reason and f.action = 'suppress' and f.source = 'kahuna' and f.origin = 'kahuna_logs'
+          and (given.low = 0 or f.occurred_at = given.occurred_at)
+    ) > 0
+    """
+)
+
 _WATCH: Final = text(
     """
     insert into log_bounces (address, namespace, occurred_at, batch_id, entry_index)
@@ -153,6 +171,14 @@ async def told_by_callbacks(connection: AsyncConnection, namespace: str, stops: 
         return frozenset()
     columns = _columns(stops) | {"namespace": namespace, "separator": SEPARATOR}
     return frozenset((await _asked(connection, _EVIDENCE, columns)).scalars())
+
+
+async def taken_back(connection: AsyncConnection, namespace: str, stops: Sequence[Stop]) -> frozenset[int]:
+    """Those of these stops, by their index, that a log told of before, and that were taken back since."""
+    if not stops:
+        return frozenset()
+    columns = _columns(stops) | {"namespace": namespace, "separator": SEPARATOR}
+    return frozenset((await _asked(connection, _TAKEN_BACK, columns)).scalars())
 
 
 async def watch(connection: AsyncConnection, namespace: str, batch_id: uuid.UUID, bounces: Sequence[Entry]) -> None:

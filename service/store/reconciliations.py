@@ -100,12 +100,6 @@ async def one(connection: AsyncConnection, run_id: uuid.UUID) -> Any | None:
     return (await connection.execute(select(reconciliations).where(reconciliations.c.id == run_id))).first()
 
 
-async def compared(connection: AsyncConnection, run_id: uuid.UUID) -> int:
-    """How many rows of the list a run has compared."""
-    query = select(reconciliations.c.compared).where(reconciliations.c.id == run_id)
-    return (await connection.execute(query)).scalar() or 0
-
-
 class Place(NamedTuple):
     """Where a page of the list of runs ends."""
 
@@ -148,7 +142,7 @@ async def abandon_plans(connection: AsyncConnection, run: Run, now: datetime) ->
         table.channel == run.channel,
         table.actor == run.actor,
         table.state == "planned",
-        table.approved_at.is_(None),
+        table.decided_by.is_(None),
         table.id != run.id,
     )
     given_up = stale.values(state="abandoned", error=f"newer-plan:{run.id}", finished_at=now)

@@ -69,7 +69,7 @@ class MessageShown(msgspec.Struct):
     record: dict[str, Any]
 
 
-class StopShown(msgspec.Struct):
+class BrokenStop(msgspec.Struct):
     """The stop: a fact with its batch and entry, or with the action that it came from; and which correction told Kahuna
     of it, and when that was accepted."""
 
@@ -94,7 +94,7 @@ class ViolationShown(msgspec.Struct):
     known_by: KnownBy
     known_since: datetime
     message: MessageShown
-    stop: StopShown
+    stop: BrokenStop
     found_at: datetime
 
 

@@ -411,7 +411,7 @@ OPERATIONS: Final[list[AnyOperation]] = [
         query=Asked,
         body=Body(Undoing, {"note": "The logs were those of the sandbox"}, optional=True),
         answers=[Answer(202, RunStanding, "A worker does it.", {"id": _RUN_ID, "state": "reverting"}, headers=_WHERE)],
-        problems=["not-found", "not-revertible"],
+        problems=["not-found", "not-revertible", "batch-gone"],
     ),
     Operation(
         "GET",

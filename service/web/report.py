@@ -18,7 +18,7 @@ from starlette.responses import Response, StreamingResponse
 
 from service.domain.addresses import Channel
 from service.domain.drift import Direction, Kind, direction_of
-from service.domain.runs import LINE_STATES, RUN_STATES, LineState, RunState
+from service.domain.runs import LINE_STATES, RUN_STATES, UNSEEN, LineState, RunState, saw_all
 from service.store import differences
 from service.store.database import Database
 from service.store.differences import Selection
@@ -163,6 +163,17 @@ async def groups_of(database: Database, run_id: uuid.UUID) -> list[GroupShown]:
     return [told(GroupShown, group, count=group.lines, direction=direction_of(group.kind)) for group in groups]
 
 
+def nothing_found(row: Any) -> str:
+    """What a run without a line says."""
+    if row.planned_at is None:
+        return "There is no plan: nothing is known of the differences."
+    if row.counts.get("lines_dropped"):
+        return "Its lines were dropped: newer runs have taken the place of this one."
+    if not saw_all(row.counts):
+        return "No difference was found, but Kahuna did not answer all that it was to be asked."
+    return "Both sides agree: 0 differences."
+
+
 async def _pages(database: Database, run_id: uuid.UUID) -> AsyncIterator[list[LineReported]]:
     """Every line, some at a time: whoever reads slowly holds nothing up."""
     after = ("", "")
@@ -268,7 +279,7 @@ async def _as_page(database: Database, row: Any) -> AsyncIterator[bytes]:
     ).encode()
     yield _facts(row).encode()
     groups = await groups_of(database, row.id)
-    yield _figures(groups).encode()
+    yield _figures(row, groups).encode()
     for state, heading in _SECTIONS:
         count = sum(group.count for group in groups if group.state == state)
         if count:
@@ -292,6 +303,7 @@ def _facts(row: Any) -> str:
         "Error": row.error,
     }
     cells = [(name, value) for name, value in known.items() if value is not None]
+    cells += [(name.replace("_", " "), row.counts[name]) for name in (*UNSEEN, "lines_dropped") if row.counts.get(name)]
     cells += [(name.replace("_", " "), count) for name, count in (row.outcome or {}).items()]
     table = _table((), cells)
     held = "".join(
@@ -301,9 +313,9 @@ def _facts(row: Any) -> str:
     return table + held
 
 
-def _figures(groups: Sequence[GroupShown]) -> str:
+def _figures(row: Any, groups: Sequence[GroupShown]) -> str:
     if not groups:
-        return "<p>Both sides agree: there is no difference.</p>"
+        return f"<p>{escape(nothing_found(row))}</p>"
     rows = [
         (group.direction, group.kind, group.reason, group.action, group.state, group.why, group.count)
         for group in groups

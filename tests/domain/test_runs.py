@@ -62,10 +62,13 @@ def reachable(state: RunState) -> set[RunState]:
     return seen
 
 
-@given(LINES, st.booleans())
-def test_proved_is_said_only_of_what_is_closed_or_declined(lines: list[LineState], approved: bool) -> None:
-    state = resting(counted(lines), approved=approved)
+@given(LINES, st.booleans(), st.booleans())
+def test_proved_is_said_only_of_what_is_closed_or_declined_and_all_there_is(
+    lines: list[LineState], approved: bool, whole: bool
+) -> None:
+    state = resting(counted(lines), approved=approved, whole=whole)
     if state == "proved":
+        assert whole
         assert set(lines) <= CLOSED | {"declined"}
     if state == "rejected":
         assert not approved

@@ -6,7 +6,7 @@ import uuid
 import pytest
 
 from service.errors import Conflict, NotFound
-from service.flows import approve, prove, revert
+from service.flows import approve, prove, reconcile, revert
 from service.flows.approve import Verdict
 from service.store.differences import Selection
 from tests.flows.planning import (
@@ -19,12 +19,14 @@ from tests.flows.planning import (
     lines,
     lines_of,
     load_behind_our_back,
+    means,
     only_kahuna_knows,
     planned,
     pushed,
     reverted,
 )
 from tests.flows.speaking import World
+from tests.flows.test_reconcile import Killed, dying_at, killed
 
 ANN, BOB, CAROL = "ann@example.com", "bob@example.com", "carol@example.com"
 
@@ -93,6 +95,20 @@ async def test_rejected_nothing_moves_and_nothing_can_be_approved_any_more(world
     with pytest.raises(Conflict, match="rejected"):
         await decided(world, run_id)
     assert (await digest(world), await world.corrections()) == (before, [])
+
+
+async def test_a_run_that_failed_while_it_was_carried_out_goes_on_once_it_is_approved_again(world: World) -> None:
+    run_id = await drifted(world)
+    await decided(world, run_id)
+    await world.execute("alter table differences add constraint broken check (state <> 'applied') not valid")
+    with pytest.raises(Exception, match="broken"):
+        await carried_on(world, run_id)
+    assert ((await found(world, run_id)).state, await world.corrections()) == ("failed", [])
+    await world.execute("alter table differences drop constraint broken")
+    assert (await decided(world, run_id)).lines == 0
+    run = await carried_on(world, run_id)
+    assert (run.state, run.error) == ("applied", None)
+    assert await lines(world, run_id) == {ANN: "applied", BOB: "applied", CAROL: "proved (recorded)"}
 
 
 async def test_a_run_that_is_no_plan_yet_can_be_called_off_but_not_approved(world: World) -> None:
@@ -238,6 +254,41 @@ async def test_what_is_on_its_way_is_not_closed_by_a_run_that_does_not_see_it(wo
     assert await lines(world, first.id) == {ANN: "applied"}
 
 
+async def test_what_was_on_its_way_when_a_run_looked_and_is_refused_before_its_end_is_not_proved(world: World) -> None:
+    """No comparison sees what is on its way, so that it found no difference there shows nothing."""
+    await load_behind_our_back(world, [ANN])
+    await load_behind_our_back(world, [CAROL], "complaint")
+    first = await approved(world, (await planned(world)).id)
+    await world.execute(
+        f"update corrections set state = 'sending', lease_id = gen_random_uuid() where address = '{ANN}'"
+    )
+    world.clock.sleep(1)
+    second = await asked(world)
+    with pytest.raises(Killed):
+        await reconcile.run_next(means(world), dying_at(1, "differences"), second)
+    refused = f"state = 'rejected', reason = 'bad', settled_at = timestamptz '{world.clock()}'"
+    await world.execute(f"update corrections set {refused} where address = '{ANN}'")
+    world.clock.sleep(1)
+    await carried_on(world, second)
+    assert (await lines(world, first.id))[ANN] == "applied"
+    await prove.prove(world.database, world.clock)
+    assert (await lines(world, first.id))[ANN] == "refused (bad)"
+
+
+async def test_a_run_that_was_taken_over_closes_nothing_that_came_behind_its_first_pages(world: World) -> None:
+    await load_behind_our_back(world, [BOB, CAROL], "complaint")
+    slow = await asked(world)
+    await killed(world, slow, 2, "differences", silently=True)
+    await load_behind_our_back(world, [ANN])
+    first = await approved(world, (await planned(world)).id)
+    await world.fault(reject=[ANN], times=1)
+    await pushed(world)
+    assert (await lines(world, first.id))[ANN] == "refused (refused-by-kahuna)"
+    world.clock.sleep(60)
+    assert (await carried_on(world, slow)).complete_at is not None
+    assert (await lines(world, first.id))[ANN] == "refused (refused-by-kahuna)"
+
+
 async def test_a_line_goes_with_the_correction_that_took_the_place_of_its_own(world: World) -> None:
     await load_behind_our_back(world, [ANN])
     run = await approved(world, (await planned(world)).id)
@@ -303,6 +354,21 @@ async def test_opt_ins_that_are_not_sent_yet_are_withdrawn(world: World) -> None
     assert len(await world.corrections("pending")) == 1
     run = await reverted(world, run.id)
     assert (run.outcome["withdrawn"], await world.corrections("pending")) == (1, [])
+
+
+async def test_what_is_in_the_way_of_taking_back_is_met_again_when_that_is_due_and_not_before(world: World) -> None:
+    await only_kahuna_knows(world, ANN)
+    run = await approved(world, (await planned(world)).id)
+    await revert.ask(world.database, run.id, "tester", None, world.clock, None)
+    await world.execute("alter table retracted_facts add constraint broken check (reason = '')")
+    for _ in range(3):
+        await carried_on(world, run.id)
+        world.clock.sleep(1.1)
+    [row] = await world.query("select attempts from retractions")
+    assert row.attempts == 2
+    await world.execute("alter table retracted_facts drop constraint broken")
+    world.clock.sleep(60)
+    assert (await carried_on(world, run.id)).state == "reverted"
 
 
 async def test_only_what_may_have_recorded_something_can_be_taken_back(world: World) -> None:

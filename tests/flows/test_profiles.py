@@ -52,6 +52,27 @@ async def test_an_address_that_kahuna_fails_to_answer_about_has_no_state(world: 
     assert (one.suppressed, one.evidence["failed"]) == (None, "unavailable")
 
 
+class Saying(httpx.AsyncBaseTransport):
+    """A Kahuna that says this in place of that a user is stopped."""
+
+    def __init__(self, world: World, value: str) -> None:
+        self._world = world
+        self._value = value
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        answer = await self._world.wire.handle_async_request(request)
+        body = (await answer.aread()).replace(b'"email_opt_out":true', f'"email_opt_out":{self._value}'.encode())
+        return httpx.Response(answer.status_code, content=body)
+
+
+@pytest.mark.parametrize(("value", "at"), [("1700000000", 1700000000), ("1700000000123", 1700000000), ("1" * 18, None)])
+async def test_a_time_is_one_only_if_it_can_stand(world: World, value: str, at: int | None) -> None:
+    """In milliseconds, or far ahead, it would be a stop that no consent ends, dated beyond any calendar."""
+    await act(world, "unsub", A)
+    [one] = await checked(world, [A], transport=Saying(world, value))
+    assert (one.suppressed, one.at) == (True, at)
+
+
 async def test_keys_without_the_permission_end_it(world: World) -> None:
     await world.fault(api="user_info", status=409)
     with pytest.raises(NotPermitted):

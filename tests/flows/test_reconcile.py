@@ -231,6 +231,46 @@ async def test_a_plan_of_the_schedule_that_nobody_looked_at_makes_way(world: Wor
     assert (first.state, first.error, second.state) == ("abandoned", f"newer-plan:{second.id}", "planned")
 
 
+async def test_a_plan_of_the_schedule_that_somebody_has_begun_to_decide_stays(world: World) -> None:
+    await load_behind_our_back(world, ["a@example.com", "b@example.com"])
+    wanted = {"source": "ledger", "auto_approve": False}
+    for _ in range(2):
+        await reconcile.queue_scheduled(world.database, "default", timedelta(hours=1), wanted, world.clock)
+        world.clock.sleep(3601)
+        while run := await reconcile.run_next(means(world)):
+            if run.channel == "email":
+                lines = (("a@example.com", "unsubscribe"),)
+                await decided(world, run.id, decline=True, lines=lines)
+    rows = await world.query("select state from reconciliations where channel = 'email'")
+    assert [row.state for row in rows] == ["planned", "planned"]
+
+
+async def test_old_runs_keep_only_what_was_decided_recorded_or_is_waited_for(world: World) -> None:
+    now = world.clock.seconds
+    for name in "ab":
+        await world.callback("email", [{"reason": "unsub", "email": f"{name}@example.com", "timestamp": now - 9}])
+        await world.consent("email", f"{name}@example.com", at=now)
+    await only_kahuna_knows(world, "c@example.com")
+    await load_behind_our_back(world, ["d@example.com", "e@example.com"], "complaint")
+    first = await planned(world)
+    await decided(world, first.id, lines=(("d@example.com", "complaint"),), decline=True)
+    await approved(world, first.id)
+    runs = []
+    for _ in range(3):
+        world.clock.sleep(60)
+        runs.append(await carried_on(world, await asked(world), page=1, kept_runs=2))
+    kept = {"c@example.com": "proved (recorded)", "d@example.com": "declined", "e@example.com": "applied"}
+    assert await lines(world, first.id) == kept
+    row = await found(world, first.id)
+    assert (row.state, row.counts["lines_dropped"], row.counts["differences"]) == ("applied", 2, 5)
+    # A plan that waits for a person keeps all, and so do the newest.
+    assert [len(await lines_of(world, run.id)) for run in runs] == [4, 4, 4]
+    # What was dropped was open: that the rest is closed proves nothing.
+    await pushed(world)
+    await prove.prove(world.database, world.clock)
+    assert (await found(world, first.id)).state == "applied"
+
+
 # Guards.
 
 

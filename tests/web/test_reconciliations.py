@@ -294,3 +294,13 @@ async def test_drift_is_a_gauge_with_the_time_of_the_last_check(site: Site, admi
         await work(site)
         await site.execute("update corrections set state = 'sent'")
         await work(site)
+
+
+async def test_a_report_says_that_both_sides_agree_only_of_what_was_compared(site: Site, admin: Headers) -> None:
+    place = await queued(site, admin)
+    assert "There is no plan" in (await reported(site, admin, place, "html")).text
+    await work(site)
+    await site.execute("update reconciliations set counts = jsonb_build_object('logs_unread', 1)")
+    page = (await reported(site, admin, place, "html")).text
+    assert "Both sides agree" not in page
+    assert "logs unread" in page
