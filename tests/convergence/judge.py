@@ -35,16 +35,24 @@ def _judged(channel: Channel, address: str, found: Found, counts: Counter[str]) 
     too_much = channel == "sms" and not here and held.get(None) == "stop" and None not in beyond
     if too_much and not _unheard(key, None, found, counts):
         faults.append("Kahuna holds a stop that it should not")
+    if held.get(None) != "stop" and _stopped_last(key, found):
+        faults.append("Kahuna lost a STOP that nobody ever told")
     silent = {word for word in must.unsayable if lines.get(word) != "unsupported"}
     if silent:
         faults.append(f"what nobody can tell Kahuna to drop is not listed: {sorted(map(str, silent))}")
     return faults
 
 
+def _stopped_last(key: tuple[Channel, str], found: Found) -> bool:
+    """Whether the last word of all on a number is a STOP that was never told."""
+    clears = [one.at for one in (*found.words[key], *found.unheard[key]) if not one.stops]
+    return any(one.stops and one.at > max(clears, default=0) for one in found.unheard[key])
+
+
 def _unheard(key: tuple[Channel, str], word: str | None, found: Found, counts: Counter[str]) -> bool:
     """Whether Kahuna's last word on a number is one that nobody ever told: its callback is lost, and no log has it."""
     at = found.there[key].get(word, ("", 0))[1]
-    if at not in found.unheard[key]:
+    if at not in {said.at for said in found.unheard[key]}:
         return False
     counts.update(("numbers about which Kahuna's last word was never told",))
     return True

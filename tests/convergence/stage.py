@@ -49,13 +49,13 @@ class Dies(BaseException):
 
 @dataclass
 class Found:
-    """What there is at the end. `words` are those about each address, `unheard` the times of what Kahuna was told by
-    users without telling anybody; `here` who is suppressed; `there` Kahuna's slots with their actions and times;
+    """What there is at the end. `words` are those about each address, `unheard` what users told
+    Kahuna and it told nobody; `here` who is suppressed; `there` Kahuna's slots with their actions and times;
     `second` are the lines of the last runs, by address and slot; `met` counts what the way there led through."""
 
     now: int = 0
     words: defaultdict[tuple[Channel, str], list[Word]] = field(default_factory=lambda: defaultdict(list))
-    unheard: defaultdict[tuple[Channel, str], set[int]] = field(default_factory=lambda: defaultdict(set))
+    unheard: defaultdict[tuple[Channel, str], list[Word]] = field(default_factory=lambda: defaultdict(list))
     here: dict[tuple[Channel, str], bool] = field(default_factory=dict)
     there: defaultdict[tuple[Channel, str], dict[str | None, tuple[str, int]]] = field(
         default_factory=lambda: defaultdict(dict)
@@ -188,10 +188,9 @@ class Stage(World):
         for one in some:
             key, heard = (one.channel, one.address), bool(one.arrives)
             reason = OF_WORD[word] if one.channel == "email" else "do_not_call"
-            if one.channel == "email" or heard:
-                self.found.words[key].append(Word(reason, word != "start", at, kahuna=True, heard=heard))
-            else:
-                self.found.unheard[key].add(at)
+            known = one.channel == "email" or heard
+            words = self.found.words if known else self.found.unheard
+            words[key].append(Word(reason, word != "start", at, kahuna=True, heard=heard))
             entry = called[one.address]
             for tick in one.arrives:
                 self._post[tick].append((one.channel, entry | ({"email": one.spelt} if "email" in entry else {})))
