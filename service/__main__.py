@@ -99,8 +99,9 @@ def up_command(port: int | None, demonstrate: bool, simulator_port: int) -> None
         walk: Coroutine[Any, Any, None] | None = None
         if demonstrate:
             _refuse_taken("127.0.0.1", simulator_port, "--simulator-port")
-            commands.append(["simulator", "--port", str(simulator_port)])
-            walk = demo.walk(loaded, f"http://{loaded.host}:{loaded.port}", f"http://127.0.0.1:{simulator_port}")
+            url = f"http://{loaded.host}:{loaded.port}"
+            commands.append(demo.simulator(url, simulator_port))
+            walk = demo.walk(loaded, url, f"http://127.0.0.1:{simulator_port}")
         else:
             _say_where(loaded, embeds=embeds)
         revive = partial(embedded.revive, loaded.data_dir, environ["DATABASE_URL"]) if embeds else None
@@ -191,8 +192,8 @@ def simulator_command(
     config = SimulatorConfig(secret_key, api_key, seed=seed, email_webhook=email_webhook, sms_webhook=sms_webhook)
     simulator = build_simulator(config, time.time)
     click.echo(f"A stand-in Kahuna listens on http://{host}:{port}", err=True)
-    secret_from = "that of KAHUNA_SECRET_KEY" if namespace.secret_key else demo.SECRET_KEY
-    api_from = "that of KAHUNA_API_KEY" if namespace.api_key else demo.API_KEY
+    secret_from = demo.SECRET_KEY if secret_key.reveal() == demo.SECRET_KEY else "that of KAHUNA_SECRET_KEY"
+    api_from = demo.API_KEY if api_key.reveal() == demo.API_KEY else "that of KAHUNA_API_KEY"
     click.echo(f"Its Secret Key is {secret_from}, its API Key {api_from}", err=True)
     _run(_serve(FrontConfig(simulator, host, port), parent))
 

@@ -83,6 +83,12 @@ def environ_of(environ: Mapping[str, str], simulator_port: int) -> dict[str, str
     )
 
 
+def simulator(url: str, port: int) -> list[str]:
+    """The stand-in as a command of the service: whoever acts there is told to this service."""
+    webhooks = (f"--{channel}-webhook={url}/api/{channel}_callback" for channel in ("email", "sms"))
+    return ["simulator", "--port", str(port), *webhooks]
+
+
 async def walk(settings: Settings, url: str, kahuna_url: str) -> None:
     """The walk, from the first callback to a list that is proved to agree; then what to try oneself."""
     async with Database.of(settings) as database:
@@ -192,6 +198,9 @@ def _try_yourself(guide: Guide, token: str, settings: Settings) -> None:
         f"{curl} {guide.url}/v1/suppressions/email/{ann}",
         f'{curl} -X PUT -d \'{{"reason":"manual"}}\' {guide.url}/v1/suppressions/email/you.{guide.run}@example.com',
         f"{curl} '{guide.url}/v1/admin/corrections?state=sent'",
+        f"curl -s {kahuna_url}/simulator/seed -d '{{\"users\": 10}}'",
+        f'curl -s {kahuna_url}/simulator/acts -d \'{{"act": "unsub", "users": [{{"username": "seeded-s-1"}}]}}\'',
+        f"{curl} {guide.url}/v1/suppressions/email/seeded-s-1@example.com",
         f"curl -s {guide.url}/readyz",
         ".venv/bin/kahuna-sync rebuild --verify",
         f"curl -s {kahuna_url}/simulator/state",

@@ -13,7 +13,6 @@ from typing import Any, Final
 
 import click
 import msgspec
-from rich.console import Console
 from rich.table import Column, Table
 
 from service import settings
@@ -23,7 +22,7 @@ from service.errors import RequestError, SettingsError
 from service.flows import desk as deeds
 from service.flows import ingest, push
 from service.flows.desk import Chosen, Desk
-from service.operation import MOMENT, NAMESPACE, with_database
+from service.operation import MOMENT, NAMESPACE, print_table, with_database
 from service.settings import Settings
 from service.store import calls, circuits, deadlines, desk, quality, sampling
 from service.store.database import Database
@@ -81,7 +80,7 @@ def corrections_list(
         stopped = _at(row.stopped_at) if row.stopped_at is not None else ""
         where = (row.channel, row.address, row.slot, row.action, stopped)
         table.add_row(str(row.id), row.state, row.reason or "", *where, str(row.attempts), row.note or "")
-    _print(table)
+    print_table(table)
 
 
 @corrections_group.command("show")
@@ -102,10 +101,8 @@ def corrections_show(correction_id: int, namespace: str | None) -> None:
     table = Table("field", "value", show_header=False)
     for field, value in row._asdict().items():
         if value is not None:
-            at = shown(value) if field in ("occurred_at", "stopped_at") else None
-            text = msgspec.json.encode(value).decode() if isinstance(value, dict) else str(value)
-            table.add_row(field.replace("_", " "), at or text)
-    _print(table)
+            table.add_row(field.replace("_", " "), _cell(field, value))
+    print_table(table)
     table = Table(title="Calls, the newest first")
     for title in ("answered", "outcome", "status", "entries", "accepted", "rejected", "worker", "answer"):
         table.add_column(title)
@@ -113,7 +110,15 @@ def corrections_show(correction_id: int, namespace: str | None) -> None:
         counts = (one.status, len(one.corrections), one.accepted, one.rejected)
         cells = ("" if count is None else str(count) for count in counts)
         table.add_row(f"{one.answered_at:%Y-%m-%d %H:%M:%S}Z", one.outcome, *cells, one.worker, one.answer or "")
-    _print(table)
+    print_table(table)
+
+
+def _cell(field: str, value: Any) -> str:
+    if field in ("occurred_at", "stopped_at"):
+        return shown(value) or ""
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%dT%H:%M:%S}Z"
+    return msgspec.json.encode(value).decode() if isinstance(value, dict) else str(value)
 
 
 @corrections_group.command("requeue")
@@ -174,10 +179,13 @@ def _decide(
             chosen = chosen._replace(after=decided.next)
 
     with_database(run, quiet=True)
+    if not found:
+        click.echo("There is none.", err=True)
+        return
     table = Table("count", "outcome", "that is")
     for outcome, count in sorted(found.items()):
         table.add_row(str(count), outcome, _MEANS[outcome])
-    _print(table)
+    print_table(table)
     for line in left:
         click.echo(line, err=True)
     sys.exit(0 if set(found) <= _DONE else 1)
@@ -221,7 +229,7 @@ def circuits_list(namespace: str | None) -> None:
         one = told.circuit_told(name, channel, found.get((name, channel)), _now())
         times = (f"{at:%Y-%m-%d %H:%M:%S}Z" if at else "" for at in (one.since, one.next_probe_at))
         table.add_row(one.channel, one.state, one.reason or "", *times, push.fix_of(one.reason) if one.reason else "")
-    _print(table)
+    print_table(table)
 
 
 @circuits_group.command("reset")
@@ -236,7 +244,7 @@ def circuits_reset(channel: Any, namespace: str | None) -> None:
     if was is None:
         click.echo(f"It was not open: corrections of {channel} are sent as they come.", err=True)
     else:
-        click.echo(f"Closed ({was.reason}); {released} corrections that waited for it are due now.", err=True)
+        click.echo(f"Closed ({was.reason}); corrections that waited for it and are due now: {released}.", err=True)
 
 
 @click.command("clock")
@@ -267,7 +275,7 @@ def clock_command(state: str, channel: Any, limit: int, namespace: str | None) -
         due = f"{_at(due_at(row.stopped_at, calendar))} {urgency(row.stopped_at, now, calendar).replace('_', ' ')}"
         where = (row.channel, row.address, row.slot, str(row.id), row.state, row.reason or "")
         table.add_row(due, _at(row.stopped_at), *where, str(row.attempts))
-    _print(table)
+    print_table(table)
     for one in counts:
         click.echo(f"{one.channel}: {one.overdue} overdue, {one.due_soon} due soon, {one.open} open", err=True)
     sys.exit(1 if any(one.overdue for one in counts) else 0)
@@ -303,7 +311,7 @@ def quality_command(since: datetime | None, until: datetime | None, form: str, n
         delays = [f"{week.delay_seconds[name]:.0f} s" if week.facts else "" for name in ("p50", "p95", "p99", "max")]
         cells = (week.week, week.channel, str(week.callbacks), str(week.entries), *(f"{share:.2%}" for share in shares))
         table.add_row(*cells, *delays, ", ".join(week.missing_days))
-    _print(table)
+    print_table(table)
     if report.estimated:
         click.echo("The tables are large: these are estimates from a share of them.", err=True)
 
@@ -328,8 +336,3 @@ def _now() -> datetime:
 
 def _at(seconds: int) -> str:
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M}Z"
-
-
-def _print(table: Table) -> None:
-    """What reads a file or a pipe wants whole lines."""
-    Console(width=None if sys.stdout.isatty() else 240).print(table)

@@ -184,7 +184,12 @@ def _of_signatures(loaded: Settings) -> Iterator[Check]:
 
 async def _of_database(loaded: Settings) -> Checks:
     if loaded.database_url is None:
-        yield Check("database", "warn", "no DATABASE_URL: an embedded one is for trying", "set DATABASE_URL")
+        yield Check(
+            "database",
+            "warn",
+            "no DATABASE_URL: the embedded one is for trying, and is not looked at",
+            "set DATABASE_URL",
+        )
         return
     try:
         async with asyncio.timeout(PATIENCE), Database.of(loaded) as database, database.read() as connection:
@@ -246,7 +251,7 @@ def _of_clock(skew: float) -> Check:
 
 async def _of_partitions(connection: Connection) -> Checks:
     wanted = partitions.month_of(datetime.now(UTC) + AHEAD)
-    for receipts in (partitions.ARCHIVE, partitions.FEED):
+    for receipts in (partitions.ARCHIVE, partitions.FEED, partitions.CALLS):
         name = f"partitions/{receipts.table}"
         months = await partitions.months(connection, receipts)
         if wanted in months:

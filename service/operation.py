@@ -69,6 +69,11 @@ def with_database(work: Any, *, quiet: bool = False) -> Any:
         return asyncio.run(run(loaded))
 
 
+def print_table(table: Table) -> None:
+    """What reads a file or a pipe wants whole lines: 80 columns would cut addresses and ids in pieces."""
+    Console(width=None if sys.stdout.isatty() else 240).print(table)
+
+
 class Moment(click.ParamType[datetime]):
     """A time, in UTC unless it says otherwise."""
 
@@ -112,7 +117,7 @@ def replay_command(
         ("failed", "batches that could not be applied"),
     ):
         table.add_row(str(counts[name]), says)
-    Console().print(table)
+    print_table(table)
     if stopped_at is not None:
         click.echo(f"Interrupted. Go on with --since {stopped_at.isoformat()}", err=True)
     sys.exit(1 if counts["failed"] or stopped_at is not None else 0)
@@ -161,7 +166,7 @@ def rebuild_command(verify: bool, show: bool) -> None:
     for (namespace, channel), one in sorted(verified.compared.items()):
         digests = (digest.hexdigest()[:16] for digest in (one.live, one.rebuilt))
         table.add_row(namespace, channel, str(one.causes), *digests)
-    Console().print(table)
+    print_table(table)
     for (namespace, channel), one in sorted(verified.compared.items()):
         for kind, count in sorted(one.disagreements.items()):
             click.echo(f"{namespace}, {channel}: {KINDS[kind]}: {count}")
@@ -268,10 +273,13 @@ def import_command(
     name = None if file.name in ("-", "<stdin>") else os.path.basename(file.name)  # noqa: PTH119 (a name, not a path)
     order = imports.Order(chosen, channel, "shell", random.getrandbits(50), name, reason, since, dry_run)
     try:
-        tally, finished = with_database(lambda database, loaded: _import(database, loaded, order, file), quiet=True)
+        one, finished = with_database(lambda database, loaded: _import(database, loaded, order, file), quiet=True)
     except RequestError as error:
         raise SettingsError(str(error)) from None
+    tally = one.tally
     _show(tally, chosen, order)
+    if tally.accepted and not dry_run:
+        click.echo(f"If it was the wrong file: kahuna-sync revert import {one.id} --dry-run", err=True)
     if not finished:
         click.echo(f"Interrupted after line {tally.reached}. The same command again goes on from there.", err=True)
     sys.exit(1 if tally.rejected or not finished else 0)
@@ -292,7 +300,7 @@ def _show(tally: imports.Tally, namespace: str, order: imports.Order) -> None:
         table.add_row(str(count), says)
     for reason, count in sorted(tally.reasons.items()):
         table.add_row(str(count), f"understood as {reason}")
-    Console().print(table)
+    print_table(table)
     for line, error in tally.errors:
         click.echo(f"line {line}: {error}", err=True)
     if tally.rejected > len(tally.errors):
@@ -303,7 +311,7 @@ class _Stopped(Exception):
     """Somebody asked the import to end."""
 
 
-async def _import(database: Database, loaded: Settings, order: imports.Order, file: Any) -> tuple[imports.Tally, bool]:
+async def _import(database: Database, loaded: Settings, order: imports.Order, file: Any) -> tuple[imports.Import, bool]:
     """How far it came, and whether to the end: a signal lets the chunk under way end."""
     stop = asyncio.Event()
     up.stop_on_signals(stop)
@@ -324,9 +332,10 @@ async def _import(database: Database, loaded: Settings, order: imports.Order, fi
             progress.update(task, completed=read, description=f"importing: {tally.lines} lines")
 
         try:
-            return await one.run(parts(), show), True
+            await one.run(parts(), show)
+            return one, True
         except _Stopped:
-            return one.tally, False
+            return one, False
         except StorageUnavailable as error:
             far = f" Lines up to {one.tally.reached} are in; the same command again goes on from there."
             raise StorageUnavailable(f"{error}{far if one.tally.reached else ''}") from error
@@ -359,7 +368,7 @@ def backfill_command(since: datetime | None, namespace: str | None) -> None:
     table = Table("count", "of")
     for name, says in zip(records.COUNTED, _BACKFILLED, strict=True):
         table.add_row(str(pulled.counts[name]), says)
-    Console().print(table)
+    print_table(table)
     for api, why in pulled.failed.items():
         click.echo(f"The log {api} was not read to its end: {why}. The same command goes on there.", err=True)
     sys.exit(1 if pulled.failed else 0)

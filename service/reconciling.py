@@ -27,7 +27,7 @@ from service.errors import RequestError, SettingsError
 from service.flows import approve, ingest, reconcile, revert
 from service.flows.approve import Verdict
 from service.flows.underway import UNFINISHED, Means
-from service.operation import MOMENT, NAMESPACE, with_database
+from service.operation import MOMENT, NAMESPACE, print_table, with_database
 from service.settings import Settings
 from service.store import reconciliations
 from service.store.database import Database
@@ -56,7 +56,7 @@ def _now() -> datetime:
 @NAMESPACE
 @click.pass_context
 def reconcile_command(ctx: click.Context, /, channel: Any, source: str, auto_approve: bool, **more: Any) -> None:
-    """Compare the list with what Kahuna holds, and decide on the plan."""
+    """Compare the list with that of Kahuna, and decide on the plan."""
     if ctx.invoked_subcommand is not None:
         return
     if channel is None:
@@ -104,9 +104,9 @@ def list_command(state: str | None, limit: int, namespace: str | None) -> None:
     table = Table(whole, *others, title=f"Runs of {chosen}")
     for row in with_database(work, quiet=True):
         count = str(row.counts.get("differences", 0))
-        asked_at = f"{row.created_at:%Y-%m-%d %H:%M}"
+        asked_at = f"{row.created_at:%Y-%m-%d %H:%M}Z"
         table.add_row(str(row.id), f"{row.channel} {row.source}", asked_at, row.actor, count, row.state)
-    Console().print(table)
+    print_table(table)
 
 
 @reconcile_command.command("show")
@@ -158,7 +158,7 @@ def _decide(run_id: uuid.UUID, verdict: Verdict) -> None:
         return decided, await _watched(database, loaded, run_id)
 
     decided, (row, groups) = _refusals_told(work)
-    click.echo(f"{decided.lines} lines {verdict.decision}")
+    click.echo(f"{decided.lines} {'line' if decided.lines == 1 else 'lines'} {verdict.decision}")
     if decided.passed_over:
         click.echo(f"{len(decided.passed_over)} of the lines named wait for no decision", err=True)
     _show(row, groups)
@@ -242,6 +242,14 @@ async def _means(database: Database, loaded: Settings) -> AsyncIterator[Means]:
         yield worker.means_of(loaded, database, ingest.rules_of(loaded), _now, clients)
 
 
+REVERTED: Final = (
+    ("facts", "Facts taken back here"),
+    ("withdrawn", "Opt-ins withdrawn before they were sent"),
+    ("told_and_stands", "Lines that Kahuna accepted, which stand"),
+    ("on_the_way", "Lines on their way to Kahuna, which are still sent"),
+)
+
+
 def _show(row: Any, groups: Sequence[GroupShown]) -> None:
     click.echo(f"Reconciliation of {row.namespace}, {row.channel}: {row.state} ({RUN_STATES[row.state]})")
     for one in row.held_by or []:
@@ -254,9 +262,13 @@ def _show(row: Any, groups: Sequence[GroupShown]) -> None:
         for group in groups:
             texts = (group.direction, group.kind, group.reason, group.action, group.state, group.why)
             table.add_row(*(one or "" for one in texts), str(group.count), ", ".join(group.samples))
-        Console().print(table)
+        print_table(table)
     elif row.planned_at is not None:
         click.echo("Both sides agree: 0 differences.")
+    if row.state == "reverted":
+        for name, says in REVERTED:
+            if count := (row.outcome or {}).get(name):
+                click.echo(f"{says}: {count}", err=True)
     if row.state == "planned":
         click.echo(
             f"Decide: kahuna-sync reconcile approve {row.id}, or reject; each line: report --format csv", err=True

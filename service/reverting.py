@@ -18,7 +18,7 @@ from rich.table import Table
 from service.errors import RequestError, SettingsError
 from service.flows import ingest, retract
 from service.flows.taking_back import Counts
-from service.operation import with_database
+from service.operation import print_table, with_database
 from service.settings import Settings
 from service.store import retractions
 from service.store.database import Connection, Database
@@ -63,7 +63,7 @@ def revert_command(kind: str, of: uuid.UUID, reason: str | None, dry_run: bool) 
             table.add_row(
                 str(counts.get(name, 0)), "facts that stand on it" if row is None and name == "facts" else says
             )
-    Console().print(table)
+    print_table(table)
     if row is not None:
         click.echo(f"What Kahuna cannot be told of it: GET /v1/admin/retractions/{row.id}", err=True)
 

@@ -61,6 +61,8 @@ async def test_all_of_a_state_and_what_needs_a_word_more(world: World) -> None:
     assert named.stderr.splitlines()[-2:] == [f"{row.id}: refused-for-good", "99999: not-found"]
     meant = await run(world, "corrections", "requeue", "--all", "rejected", "--channel", "email", "--anyway")
     assert (meant.exit_code, await states(world)) == (0, ["superseded", "pending"])
+    none = await run(world, "corrections", "requeue", "--all", "rejected")
+    assert (none.exit_code, none.stdout, none.stderr.splitlines()[-1]) == (0, "", "There is none.")
 
 
 async def test_a_discard_says_why(world: World) -> None:

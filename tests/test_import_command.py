@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import os
+import re
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
@@ -43,7 +44,9 @@ async def test_it_takes_a_file_in_and_tells_what_came_of_it(world: World, tmp_pa
     tried = figures(out)
     assert (code, await count(world)) == (1, 0)
     code, out, err = await ended(await begun(world, *words))
-    assert (code, err.strip()) == (1, "line 3: not-an-email-address")
+    refused, hint = err.strip().splitlines()
+    assert (code, refused) == (1, "line 3: not-an-email-address")
+    assert re.fullmatch(r"If it was the wrong file: kahuna-sync revert import \S{36} --dry-run", hint)
     assert (
         figures(out)
         == tried

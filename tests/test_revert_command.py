@@ -22,7 +22,7 @@ def import_id(database_url: str, tmp_path: Path) -> str:
     file.write_text("email,time\na@example.com,1700000000\nb@example.com,1700000000\n")
     result = run(database_url, "import", str(file), "--channel", "email", "--reason", "manual")
     assert result.exit_code == 0, result.output
-    found = re.search(r"import_id=(\S+)", result.output)
+    found = re.search(r"kahuna-sync revert import (\S+)", result.output)
     assert found is not None
     return found[1]
 
