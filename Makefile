@@ -32,7 +32,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run test check fmt bench chaos fuzz image-check lock clean
+.PHONY: help setup run test check fmt bench chaos fuzz converge image-check lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -64,6 +64,9 @@ chaos: setup ## Break the service under load and check its promises (ARGS="--hel
 
 fuzz: setup ## Try a million hostile bodies and odd connections (ARGS="--help" for the choices)
 	$(BIN)/python -m tests.hostile $(ARGS)
+
+converge: setup ## Play 10,000 random histories until both sides must agree (ARGS="--help" for the choices)
+	$(BIN)/python -m tests.convergence $(ARGS)
 
 image-check: setup ## Replay the Dockerfile without Docker, and start the result read-only as nobody
 	$(BIN)/python -m tests.image $(ARGS)

@@ -61,7 +61,7 @@ def server_url() -> Iterator[str]:
     with embedded.server(folder) as url:
         # A vacuum of any database takes an xid at times, and holds the feed back for a moment.
         for setting in ("fsync", "autovacuum"):
-            asyncio.run(_administer(url, f"alter system set {setting} = off", "select pg_reload_conf()"))
+            asyncio.run(administer(url, f"alter system set {setting} = off", "select pg_reload_conf()"))
         yield url
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -69,7 +69,7 @@ def server_url() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def template(server_url: str) -> str:
     """The name of a migrated database, to be cloned."""
-    asyncio.run(_administer(server_url, "create database template_sync"))
+    asyncio.run(administer(server_url, "create database template_sync"))
     asyncio.run(migrations.upgrade(url_of(server_url, "template_sync")))
     return "template_sync"
 
@@ -85,9 +85,9 @@ def database_url(server_url: str, template: str) -> Iterator[str]:
 def cloned(server_url: str, template: str) -> Iterator[str]:
     """A database like the template, as long as the block lasts."""
     name = f"test_{next(_NUMBERS)}"
-    asyncio.run(_administer(server_url, f"create database {name} template {template} strategy file_copy"))
+    asyncio.run(administer(server_url, f"create database {name} template {template} strategy file_copy"))
     yield url_of(server_url, name)
-    asyncio.run(_administer(server_url, f"drop database {name} with (force)"))
+    asyncio.run(administer(server_url, f"drop database {name} with (force)"))
 
 
 @pytest.fixture
@@ -127,7 +127,8 @@ def url_of(server_url: str, name: str) -> str:
     return server_url.replace("/postgres?", f"/{name}?")
 
 
-async def _administer(url: str, *statements: str) -> None:
+async def administer(url: str, *statements: str) -> None:
+    """Runs these as the server's administrator, each by itself."""
     async with single_connection(url) as connection:
         autocommit = await connection.execution_options(isolation_level="AUTOCOMMIT")
         for statement in statements:

@@ -95,7 +95,8 @@ def _needed(
         return None if slot.surely_stopped else _stop(max(stops), slot)
     if slot.surely_open or any(standing(c, at, policy).active for c in causes.values()):
         return None
-    clears = [c.clear_at for c in mine if c.clear_at is not None]
+    # A stop that lapses by itself may be newer than the clear, which then ends nothing.
+    clears = [c.decided[1] for c in mine if c.decided is not None and c.decided[0] == "clear"]
     return _opt_in(max(clears), slot) if clears else None
 
 

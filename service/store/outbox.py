@@ -93,7 +93,8 @@ class Settlement(NamedTuple):
     delay: float = 0.0
 
 
-_UNPROVED: Final = ("pending", "sending", "superseded", "dead", "discarded")
+# A refusal is of one attempt. An earlier one, or an earlier call of the same bisection, may have been taken unheard.
+_UNPROVED: Final = ("pending", "sending", "superseded", "dead", "discarded", "rejected")
 
 _FOR_GOOD: Final = frozenset({"rejected", "unsupported", "discarded"})
 
@@ -114,7 +115,7 @@ AT_ODDS: Final = f"""
 
 OPEN_HERE: Final = """
     select address from corrections where namespace = :namespace and channel = :channel and {where}
-    and state in ('pending', 'sending', 'superseded', 'dead', 'discarded')
+    and state in ('pending', 'sending', 'superseded', 'dead', 'discarded', 'rejected')
 """
 
 _GIVEN: Final = "address = any(string_to_array(:addresses, :separator))"

@@ -197,6 +197,14 @@ def test_a_cleared_word_stays_closed_while_another_one_suppresses() -> None:
     assert owed("email", complained, "unsubscribe", held, NOW, POLICY) is None
 
 
+def test_a_bounce_that_stops_nobody_is_not_opened_by_an_older_clear() -> None:
+    known = causes("email", ("soft_bounce", "clear", 10), ("soft_bounce", "suppress", 20))
+    held = Slot(Marks(stop_at=20))
+    assert owed("email", known, "soft_bounce", held, NOW, POLICY) is None
+    known = causes("email", ("soft_bounce", "suppress", 20), ("soft_bounce", "clear", 30))
+    assert owed("email", known, "soft_bounce", held, NOW, POLICY) == Correction("clear", 30)
+
+
 def test_without_a_clear_of_ours_nothing_opens() -> None:
     # A bounce that lapsed is no consent: the vendor keeps its stop.
     mortal = POLICY._replace(hard_bounce_lifetime=5)

@@ -339,6 +339,39 @@ async def test_what_comes_after_a_retry_after_waits_as_well(world: World) -> Non
     assert states(await world.corrections()) == ["sent", "sent"]
 
 
+@pytest.mark.parametrize("lost", [{"drop_answer": True}, {"body": "truncated"}])
+async def test_what_was_refused_at_the_second_try_may_have_been_taken_at_the_first(
+    world: World, lost: dict[str, Any]
+) -> None:
+    now, number = world.clock.seconds, "15550100001"
+    await world.stop("sms", number, "do_not_call", at=now - 10)
+    await world.fault(api="sms_sync", times=1, **lost)
+    await world.push("sms")
+    world.clock.sleep(60)
+    await world.fault(api="sms_sync", times=1, reject=[number])
+    await world.push("sms")
+    assert states(await world.corrections()) == ["rejected"]
+    assert (await world.held("sms", number))[None] == ("stop", now - 10), "taken, and nobody heard of it"
+    await world.consent("sms", number)
+    await world.push("sms")
+    assert (await world.held("sms", number))[None][0] == "opt-in"
+
+
+async def test_a_stop_is_told_past_an_opt_in_that_was_refused_only_at_the_second_try(world: World) -> None:
+    now, number = world.clock.seconds, "15550100001"
+    await world.callback("sms", [{"number": number, "timestamp": now - 20}])
+    await world.consent("sms", number, at=now - 10)
+    await world.fault(api="sms_sync", times=1, drop_answer=True)
+    await world.push("sms")
+    world.clock.sleep(60)
+    await world.fault(api="sms_sync", times=1, reject=[number])
+    await world.push("sms")
+    assert (await world.held("sms", number))[None] == ("opt-in", now - 10), "taken, and nobody heard of it"
+    await world.callback("sms", [{"number": number, "timestamp": now - 10}])
+    await world.push("sms")
+    assert (await world.held("sms", number))[None] == ("stop", now - 9)
+
+
 async def test_a_new_stop_is_told_even_where_an_older_one_was_refused(world: World) -> None:
     await world.stop("email", "a@example.com", "manual")
     await world.fault(reject=["a@example.com"], times=1)

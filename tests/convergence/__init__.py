@@ -1,0 +1,1 @@
+"""Whether both sides come to agree, whatever happened before: random histories, and the rules that judge them."""
