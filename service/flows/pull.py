@@ -242,7 +242,7 @@ async def _read_all(course: _Course, begins_at: datetime, ends_at: datetime | No
     """Every log in turn; one that fails keeps nobody from the next. Lets go of the walk however it ends."""
     pulled = Pulled(Counter(), (), {})
     try:
-        await bounces.settle(course.database, course.namespace, course.rules.policy, course.clock)
+        await bounces.settle(course.database, course.namespace, course.rules, course.clock)
         for api in APIS:
             made = await _read(course, api, begins_at, ends_at, until, pulled)
             pulled = pulled._replace(batches=(*pulled.batches, *made))

@@ -94,6 +94,18 @@ async def locked(connection: AsyncConnection, ids: Iterable[uuid.UUID]) -> list[
     ]
 
 
+async def repeating(
+    connection: AsyncConnection, namespace: str, channel: Channel, since: datetime, limit: int
+) -> list[uuid.UUID]:
+    """Callbacks that were applied since then, and had entries that were known already. One may have been received a
+    day before: it was spooled."""
+    table = batches.c
+    mine = (table.namespace == namespace, table.channel == channel, table.origin == "kahuna_webhook")
+    repeats = (table.duplicates > 0, table.applied_at >= since, table.id >= first_id(since - timedelta(days=1)))
+    query = select(table.id).where(*mine, *repeats).order_by(table.id).limit(limit)
+    return list((await connection.execute(query)).scalars())
+
+
 async def hold(connection: AsyncConnection, batch_id: uuid.UUID) -> None:
     """Locks the row of a batch, if it is still there."""
     await connection.execute(select(batches.c.id).where(batches.c.id == batch_id).with_for_update())

@@ -154,9 +154,21 @@ async def test_what_decides_the_cause_is_what_is_left(world: World) -> None:
     world.clock.sleep(HOUR)
     await pulled(world)
     await bounced(world, at=world.clock.seconds - HOUR - 60)
-    await bounces.settle(world.database, "default", world.policy, world.clock)
+    await bounces.settle(world.database, "default", world.rules, world.clock)
     [row] = await world.query("select stop_at, origin, held_stop_at from suppressions")
     assert tuple(row) == (world.clock.seconds - HOUR - 60, "kahuna_webhook", world.clock.seconds - HOUR)
+
+
+async def test_what_a_callback_said_in_the_very_same_second_is_an_event_of_its_own(world: World) -> None:
+    await act(world, "soft_bounce", A)
+    at = world.clock.seconds
+    world.clock.sleep(HOUR)
+    await pulled(world)
+    await bounced(world, at=at)
+    await bounced(world, at=at + 10)
+    assert await bounces.settle(world.database, "default", world.rules, world.clock) == 0
+    assert await times(world) == [at, at + 10]
+    assert await disagreements(world) == []
 
 
 async def test_a_month_that_is_gone_has_said_it(world: World) -> None:
@@ -166,7 +178,7 @@ async def test_a_month_that_is_gone_has_said_it(world: World) -> None:
     await pulled(world)
     await world.execute("delete from batches")
     await bounced(world, at=at + 10)
-    assert await bounces.settle(world.database, "default", world.policy, world.clock) == 0
+    assert await bounces.settle(world.database, "default", world.rules, world.clock) == 0
     assert await times(world) == [at, at + 10]
 
 
@@ -176,7 +188,7 @@ async def test_a_soft_bounce_that_no_verdict_counts_is_not_watched(world: World)
     await pulled(world)
     assert len(await world.query("select 1 from log_bounces")) == 1
     world.clock.sleep(45 * DAY)
-    await bounces.settle(world.database, "default", world.policy, world.clock)
+    await bounces.settle(world.database, "default", world.rules, world.clock)
     assert await world.query("select 1 from log_bounces") == []
 
 
@@ -187,7 +199,7 @@ async def test_two_soft_bounces_that_no_callback_told_are_two(world: World) -> N
         world.clock.sleep(100)
     world.clock.sleep(HOUR)
     assert [(await pulled(world)).counts["facts"] for _ in range(2)] == [2, 0]
-    assert await bounces.settle(world.database, "default", world.policy, world.clock) == 0
+    assert await bounces.settle(world.database, "default", world.rules, world.clock) == 0
     assert await times(world) == [at, at + 100]
 
 
@@ -255,7 +267,7 @@ async def test_a_callback_that_is_taken_back_meanwhile_leaves_the_word_of_the_lo
     async with world.database.begin() as connection:
         await suppressions.lock(connection, "default", "email", [A])
         await connection.execute(text("delete from facts where origin = 'kahuna_webhook'"))
-        settling = asyncio.create_task(bounces.settle(world.database, "default", world.rules.policy, world.clock))
+        settling = asyncio.create_task(bounces.settle(world.database, "default", world.rules, world.clock))
         waits = "datname = current_database() and wait_event_type = 'Lock'"
         for _ in range(500):
             if await world.query(f"select 1 from pg_stat_activity where {waits}"):
