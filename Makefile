@@ -72,8 +72,10 @@ image-check: setup ## Replay the Dockerfile without Docker, and start the result
 	$(BIN)/python -m tests.image $(ARGS)
 
 lock: $(UV) ## Resolve the locks anew (UPGRADE=--upgrade for newer versions)
-	$(COMPILE) --extra embedded --group dev --output-file requirements.lock pyproject.toml
+	$(COMPILE) --extra embedded --extra traces --group dev --output-file requirements.lock pyproject.toml
 	$(COMPILE) --constraint requirements.lock --output-file requirements-production.lock pyproject.toml
+	$(COMPILE) --constraint requirements.lock --extra traces --output-file requirements-traces.lock pyproject.toml
+	$(COMPILE) --constraint requirements.lock --group browser --output-file requirements-browser.lock
 	$(COMPILE) --constraint requirements.lock --group build --output-file requirements-build.lock
 
 clean: ## Remove the environments and everything generated, but not .data
