@@ -8,15 +8,14 @@ import re
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
 import click
 import httpx
-import uvicorn
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -29,6 +28,7 @@ from service import (
     operation,
     reconciling,
     reverting,
+    serving,
     settings,
     shell,
     up,
@@ -44,7 +44,7 @@ from service.operation import NAMESPACE, started, with_database
 from service.settings import Secret, Settings
 from service.store import access, migrations
 from service.store.database import Database
-from service.telemetry import logger, set_up_logging
+from service.telemetry import set_up_logging
 
 try:
     import uvloop
@@ -56,6 +56,10 @@ except ImportError:  # not made for every system
 SWITCH_SECONDS = 0.0005
 """For how long a thread of ours computes before another has its turn."""
 
+BACKLOG = 2048
+"""Connections that wait to be accepted at most, as many as the library's servers have by themselves."""
+
+_MEANS = "--port (of up), PORT or HOST"
 _PARENT = click.option("--parent", type=int, hidden=True, help="End when this process does.")
 
 
@@ -121,20 +125,38 @@ def _say_where(loaded: Settings, *, embeds: bool) -> None:
 
 
 @cli.command("web")
+@click.option("--workers", type=click.IntRange(1), help="Processes that share the ports (default: WEB_WORKERS, 1).")
+@click.option("--one-of", hidden=True, help="What one of several processes got from their parent.")
 @_PARENT
-def web_command(parent: int | None) -> None:
+def web_command(workers: int | None, one_of: str | None, parent: int | None) -> None:
     """The web process: callbacks and queries."""
-    with started(os.environ, namespaces=True, speaker="web") as loaded:
-        _refuse_taken(loaded.host, loaded.port)
-        if loaded.admin_port is not None:
-            _refuse_taken(loaded.host, loaded.admin_port, "ADMIN_PORT or HOST")
-        application = app.build(loaded)
+    environ = dict(os.environ) | ({"WEB_WORKERS": str(workers)} if workers else {})
+    inherited = None if one_of is None else serving.Inherited.read(one_of)
+    with started(environ, namespaces=True, speaker="web" if inherited is None else inherited.speaker) as loaded:
+        if loaded.web_workers > 1 and inherited is None:
+            environ["DATABASE_URL"] = loaded.database_url or ""
+            sys.exit(_share(loaded, environ, parent))
+        if inherited is None:
+            _refuse_taken(loaded.host, loaded.port)
+            if loaded.admin_port is not None:
+                _refuse_taken(loaded.host, loaded.admin_port, "ADMIN_PORT or HOST")
+        application = app.build(loaded, board=None if inherited is None else inherited.board())
         # The event loop waits so long for its turn while a large body is read, at each of its own.
         sys.setswitchinterval(SWITCH_SECONDS)
         # What start-up made stays for good: looked through again and again, it costs a tenth of every callback.
         gc.freeze()
         gc.set_threshold(20_000, 50, 100)
-        _run(_web(loaded, application, parent))
+        _run(serving.web(loaded, application, parent, inherited))
+
+
+def _share(loaded: Settings, environ: dict[str, str], parent: int | None) -> int:
+    """Runs several web processes that share the ports; returns the exit code."""
+    # Settings that a web process would refuse are refused here, before there are several to do so.
+    app.build(loaded)
+    sockets = [_listen(loaded.host, loaded.port)]
+    if loaded.admin_port is not None:
+        sockets.append(_listen(loaded.host, loaded.admin_port, "ADMIN_PORT or HOST"))
+    return asyncio.run(serving.several(loaded, environ, sockets, parent))
 
 
 @cli.command("worker")
@@ -149,7 +171,7 @@ def worker_command(parent: int | None) -> None:
         if loaded.worker_port is None:
             await worker.run(loaded, stop)
         else:
-            await worker.run(loaded, stop, show=partial(_shown, loaded, loaded.worker_port))
+            await worker.run(loaded, stop, show=partial(serving.shown, loaded, loaded.worker_port))
         watch.cancel()
 
     with started(os.environ, namespaces=True, speaker="worker") as loaded:
@@ -195,7 +217,7 @@ def simulator_command(
     secret_from = demo.SECRET_KEY if secret_key.reveal() == demo.SECRET_KEY else "that of KAHUNA_SECRET_KEY"
     api_from = demo.API_KEY if api_key.reveal() == demo.API_KEY else "that of KAHUNA_API_KEY"
     click.echo(f"Its Secret Key is {secret_from}, its API Key {api_from}", err=True)
-    _run(_serve(FrontConfig(simulator, host, port), parent))
+    _run(serving.serve(FrontConfig(simulator, host, port), parent))
 
 
 @cli.group("token")
@@ -379,127 +401,21 @@ async def _run_all(
     return code
 
 
-class _Server(uvicorn.Server):
-    """A server that ends well when it is told to: the library's own would end by the signal that it caught."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.listening = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begins to listen, and says so."""
-        await super().startup(sockets)
-        self.listening.set()
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leaves the signals to us."""
-        yield
-
-    def end(self) -> None:
-        """Drains and ends."""
-        self.should_exit = True
-
-    def part_with_callers(self) -> None:
-        """Has every connection end with its next answer, so that few are left when the end comes. Known to be so within
-        a second, when the library looks."""
-        self.config.encoded_headers.append((b"connection", b"close"))
-
-
-async def _web(loaded: Settings, application: app.Application, parent: int | None) -> None:
-    """Serves callbacks and, at their port, the other calls until a signal, or until the parent is gone. Not ready comes
-    first, then what is under way may finish."""
-    parts = [(application, loaded.port), (app.desk_of(application), loaded.admin_port or 0)]
-    servers = [_Server(_config_of(loaded, one, port)) for one, port in parts if one is not None]
-    stop = asyncio.Event()
-    up.stop_on_signals(stop)
-    ending = asyncio.create_task(_end_after(stop, loaded, application, servers))
-    watch = asyncio.create_task(up.watch_parent(parent, stop.set))
-    serving = [asyncio.create_task(servers[0].serve())]
-    # Not before: where the public port cannot be listened on, the application has to end at once.
-    if len(servers) > 1 and await _first(servers[0].listening.wait(), serving[0]):
-        app.desk_is_open(application)
-        serving.append(asyncio.create_task(servers[1].serve()))
-        serving[1].add_done_callback(lambda _: app.desk_is_closed(application))
-    # None is of use without the other: if one cannot go on, the process ends, and is started again.
-    await asyncio.wait(serving, return_when=asyncio.FIRST_COMPLETED)
-    for server in servers:
-        server.end()
-    app.end_waits(application)
-    await asyncio.gather(*serving)
-    for task in (ending, watch):
-        task.cancel()
-
-
-async def _first(one: Coroutine[Any, Any, object], other: asyncio.Task[None]) -> bool:
-    """Waits for either, and tells whether the first was the first."""
-    waiting = asyncio.create_task(one)
-    await asyncio.wait([waiting, other], return_when=asyncio.FIRST_COMPLETED)
-    return waiting.done() or not waiting.cancel()
-
-
-async def _end_after(
-    stop: asyncio.Event, loaded: Settings, application: app.Application, servers: Sequence[_Server]
-) -> None:
-    """What a signal begins: not ready, then no new connections once the load balancer had its time."""
-    await stop.wait()
-    app.leave(application)
-    if loaded.stop_delay_seconds is not None:
-        logger().info("web.leaving", seconds=loaded.stop_delay_seconds)
-        for server in servers:
-            server.part_with_callers()
-        await asyncio.sleep(loaded.stop_delay_seconds)
-    app.end_waits(application)
-    for server in servers:
-        server.end()
-
-
-def _config_of(loaded: Settings, application: Any, port: int) -> FrontConfig:
-    """How a web process listens. Without trusted proxies nobody's word is taken for where a request came from."""
-    limit, seconds = loaded.head_limit_bytes, loaded.head_timeout_seconds
-    config = FrontConfig(application, loaded.host, port, head_limit=limit, head_seconds=seconds)
-    config.proxy_headers = bool(loaded.trusted_proxies)
-    config.forwarded_allow_ips = list(loaded.trusted_proxies)
-    return config
-
-
-@asynccontextmanager
-async def _shown(loaded: Settings, port: int, application: Any) -> AsyncIterator[None]:
-    """Serves an application beside the block."""
-    server = _Server(_config_of(loaded, application, port))
-    serving = asyncio.create_task(server.serve())
-    try:
-        yield
-    finally:
-        server.end()
-        await serving
-
-
-async def _serve(config: uvicorn.Config, parent: int | None) -> None:
-    """Serves until a signal, or until the parent is gone. What is under way may finish first."""
-    server = _Server(config)
-    stop = asyncio.Event()
-    up.stop_on_signals(stop)
-    watches = [asyncio.create_task(up.watch_parent(parent, stop.set)), asyncio.create_task(_end_on(stop, server))]
-    await server.serve()
-    for watch in watches:
-        watch.cancel()
-
-
-async def _end_on(stop: asyncio.Event, server: _Server) -> None:
-    await stop.wait()
-    server.end()
-
-
 def _run(work: Coroutine[Any, Any, None]) -> None:
     """Runs a long-lived process on the quicker event loop, where there is one."""
     with asyncio.Runner(loop_factory=_NEW_LOOP) as runner:
         runner.run(work)
 
 
-def _refuse_taken(host: str, port: int, means: str = "--port (of up), PORT or HOST") -> None:
+def _refuse_taken(host: str, port: int, means: str = _MEANS) -> None:
+    _listen(host, port, means).close()
+
+
+def _listen(host: str, port: int, means: str = _MEANS) -> socket.socket:
+    """A socket at which connections wait to be accepted."""
     try:
-        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         reason = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be listened on ({error.strerror})"
         raise SettingsError(f"{host}:{port} {reason}: choose another with {means}.") from None

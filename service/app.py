@@ -12,6 +12,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
+from service.boards import Board
 from service.errors import KahunaSyncError, StorageUnavailable
 from service.flows import desk
 from service.flows.follow import Feed
@@ -110,10 +111,11 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def build(settings: Settings, clock: Callable[[], datetime] = utc_now) -> Application:
+def build(settings: Settings, clock: Callable[[], datetime] = utc_now, board: Board | None = None) -> Application:
     """The web application of these settings. With an ADMIN_PORT it answers callbacks alone, and `desk_of` has the
-    rest."""
-    service = _service(settings, Metrics(), clock)
+    rest. What it counts it adds to its `board`."""
+    service = _service(settings, Metrics(board), clock)
+    service.metrics.starts.add()
     desk = _Desk(service)
     receiving = partial(webhook.Shortcut, namespaces=[namespace.name for namespace in settings.namespaces])
     everything = [*OPERATIONS, *reference.operations(OPERATIONS, version("kahuna-sync"))]
@@ -196,7 +198,7 @@ def _application(
 def _service(settings: Settings, metrics: Metrics, clock: Callable[[], datetime]) -> Service:
     database, rules = Database.of(settings), rules_of(settings)
     webhook.count_from_zero(metrics)
-    intake = Intake(database, rules, clock)
+    intake = Intake(database, rules, clock, metrics)
     patience = settings.database_connect_timeout_seconds
     names = [namespace.name for namespace in settings.namespaces]
     return Service(
@@ -284,6 +286,7 @@ async def _beside(service: Service) -> AsyncIterator[None]:
     redelivery."""
     shelter = service.shelter
     works = [service.callers.keep_noting(service.database), watch_loop(service.metrics.lag)]
+    works += [gauges.keep_noting(service)] if service.settings.web_workers > 1 else []
     works += [shelter.weather.watch(), shelter.drain()] if shelter else []
     tasks = [asyncio.create_task(work) for work in works]
     # A task that has not begun would end without its last words.

@@ -147,6 +147,9 @@ class Settings:
     )
     host: str = setting("127.0.0.1", "Address that the web process listens on")
     port: int = setting(8700, "Port that the web process listens on")
+    web_workers: int = setting(
+        1, "Web processes that share the ports, each with a pool of database connections of its own"
+    )
     admin_port: int | None = setting(
         None,
         "Port to which everything but the webhooks and `/livez` moves, so that `PORT` carries callbacks only. Unset: "

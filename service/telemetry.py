@@ -10,19 +10,15 @@ import re
 import sys
 import traceback
 import uuid
-from bisect import bisect_left
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from functools import partial
-from itertools import accumulate
 from typing import Final
 
 import structlog
-from prometheus_client import CollectorRegistry, Histogram
-from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry
 
+from service.boards import BUCKETS, Board, Level, Tally, Timings
 from service.errors import KahunaSyncError
 
 REQUEST_ID: Final[ContextVar[str | None]] = ContextVar("request_id", default=None)
@@ -132,54 +128,6 @@ def _drop_meta(
     return event
 
 
-BUCKETS: Final = Histogram.DEFAULT_BUCKETS[:-1]
-"""Seconds up to which requests are counted together; the last of the library's is without end."""
-
-
-class Tally(Collector):
-    """A counter by labels from closed lists, never an address. It is part of every callback, on one event loop: a plain
-    number is a fifth of the price of the library's own, which is there for threads, too."""
-
-    def __init__(self, registry: CollectorRegistry, name: str, meaning: str, *labels: str) -> None:
-        self._family = partial(CounterMetricFamily, name, meaning, labels=labels)
-        self._counts: defaultdict[tuple[str, ...], int] = defaultdict(int)
-        registry.register(self)
-
-    def add(self, *labels: str, count: int = 1) -> None:
-        """Counts so many more; 0 has it shown before there is anything: what appears as 1 is no rise to Prometheus."""
-        self._counts[labels] += count
-
-    def collect(self) -> Iterator[Metric]:
-        """What the library shows."""
-        family = self._family()
-        for labels, count in self._counts.items():
-            family.add_metric(labels, count)
-        yield family
-
-
-class Timings(Collector):
-    """A histogram of seconds by labels from closed lists, for the same reason."""
-
-    def __init__(self, registry: CollectorRegistry, name: str, meaning: str, *labels: str) -> None:
-        self._family = partial(HistogramMetricFamily, name, meaning, labels=labels)
-        self._counts: defaultdict[tuple[str, ...], list[int]] = defaultdict(lambda: [0] * (len(BUCKETS) + 1))
-        self._sums: defaultdict[tuple[str, ...], float] = defaultdict(float)
-        registry.register(self)
-
-    def add(self, seconds: float, *labels: str) -> None:
-        """Something took so long."""
-        self._counts[labels][bisect_left(BUCKETS, seconds)] += 1
-        self._sums[labels] += seconds
-
-    def collect(self) -> Iterator[Metric]:
-        """What the library shows: for each bound how many took no longer."""
-        family = self._family()
-        bounds = [*(str(bound) for bound in BUCKETS), "+Inf"]
-        for labels, counts in self._counts.items():
-            family.add_metric(labels, list(zip(bounds, accumulate(counts), strict=True)), self._sums[labels])
-        yield family
-
-
 BEAT: Final = 0.5
 """Seconds between two looks at how late the event loop is."""
 
@@ -193,58 +141,87 @@ async def watch_loop(lag: Timings) -> None:
         lag.add(max(loop.time() - due, 0.0))
 
 
-class Metrics:
-    """The counters of one process, in a registry of their own."""
+GROUPS: Final = (1, 2, 4, 8, 16, 32, 64)
+"""Callbacks of one transaction up to which they are counted together."""
 
-    def __init__(self) -> None:
+
+class Metrics:
+    """The counters of one process, in a registry of their own; with a board that siblings read, theirs are added to
+    what is shown."""
+
+    def __init__(self, board: Board | None = None) -> None:
         self.registry = CollectorRegistry()
-        self.callbacks = Tally(
-            self.registry,
-            "kahuna_sync_callbacks",
+        self._board = Board() if board is None else board
+        self._count_receiving()
+        self._count_working()
+        self.requests = self._timings("request_seconds", "Seconds to answer, by route and status", "route", "status")
+        self.lag = self._timings("loop_lag_seconds", "Seconds by which the event loop was late, twice a second")
+        self.starts = self._tally("process_starts", "Processes that were started to do what this one does")
+        self.spans = self._tally(
+            "spans", "Spans of traces by what became of them: sent, or dropped since nobody took them", "outcome"
+        )
+        self.pool = self._level(
+            "pool_connections",
+            "Database connections of this process: busy, idle, or free (may still be opened)",
+            "state",
+        )
+
+    def _count_receiving(self) -> None:
+        self.callbacks = self._tally(
+            "callbacks",
             "Callbacks by channel and answer: the status, or for a 200 the batch's state (applied, recorded, spooled)",
             "channel",
             "answer",
         )
-        self.entries = Tally(
-            self.registry,
-            "kahuna_sync_entries",
+        self.entries = self._tally(
+            "entries",
             "Entries of callbacks by channel and outcome: accepted, duplicates or rejected",
             "channel",
             "outcome",
         )
-        self.imported = Tally(
-            self.registry,
-            "kahuna_sync_imported_lines",
+        self.facts = self._tally(
+            "facts",
+            "Facts that applied callbacks told by channel, reason and outcome: new, known, or, where a callback of "
+            "several reasons told some of both, mixed",
+            "channel",
+            "reason",
+            "outcome",
+        )
+        self.groups = self._timings("group_callbacks", "Callbacks that shared a transaction", "channel", bounds=GROUPS)
+        self.imported = self._tally(
+            "imported_lines",
             "Lines of imported lists by channel and outcome: accepted, duplicates or rejected",
             "channel",
             "outcome",
         )
-        self.requests = Timings(
-            self.registry, "kahuna_sync_request_seconds", "Seconds to answer, by route and status", "route", "status"
-        )
-        self.pushed = Tally(
-            self.registry,
-            "kahuna_sync_pushed_corrections",
+        self.lookups = self._tally("lookups", "Questions about one address that were looked up")
+        self.lookup_statements = self._tally("lookup_statements", "Statements that they shared")
+        self.feed_waiting = self._level("feed_waiting", "Followers of the feed that wait in this process")
+
+    def _count_working(self) -> None:
+        self.pushed = self._tally(
+            "pushed_corrections",
             "What came of corrections at Kahuna: sent, rejected, dead, or postponed (tried again)",
             "namespace",
             "channel",
             "outcome",
         )
-        self.pushes = Timings(
-            self.registry,
-            "kahuna_sync_push_seconds",
+        self.pushes = self._timings(
+            "push_seconds",
             "Seconds that calls of Kahuna's Sync APIs took, by answer: ok, or the slug of what was wrong",
             "namespace",
             "channel",
             "answer",
         )
-        self.steps = Tally(
-            self.registry,
-            "kahuna_sync_worker_steps",
-            "Turns of the worker's loops by outcome: worked, idle or failed",
-            "loop",
-            "outcome",
+        self.steps = self._tally(
+            "worker_steps", "Turns of the worker's loops by outcome: worked, idle or failed", "loop", "outcome"
         )
-        self.lag = Timings(
-            self.registry, "kahuna_sync_loop_lag_seconds", "Seconds by which the event loop was late, twice a second"
-        )
+
+    def _tally(self, name: str, meaning: str, *labels: str) -> Tally:
+        return Tally(self.registry, f"kahuna_sync_{name}", meaning, *labels, board=self._board)
+
+    def _level(self, name: str, meaning: str, *labels: str) -> Level:
+        return Level(self.registry, f"kahuna_sync_{name}", meaning, *labels, board=self._board)
+
+    def _timings(self, name: str, meaning: str, *labels: str, bounds: Sequence[float] = BUCKETS) -> Timings:
+        return Timings(self.registry, f"kahuna_sync_{name}", meaning, *labels, board=self._board, bounds=bounds)

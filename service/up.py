@@ -37,12 +37,22 @@ class Child:
     """One process of ours: its command of the service, and the process that runs it now."""
 
     command: Sequence[str]
+    fds: Sequence[int] = ()
+    grace: float = GRACE
     process: asyncio.subprocess.Process | None = field(default=None)
 
 
-async def run(commands: Sequence[Sequence[str]], environ: Mapping[str, str], stop: asyncio.Event) -> int:
-    """Runs these commands of the service until `stop` is set; returns the exit code."""
-    children = [Child(command) for command in commands]
+async def run(
+    commands: Sequence[Sequence[str]],
+    environ: Mapping[str, str],
+    stop: asyncio.Event,
+    *,
+    fds: Sequence[int] = (),
+    grace: float = GRACE,
+) -> int:
+    """Runs these commands of the service until `stop` is set; returns the exit code. The children inherit `fds`, and
+    are killed if they have not ended `grace` seconds after they were told to."""
+    children = [Child(command, fds, grace) for command in commands]
     keepers = [asyncio.create_task(_keep(child, environ, stop)) for child in children]
     stopped = asyncio.create_task(stop.wait())
     await asyncio.wait([stopped, *keepers], return_when=asyncio.FIRST_COMPLETED)
@@ -100,23 +110,26 @@ async def _keep(child: Child, environ: Mapping[str, str], stop: asyncio.Event) -
     deaths = 0
     while not stop.is_set():
         born = monotonic()
-        child.process = await _start(child.command, environ)
+        child.process = await _start(child, environ)
+        if stop.is_set():  # while it was started: nobody else has told it
+            return await _end(child)
         code = await child.process.wait()
         if stop.is_set():
-            return
+            return None
         deaths = deaths + 1 if monotonic() - born < YOUNG else 1
         if deaths >= QUICK_DEATHS:
             logger().error("process.given_up", command=child.command[0], code=code)
-            return
+            return None
         logger().warning("process.restarted", command=child.command[0], code=code)
         await asyncio.sleep(0.1 * deaths)
+    return None
 
 
-async def _start(command: Sequence[str], environ: Mapping[str, str]) -> asyncio.subprocess.Process:
+async def _start(child: Child, environ: Mapping[str, str]) -> asyncio.subprocess.Process:
     """In a session of its own, so that Ctrl-C at a terminal reaches the parent alone, which then ends the children."""
-    argv = [sys.executable, "-m", "service", *command, "--parent", str(os.getpid())]
+    argv = [sys.executable, "-m", "service", *child.command, "--parent", str(os.getpid())]
     return await asyncio.create_subprocess_exec(
-        *argv, env=dict(environ), stdin=asyncio.subprocess.DEVNULL, start_new_session=True
+        *argv, env=dict(environ), stdin=asyncio.subprocess.DEVNULL, start_new_session=True, pass_fds=child.fds
     )
 
 
@@ -126,7 +139,7 @@ async def _end(child: Child) -> None:
         return
     process.terminate()
     try:
-        async with asyncio.timeout(GRACE):
+        async with asyncio.timeout(child.grace):
             await process.wait()
     except TimeoutError:
         process.kill()

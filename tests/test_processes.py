@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -181,11 +182,11 @@ def test_a_taken_port_of_administration_is_told(database_url: str, tmp_path: Pat
 
 BETWEEN = """
 import asyncio, os, socket
-from service import __main__, app, settings
+from service import app, serving, settings
 
 loaded = settings.load(os.environ)
 taken = socket.create_server((loaded.host, getattr(loaded, os.environ["TAKEN"])))
-asyncio.run(__main__._web(loaded, app.build(loaded), None))
+asyncio.run(serving.web(loaded, app.build(loaded), None))
 """
 """Another process takes a port after it was looked at and before it is listened on."""
 
@@ -196,3 +197,106 @@ def test_a_port_that_is_taken_at_the_last_moment_ends_the_process(
 ) -> None:
     with running("web", database_url, tmp_path, ["PORT", "ADMIN_PORT"], TAKEN=taken, code=BETWEEN) as started:
         assert started.end() == 3
+
+
+@pytest.fixture
+def shared(database_url: str, tmp_path: Path) -> Iterator[Running]:
+    """Two web processes behind two ports."""
+    settings = {"WEB_WORKERS": "2", "STOP_DELAY_SECONDS": "1"}
+    with running("web", database_url, tmp_path, ["PORT", "ADMIN_PORT"], **settings) as started:
+        until(lambda: started.answers("/readyz", "ADMIN_PORT", 200), "ready")
+        until(lambda: figure(started, "process_starts_total") == 2, "both")
+        yield started
+
+
+def figure(running: Running, name: str) -> float:
+    """What is shown of a figure; 0 if it is not."""
+    lines = running.get("/metrics").text.splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"kahuna_sync_{name}"))
+
+
+def children_of(running: Running) -> list[int]:
+    """The processes that it has started and that live."""
+    told = Path(f"/proc/{running.process.pid}/task/{running.process.pid}/children").read_text()
+    return [int(one) for one in told.split()]
+
+
+def lives(process: int) -> bool:
+    """Whether it does; one that waits only for somebody to hear of its end does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def entries(number: int) -> tuple[bytes, str]:
+    """A body of its own, and its signature."""
+    address = f"p{number}@example.com"
+    body = json.dumps([{"email": address, "reason": "unsub", "timestamp": 1700000000}]).encode()
+    return body, webhook.sign([address], Secret(KEY))
+
+
+def call(running: Running, number: int) -> int:
+    """The answer to a callback that comes on a connection of its own."""
+    body, signature = entries(number)
+    url = f"http://127.0.0.1:{running.ports['PORT']}/webhooks/default/email/{TOKEN}"
+    return httpx.post(url, content=body, headers={"X-Kahuna-Signature": signature}, timeout=10).status_code
+
+
+APPLIED = 'callbacks_total{answer="applied"'
+
+
+def test_several_processes_share_the_ports_and_their_figures_add_up(shared: Running) -> None:
+    assert [call(shared, number) for number in range(20)] == [200] * 20
+    assert {figure(shared, APPLIED) for _ in range(10)} == {20}
+    assert figure(shared, 'facts_total{channel="email",outcome="new",reason="unsubscribe"') == 20
+    # Each has a pool of its own.
+    until(lambda: figure(shared, "pool_connections") == 40, "the connections of both")
+    first, second = children_of(shared)
+    os.kill(first, signal.SIGKILL)
+    # The other one goes on, and what the dead one has counted is not forgotten.
+    assert call(shared, 20) == 200
+    assert figure(shared, APPLIED) == 21
+    until(lambda: figure(shared, "process_starts_total") == 3, "another in its place")
+    assert second in children_of(shared)
+    assert first not in children_of(shared)
+    assert [call(shared, number) for number in range(21, 41)] == [200] * 20
+    assert {figure(shared, APPLIED) for _ in range(10)} == {41}
+    told = [json.loads(line) for line in shared.log.read_text().splitlines()]
+    assert {line["process"] for line in told if line["event"] == "batch.applied"} <= {"web-1", "web-2"}
+    assert [line["code"] for line in told if line["event"] == "process.restarted"] == [-signal.SIGKILL]
+
+
+def test_told_to_end_all_of_them_drain(shared: Running) -> None:
+    answers: list[int] = []
+    ended = threading.Event()
+
+    def ask() -> None:
+        number = 0
+        while not ended.is_set():
+            number += 1
+            try:
+                answers.append(call(shared, number))
+            except httpx.TransportError:  # nobody is there any more
+                return
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    until(lambda: len(answers) > 10, "callbacks")
+    children = children_of(shared)
+    shared.process.send_signal(signal.SIGTERM)
+    until(lambda: shared.answers("/readyz", "ADMIN_PORT", 503), "not ready")
+    assert shared.end() == 0
+    asking.join(20)
+    ended.set()
+    assert set(answers) == {200}
+    assert not any(lives(child) for child in children)
+    told = [json.loads(line)["event"] for line in shared.log.read_text().splitlines()]
+    assert told.count("web.stopped") == 2
+
+
+def test_when_the_parent_is_killed_the_others_end_too(shared: Running) -> None:
+    children = children_of(shared)
+    shared.process.kill()
+    shared.end()
+    until(lambda: not any(lives(child) for child in children), "their end")

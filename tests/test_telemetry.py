@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
-from service.telemetry import Tally, Timings
+from service.boards import Tally, Timings
 
 LABELS = st.tuples(st.sampled_from(["email", "sms"]), st.sampled_from(["200", "401", 'a"b\\c']))
 

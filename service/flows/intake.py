@@ -32,7 +32,7 @@ from service.store.arrivals import Arrival, Group
 from service.store.batches import Outcome, Received
 from service.store.database import Database
 from service.store.suppressions import Provenance
-from service.telemetry import logger
+from service.telemetry import Metrics, logger
 
 SMALL: Final = 200
 SMALL_BODY: Final = 64 * 1024
@@ -58,7 +58,10 @@ class Intake:
     """Takes the callbacks of one process in: those of one namespace and channel that come together share their
     transactions."""
 
-    def __init__(self, database: Database, rules: Rules, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self, database: Database, rules: Rules, clock: Callable[[], datetime], metrics: Metrics | None = None
+    ) -> None:
+        self._metrics = metrics or Metrics()
         self._database = database
         self._rules = rules
         self._clock = clock
@@ -96,6 +99,7 @@ class Intake:
             return None
 
     async def _take(self, members: Sequence[Member]) -> list[Ingested | None]:
+        self._metrics.groups.add(len(members), members[0].batch.channel)
         # A server that went away without a word would keep these, and all who come after, for ever.
         try:
             async with asyncio.timeout(PATIENCE):

@@ -4,13 +4,14 @@ No label holds an address. What takes a walk over a table is asked once in a whi
 matter how many scrape, or how often. Refuses to count: what happens is counted where it happens.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
 from datetime import datetime, timedelta
 from itertools import product
 from typing import Any, Final, NamedTuple
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import GaugeMetricFamily, Metric
 from starlette.responses import Response
 
 from service.domain.addresses import CHANNELS
@@ -27,11 +28,11 @@ from service.store import (
     spool,
     surges,
 )
-from service.store.database import Connection, Use
+from service.store.database import Connection
 from service.store.deadlines import Counted
 from service.store.gauges import Often, Seldom
 from service.store.spool import Stock
-from service.telemetry import logger
+from service.telemetry import BEAT, logger
 from service.web import figures, health
 from service.web.contract import Answer, AnyOperation, Call, Nothing, Operation
 from service.web.health import Watched
@@ -51,6 +52,7 @@ class Dear(NamedTuple):
 async def metrics(call: Call[Nothing, None]) -> Response:
     """Figures for Prometheus. Those that the database knows are left out while it is away."""
     watched: Watched = call.service
+    note(watched)
     text = generate_latest(watched.metrics.registry)
     async for families in _beside(watched):
         text += generate_latest(_Collected(families))
@@ -69,13 +71,31 @@ OPERATIONS: Final[list[AnyOperation]] = [
 ]
 
 
+def note(watched: Watched) -> None:
+    """Writes down what is not counted where it happens: how much there is of something in this process now."""
+    use, metrics = watched.database.use, watched.metrics
+    free = max(use.most - use.busy - use.idle, 0)
+    for state, count in (("busy", use.busy), ("idle", use.idle), ("free", free)):
+        metrics.pool.set(count, state)
+    if watched.feed is not None:
+        metrics.feed_waiting.set(watched.feed.waiting)
+    if watched.lookups is not None:
+        now = watched.lookups.heard, watched.lookups.pieces
+        heard, pieces = watched.seldom.get("lookups", (0, 0))
+        metrics.lookups.add(count=now[0] - heard)
+        metrics.lookup_statements.add(count=now[1] - pieces)
+        watched.seldom["lookups"] = now
+
+
+async def keep_noting(watched: Watched) -> None:
+    """Does so twice a second, until it is cancelled, for siblings that are asked instead of this process."""
+    while True:
+        note(watched)
+        await asyncio.sleep(BEAT)
+
+
 async def _beside(watched: Watched) -> AsyncIterator[Iterable[Metric]]:
     """What is no counter of this process."""
-    yield _of_connections(watched.database.use)
-    if watched.feed is not None:
-        yield [_one("feed_waiting", "Followers of the feed that wait in this process", watched.feed.waiting)]
-    if watched.lookups is not None:
-        yield _of_lookups(watched.lookups.heard, watched.lookups.pieces)
     if watched.shelter is not None:
         stock = await health.stock_of(watched.shelter)
         yield _of_spool(stock, watched.now.timestamp()) if stock else []
@@ -103,22 +123,6 @@ async def _dear(watched: Watched, connection: Connection) -> Dear:
 
 def _one(name: str, about: str, value: float) -> GaugeMetricFamily:
     return GaugeMetricFamily(f"kahuna_sync_{name}", about, value=value)
-
-
-def _of_connections(use: Use) -> Iterable[Metric]:
-    about = "Database connections of this process: busy, idle, or free (may still be opened)"
-    pool = GaugeMetricFamily("kahuna_sync_pool_connections", about, labels=["state"])
-    free = max(use.most - use.busy - use.idle, 0)
-    for state, count in (("busy", use.busy), ("idle", use.idle), ("free", free)):
-        pool.add_metric([state], count)
-    return [pool]
-
-
-def _of_lookups(heard: int, pieces: int) -> Iterable[Metric]:
-    return [
-        CounterMetricFamily("kahuna_sync_lookups", "Questions about one address that were looked up", value=heard),
-        CounterMetricFamily("kahuna_sync_lookup_statements", "Statements that they shared", value=pieces),
-    ]
 
 
 def _of_spool(stock: Stock, now: float) -> Iterable[Metric]:
