@@ -44,7 +44,7 @@ from service.operation import NAMESPACE, started, with_database
 from service.settings import Secret, Settings
 from service.store import access, migrations
 from service.store.database import Database
-from service.telemetry import set_up_logging
+from service.telemetry import Metrics, set_up_logging
 
 try:
     import uvloop
@@ -140,19 +140,27 @@ def web_command(workers: int | None, one_of: str | None, parent: int | None) -> 
             _refuse_taken(loaded.host, loaded.port)
             if loaded.admin_port is not None:
                 _refuse_taken(loaded.host, loaded.admin_port, "ADMIN_PORT or HOST")
-        application = app.build(loaded, board=None if inherited is None else inherited.board())
+        trace = serving.spans_of(loaded, "web" if inherited is None else inherited.speaker)
+        metrics = Metrics(None if inherited is None else inherited.board())
         # The event loop waits so long for its turn while a large body is read, at each of its own.
         sys.setswitchinterval(SWITCH_SECONDS)
-        # What start-up made stays for good: looked through again and again, it costs a tenth of every callback.
-        gc.freeze()
-        gc.set_threshold(20_000, 50, 100)
-        _run(serving.web(loaded, application, parent, inherited))
+
+        async def serve() -> None:
+            async with trace(metrics) as tracer:
+                application = app.build(loaded, metrics=metrics, tracer=tracer)
+                # What start-up made stays for good: looked through again and again, it costs a tenth of every callback.
+                gc.freeze()
+                gc.set_threshold(20_000, 50, 100)
+                await serving.web(loaded, application, parent, inherited)
+
+        _run(serve())
 
 
 def _share(loaded: Settings, environ: dict[str, str], parent: int | None) -> int:
     """Runs several web processes that share the ports; returns the exit code."""
     # Settings that a web process would refuse are refused here, before there are several to do so.
     app.build(loaded)
+    serving.spans_of(loaded, "web")
     sockets = [_listen(loaded.host, loaded.port)]
     if loaded.admin_port is not None:
         sockets.append(_listen(loaded.host, loaded.admin_port, "ADMIN_PORT or HOST"))
@@ -168,10 +176,11 @@ def worker_command(parent: int | None) -> None:
         stop = asyncio.Event()
         up.stop_on_signals(stop)
         watch = asyncio.create_task(up.watch_parent(parent, stop.set))
+        trace = serving.spans_of(loaded, "worker")
         if loaded.worker_port is None:
-            await worker.run(loaded, stop)
+            await worker.run(loaded, stop, trace=trace)
         else:
-            await worker.run(loaded, stop, show=partial(serving.shown, loaded, loaded.worker_port))
+            await worker.run(loaded, stop, show=partial(serving.shown, loaded, loaded.worker_port), trace=trace)
         watch.cancel()
 
     with started(os.environ, namespaces=True, speaker="worker") as loaded:

@@ -12,7 +12,6 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from service.boards import Board
 from service.errors import KahunaSyncError, StorageUnavailable
 from service.flows import desk
 from service.flows.follow import Feed
@@ -22,6 +21,7 @@ from service.flows.shelter import Shelter
 from service.flows.together import Together
 from service.flows.weather import Weather
 from service.settings import Settings
+from service.spans import Tracer
 from service.store import access, migrations, suppressions
 from service.store.database import Connection, Database
 from service.store.spool import Spool
@@ -50,6 +50,7 @@ from service.web import suppressions as queries
 from service.web.callers import Callers
 from service.web.contract import AnyOperation
 from service.web.http import Budget, Service, Telling, on_error, on_http_exception
+from service.web.tracing import Tracing
 
 Application: TypeAlias = Starlette
 """What a server runs; the command line knows it by this name only."""
@@ -111,21 +112,27 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def build(settings: Settings, clock: Callable[[], datetime] = utc_now, board: Board | None = None) -> Application:
+def build(
+    settings: Settings,
+    clock: Callable[[], datetime] = utc_now,
+    metrics: Metrics | None = None,
+    tracer: Tracer | None = None,
+) -> Application:
     """The web application of these settings. With an ADMIN_PORT it answers callbacks alone, and `desk_of` has the
-    rest. What it counts it adds to its `board`."""
-    service = _service(settings, Metrics(board), clock)
+    rest."""
+    tracer = tracer or Tracer()
+    service = _service(settings, metrics or Metrics(), clock, tracer)
     service.metrics.starts.add()
     desk = _Desk(service)
     receiving = partial(webhook.Shortcut, namespaces=[namespace.name for namespace in settings.namespaces])
     everything = [*OPERATIONS, *reference.operations(OPERATIONS, version("kahuna-sync"))]
     if settings.admin_port is None:
-        application = _application(service, everything, [queries.Shortcut, receiving], _lifespan(service, desk))
+        application = _application(service, everything, [queries.Shortcut, receiving], _lifespan(service, desk), tracer)
     else:
         public = [*webhook.OPERATIONS, *(one for one in health.OPERATIONS if one.path == "/livez")]
         private = [one for one in everything if one not in webhook.OPERATIONS]
-        application = _application(service, public, [receiving], _lifespan(service, desk))
-        desk.application = _application(service, private, [queries.Shortcut], desk.lifespan)
+        application = _application(service, public, [receiving], _lifespan(service, desk), tracer)
+        desk.application = _application(service, private, [queries.Shortcut], desk.lifespan, tracer)
     application.state.desk = desk
     return application
 
@@ -177,6 +184,7 @@ def _application(
     operations: Sequence[AnyOperation],
     shortcuts: Sequence[Callable[[ASGIApp], ASGIApp]],
     lifespan: Lifespan,
+    tracer: Tracer,
 ) -> Application:
     """What answers these operations. The last of the shortcuts is asked first."""
     made = Starlette(
@@ -191,14 +199,15 @@ def _application(
     inner = made.build_middleware_stack()
     for shortcut in shortcuts:
         inner = shortcut(inner)
-    made.middleware_stack = Telling(inner, service.metrics)
+    telling = Telling(inner, service.metrics)
+    made.middleware_stack = Tracing(telling, tracer) if tracer.on else telling
     return made
 
 
-def _service(settings: Settings, metrics: Metrics, clock: Callable[[], datetime]) -> Service:
+def _service(settings: Settings, metrics: Metrics, clock: Callable[[], datetime], tracer: Tracer) -> Service:
     database, rules = Database.of(settings), rules_of(settings)
     webhook.count_from_zero(metrics)
-    intake = Intake(database, rules, clock, metrics)
+    intake = Intake(database, rules, clock, metrics, tracer)
     patience = settings.database_connect_timeout_seconds
     names = [namespace.name for namespace in settings.namespaces]
     return Service(

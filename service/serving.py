@@ -6,18 +6,23 @@ loses neither a connection that waits nor a number, and another is started in it
 """
 
 import asyncio
+import importlib
 import socket
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
 
 import uvicorn
 
 from service import app, boards, up
 from service.boards import Board
+from service.errors import SettingsError
 from service.front import FrontConfig
 from service.settings import Settings
-from service.telemetry import logger
+from service.spans import Tracer
+from service.telemetry import Metrics, logger
+from service.worker import Trace
 
 DRAIN: Final = 15.0
 """Seconds, beyond the delay of a stop, after which a process that has not ended by itself is killed."""
@@ -75,6 +80,32 @@ async def several(
     for task in (watch, closing):
         task.cancel()
     return code
+
+
+def spans_of(loaded: Settings, speaker: str) -> Trace:
+    """What sends the spans of a process. Without TRACES_URL nothing of OpenTelemetry is ever imported; with it, but
+    without the extra, SettingsError says what to install."""
+    if loaded.traces_url is None:
+        return lambda _: nullcontext(Tracer())
+    try:
+        tracing = importlib.import_module("service.tracing")
+    except ModuleNotFoundError:
+        raise SettingsError(
+            "TRACES_URL is set, but OpenTelemetry is not installed: install requirements-traces.lock instead of "
+            "requirements-production.lock (pip: the extra `traces`), or leave TRACES_URL out."
+        ) from None
+    bare = urlsplit(loaded.traces_url).path in ("", "/")
+    url = f"{loaded.traces_url.rstrip('/')}/v1/traces" if bare else loaded.traces_url
+
+    def trace(metrics: Metrics) -> AbstractAsyncContextManager[Tracer]:
+        for outcome in ("sent", "dropped"):
+            metrics.spans.add(outcome, count=0)
+        made: AbstractAsyncContextManager[Tracer] = tracing.tracer(
+            url, loaded.traces_sample_ratio, speaker, lambda outcome, count: metrics.spans.add(outcome, count=count)
+        )
+        return made
+
+    return trace
 
 
 async def _close_after(stop: asyncio.Event, sockets: Sequence[socket.socket]) -> None:

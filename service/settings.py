@@ -265,6 +265,15 @@ class Settings:
         None, "Dates that are no business days, such as `2026-12-25,2027-01-01`. Unset: none"
     )
     business_time_zone: str = setting("UTC", "Time zone in which days begin and end, such as `America/New_York`")
+    traces_url: str | None = setting(
+        None,
+        "Where spans of OpenTelemetry go by OTLP over HTTP, such as `http://collector:4318/v1/traces`; takes the extra "
+        "`traces`. Unset: nowhere",
+    )
+    traces_sample_ratio: float = setting(
+        0.1,
+        "Share of the requests that are recorded if they come without a decision in `traceparent`, from 0 to 1",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "Least level that is logged")
     log_format: Literal["console", "json"] = setting("console", "`json` for machines, `console` for people")
     namespaces: tuple[Namespace, ...] = ()
@@ -501,13 +510,14 @@ def _number(name: str, kind: type[int] | type[float], value: Any) -> int | float
 def _check_numbers(settings: Settings) -> None:
     for name, field in names(Settings).items():
         value = getattr(settings, field.name)
-        if isinstance(value, int | float) and value == 0:
+        if isinstance(value, int | float) and value == 0 and name != "TRACES_SAMPLE_RATIO":
             raise SettingsError(f"{name} must be more than 0.")
         if name.endswith("_DAYS") and (value or 0) > MOST_DAYS:
             raise SettingsError(f"{name} must be at most {MOST_DAYS}; leave it out where there is to be no end.")
     for name in ("PORT", "ADMIN_PORT", "WORKER_PORT"):
         if (getattr(settings, name.lower()) or 0) > 65_535:
             raise SettingsError(f"{name} must be at most 65535.")
+    _check_traces(settings)
     if settings.admin_port == settings.port:
         raise SettingsError("ADMIN_PORT must be another port than PORT; leave it out to have one port for all.")
     if settings.push_batch_entries > MOST_ENTRIES:
@@ -518,3 +528,11 @@ def _check_numbers(settings: Settings) -> None:
         raise SettingsError(
             f"PUSH_LEASE_SECONDS must be at least {SHORTEST_LEASE}, or a claim ends before it is renewed."
         )
+
+
+def _check_traces(settings: Settings) -> None:
+    if settings.traces_sample_ratio > 1:
+        raise SettingsError("TRACES_SAMPLE_RATIO must be a share, from 0 to 1.")
+    fault = None if settings.traces_url is None else base_url_fault(settings.traces_url)
+    if fault is not None:
+        raise SettingsError(f"TRACES_URL must {fault}.")

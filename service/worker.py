@@ -32,6 +32,7 @@ from service.kahuna import (
     WrongCredentials,
 )
 from service.settings import Namespace, Settings
+from service.spans import TRACE, Tracer
 from service.store import access, migrations
 from service.store.database import Database
 from service.telemetry import Metrics, logger, watch_loop
@@ -42,6 +43,9 @@ Step = Callable[[], Awaitable[object]]
 
 Show: TypeAlias = Callable[[Any], AbstractAsyncContextManager[None]]
 """Serves an application for as long as the block lasts."""
+
+Trace: TypeAlias = Callable[[Metrics], AbstractAsyncContextManager[Tracer]]
+"""Makes spans and sends them for as long as the block lasts; what becomes of them is counted."""
 
 LONGEST_PAUSE: Final = 5.0
 """Seconds between two looks whether the database is back."""
@@ -84,14 +88,18 @@ async def run(
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     jitter: Callable[[], float] = random.random,
     show: Show = lambda _: nullcontext(),
+    trace: Trace = lambda _: nullcontext(Tracer()),
 ) -> None:
-    """Works until `stop` is set. `show` serves what tells of this worker, for as long as it works."""
-    async with Database.of(settings) as database:
+    """Works until `stop` is set. `show` serves what tells of this worker, for as long as it works, and `trace` sends
+    its spans."""
+    metrics = Metrics()
+    async with Database.of(settings) as database, trace(metrics) as tracer:
         names, calendar = tuple(namespace.name for namespace in settings.namespaces), calendar_of(settings)
-        alone = Alone(database, Metrics(), clock, migrations.revisions(), migrations.head(), names, calendar)
-        async with show(watching.application(alone)), _steps(alone, settings, make_client, jitter) as steps:
+        alone = Alone(database, metrics, clock, migrations.revisions(), migrations.head(), names, calendar)
+        async with show(watching.application(alone)), _steps(alone, settings, make_client, jitter, tracer) as steps:
             logger().info("worker.started", namespaces=len(settings.namespaces))
-            loops = [asyncio.create_task(_repeat(alone, step, stop)) for step in steps]
+            metrics.starts.add()
+            loops = [asyncio.create_task(_repeat(alone, tracer, step, stop)) for step in steps]
             lag = asyncio.create_task(watch_loop(alone.metrics.lag))
             await stop.wait()
             alone.leaving.set()
@@ -128,6 +136,7 @@ async def _steps(
     settings: Settings,
     make_client: Callable[[Namespace, Settings], KahunaClient],
     jitter: Callable[[], float],
+    tracer: Tracer,
 ) -> AsyncIterator[list[tuple[str, Step, float]]]:
     """What is to be done again and again: the name in the log, the step, and the seconds between two looks when there
     is nothing to do."""
@@ -141,7 +150,7 @@ async def _steps(
         for namespace in settings.namespaces:
             client = await stack.enter_async_context(make_client(namespace, settings))
             made = Pusher(database, client, namespace.name, rules.policy, limits, clock, jitter, metrics=alone.metrics)
-            pushers.append(named(made, namespace))
+            pushers.append(replace(named(made, namespace), tracer=tracer))
             clients[namespace.name] = client
         means = means_of(settings, database, rules, clock, clients)
 
@@ -159,7 +168,7 @@ async def _steps(
         poll = settings.worker_poll_seconds
         yield [
             *(("push", step, poll) for pusher in pushers for step in pushing(pusher)),
-            ("apply", lambda: ingest.apply_recorded(database, rules, clock), poll),
+            ("apply", lambda: ingest.apply_recorded(database, rules, clock, tracer), poll),
             *_reconciling(settings, means),
             ("retract", lambda: retract.run_next(database, rules, clock), poll),
             ("surges", lambda: surges.look(database, surge_limits, clock), HOUSEKEEPING),
@@ -205,13 +214,13 @@ def _pulling(
     return [pulling(*one) for one in clients.items()] if settings.logs_pull == "on" else []
 
 
-async def _repeat(alone: Alone, doing: tuple[str, Step, float], stop: asyncio.Event) -> None:
+async def _repeat(alone: Alone, tracer: Tracer, doing: tuple[str, Step, float], stop: asyncio.Event) -> None:
     """Does a step again and again: at once while there is work, else after a pause."""
     name, step, pause = doing
     failures = 0
     while not stop.is_set():
         try:
-            worked = await step()
+            worked = await _traced(tracer, name, step)
         except Exception as error:  # noqa: BLE001 (a loop that ended would be work that is never done)
             failures += 1
             alone.metrics.steps.add(name, "failed")
@@ -226,6 +235,26 @@ async def _repeat(alone: Alone, doing: tuple[str, Step, float], stop: asyncio.Ev
         alone.metrics.steps.add(name, "worked" if worked else "idle")
         if not worked:
             await _wait(pause, stop)
+
+
+async def _traced(tracer: Tracer, name: str, step: Step) -> object:
+    """Does a step once, as a trace of its own if it is recorded and there was something to do. A push makes its own,
+    since it knows whose corrections it sends."""
+    span = None if name == "push" else tracer.root(f"worker {name}")
+    if span is None:
+        return await step()
+    token = TRACE.set(span.place.traceparent)
+    try:
+        worked = await step()
+    except Exception:
+        span.failed = True
+        tracer.end(span)
+        raise
+    finally:
+        TRACE.reset(token)
+    if worked:
+        tracer.end(span)
+    return worked
 
 
 def _complain(name: str, error: Exception, failures: int) -> None:

@@ -18,12 +18,14 @@ from service.errors import StorageBusy, StorageOutdated, StorageUnavailable
 from service.kahuna import webhook, wire
 from service.lists import chunks
 from service.settings import Namespace, Settings
+from service.spans import Tracer, traceparent_in
 from service.store import batches, outbox, reviews, suppressions
 from service.store.batches import Outcome, Received, Rejected
 from service.store.database import Connection, Database, aside, until_settled
+from service.store.outbox import Because
 from service.store.reviews import Held
 from service.store.suppressions import Entry, Provenance
-from service.telemetry import FilteringBoundLogger, logger, told
+from service.telemetry import REQUEST_ID, FilteringBoundLogger, logger, told
 
 SMALL_BODY: Final = 16 * 1024
 """Bytes up to which an archived body is read on the spot."""
@@ -74,10 +76,12 @@ Said: TypeAlias = webhook.Callback | chunks.Chunk
 
 
 class Member(NamedTuple):
-    """One callback, or chunk of an import, among those that share a transaction: its batch, and what it says."""
+    """One callback, or chunk of an import, among those that share a transaction: its batch, what it says, and the id of
+    the request that it came in."""
 
     batch: Received
     callback: Said
+    request_id: str | None = None
 
 
 class Sorted(NamedTuple):
@@ -101,7 +105,7 @@ async def ingest(
     database: Database, batch: Received, callback: Said, rules: Rules, clock: Callable[[], datetime]
 ) -> Ingested:
     """Makes a verified batch durable by itself, and applied unless that fails for a reason of our own."""
-    member = Member(batch, callback)
+    member = Member(batch, callback, REQUEST_ID.get())
     try:
         ingested = await until_settled(
             database, lambda connection: _record_and_apply(connection, member, rules, clock())
@@ -115,9 +119,13 @@ async def ingest(
     return ingested
 
 
-async def apply_recorded(database: Database, rules: Rules, clock: Callable[[], datetime]) -> bool:
+async def apply_recorded(
+    database: Database, rules: Rules, clock: Callable[[], datetime], tracer: Tracer | None = None
+) -> bool:
     """Applies one batch that was recorded alone, if one is due; tells whether there was one."""
     batch: Received | None = None
+    tracer = tracer or Tracer()
+    began = tracer.clock()
     try:
         async with database.begin() as connection:
             batch = await batches.next_unapplied(connection, clock())
@@ -133,6 +141,7 @@ async def apply_recorded(database: Database, rules: Rules, clock: Callable[[], d
         async with database.begin() as connection:
             await batches.postpone(connection, batch.id, told(error), clock())
         return True
+    tracer.note("batch.apply", traceparent_in(batch.headers), began, {"kahuna_sync.batch_id": str(batch.id)})
     log(batch, Ingested(str(batch.id), outcome))
     return True
 
@@ -151,7 +160,7 @@ async def _record_and_apply(connection: Connection, member: Member, rules: Rules
     waiting = await batches.lock_unapplied(connection, known.id)
     if waiting is None:  # applied by the sweeper since we looked
         return await _record_and_apply(connection, member, rules, now)
-    [outcome] = await apply(connection, [Member(waiting, member.callback)], rules, now)
+    [outcome] = await apply(connection, [member._replace(batch=waiting)], rules, now)
     await batches.finish(connection, known.id, outcome, now)
     return Ingested(str(known.id), outcome)
 
@@ -224,9 +233,20 @@ async def take(
         taken.append(
             Taken(merged.new.get(member.batch.id, 0) + await reviews.hold(connection, member.batch, waits), held_here)
         )
-    scope = outbox.Scope(shared.namespace, shared.channel, now, rules.policy)
+    because = await aside(many, because_of, members, found, merged.at_odds) if merged.at_odds else {}
+    scope = outbox.Scope(shared.namespace, shared.channel, now, rules.policy, because)
     await outbox.owe(connection, scope, merged.at_odds)
     return taken
+
+
+def because_of(members: Sequence[Member], found: Sequence[Sorted], at_odds: Set[str]) -> dict[str, Because]:
+    """What is owed about these addresses comes from which request."""
+    because: dict[str, Because] = {}
+    for member, one in zip(members, found, strict=True):
+        headers = member.batch.headers
+        mine = Because(member.request_id or headers.get("x-request-id"), traceparent_in(headers))
+        because |= {e.address: mine for e in (*one.facts, *one.opt_ins) if e.address in at_odds}
+    return because
 
 
 def _rows(found: Sequence[Sorted], held: Collection[tuple[int, int | None]]) -> list[Entry]:

@@ -18,6 +18,7 @@ from service.flows.ingest import (
     Said,
     Sorted,
     apply,
+    because_of,
     errors_of,
     ingest,
     is_away,
@@ -27,12 +28,13 @@ from service.flows.ingest import (
 )
 from service.flows.together import Together
 from service.kahuna import webhook
+from service.spans import Tracer, traceparent_in
 from service.store import arrivals, batches, outbox
 from service.store.arrivals import Arrival, Group
 from service.store.batches import Outcome, Received
 from service.store.database import Database
 from service.store.suppressions import Provenance
-from service.telemetry import Metrics, logger
+from service.telemetry import REQUEST_ID, Metrics, logger
 
 SMALL: Final = 200
 SMALL_BODY: Final = 64 * 1024
@@ -59,9 +61,15 @@ class Intake:
     transactions."""
 
     def __init__(
-        self, database: Database, rules: Rules, clock: Callable[[], datetime], metrics: Metrics | None = None
+        self,
+        database: Database,
+        rules: Rules,
+        clock: Callable[[], datetime],
+        metrics: Metrics | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self._metrics = metrics or Metrics()
+        self._tracer = tracer or Tracer()
         self._database = database
         self._rules = rules
         self._clock = clock
@@ -70,15 +78,20 @@ class Intake:
 
     async def ingest(self, batch: Received, callback: webhook.Callback) -> Ingested:
         """Makes a verified batch durable, and applied unless that fails for a reason of our own."""
-        ingested = await self._in_company(Member(batch, callback)) if _is_small(batch, callback) else None
+        small = _is_small(batch, callback)
+        ingested = await self._in_company(Member(batch, callback, REQUEST_ID.get())) if small else None
         if ingested is None:
-            return await ingest(self._database, batch, callback, self._rules, self._clock)
+            return await self.ingest_alone(batch, callback)
         log(batch, ingested, self._logger)
         return ingested
 
     async def ingest_alone(self, batch: Received, callback: Said) -> Ingested:
         """The same, sharing with nobody: for a batch that may be taken in twice at the same time."""
-        return await ingest(self._database, batch, callback, self._rules, self._clock)
+        with self._tracer.within(self._tracer.child("batch.apply", traceparent_in(batch.headers))) as span:
+            ingested = await ingest(self._database, batch, callback, self._rules, self._clock)
+            if span is not None:
+                span.told |= {"kahuna_sync.batch_id": ingested.batch_id, "kahuna_sync.state": ingested.state}
+        return ingested
 
     def abandon(self) -> None:
         """Ends the shared transactions under way, for the database will not: who waits for them has been told."""
@@ -100,6 +113,16 @@ class Intake:
 
     async def _take(self, members: Sequence[Member]) -> list[Ingested | None]:
         self._metrics.groups.add(len(members), members[0].batch.channel)
+        if not self._tracer.on:
+            return await self._take_within(members)
+        began = self._tracer.clock()
+        taken = await self._take_within(members)
+        for member in members:
+            told = {"kahuna_sync.batch_id": str(member.batch.id), "kahuna_sync.group_callbacks": len(members)}
+            self._tracer.note("batch.apply", traceparent_in(member.batch.headers), began, told)
+        return taken
+
+    async def _take_within(self, members: Sequence[Member]) -> list[Ingested | None]:
         # A server that went away without a word would keep these, and all who come after, for ever.
         try:
             async with asyncio.timeout(PATIENCE):
@@ -137,7 +160,8 @@ class Intake:
             new = sorted(stored.new)
             rejected = rejected_of([members[place] for place in new], [found[place] for place in new])
             await batches.quarantine_entries(connection, rejected)
-            scope = outbox.Scope(shared.namespace, shared.channel, now, self._rules.policy)
+            because = because_of(members, found, stored.at_odds) if stored.at_odds else {}
+            scope = outbox.Scope(shared.namespace, shared.channel, now, self._rules.policy, because)
             await outbox.owe(connection, scope, stored.at_odds)
         return [_ingested(one, stored.new.get(place)) for place, one in enumerate(told)]
 

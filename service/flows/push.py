@@ -8,8 +8,8 @@ is then, at worst, sent twice.
 import asyncio
 import secrets
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from time import perf_counter
@@ -23,6 +23,7 @@ from service.kahuna import errors, wire
 from service.kahuna.client import KahunaClient
 from service.kahuna.masking import masked, texts_in
 from service.settings import Secret, Settings
+from service.spans import TRACE, Tracer, places_of
 from service.store import calls, circuits, differences, outbox
 from service.store.batches import new_id
 from service.store.calls import Made
@@ -82,6 +83,7 @@ class Pusher:
     worker: str = "worker"
     secrets: tuple[Secret, ...] = ()
     metrics: Metrics = field(default_factory=Metrics)
+    tracer: Tracer = field(default_factory=Tracer)
 
 
 class _Claim:
@@ -124,6 +126,7 @@ class _Claim:
             channel=self.channel,
             count=settled,
             reason=settlement.reason,
+            call=(settlement.evidence or {}).get("request_id"),
         )
 
     async def note(self, call_id: uuid.UUID, claimed: Sequence[Claimed], outcome: str, **came: Any) -> None:
@@ -179,9 +182,11 @@ async def push_due(pusher: Pusher, channel: Channel) -> bool:
     if not claimed:
         return False
     claim = _Claim(pusher, channel, lease, probing=circuit is not None)
+    span = pusher.tracer.root("corrections.push", sure=any(one.traceparent for one in claimed))
     try:
-        async with claim.held():
-            await _send_all(claim, claimed)
+        with pusher.tracer.within(span):
+            async with claim.held():
+                await _send_all(claim, claimed)
     except BaseException:
         # Told to stop, or the database is away: another worker need not wait for the lease, if this can still be said.
         with suppress(StorageUnavailable):
@@ -230,7 +235,7 @@ async def _send(claim: _Claim, claimed: Sequence[Claimed]) -> None:
     call_id = new_id(claim.pusher.clock(), secrets.randbits(74))
     request_id = call_id.hex
     try:
-        answer = await _call(claim, entries, request_id)
+        answer = await _call(claim, claimed, entries, request_id)
     except errors.KahunaError as error:
         await claim.note(call_id, claimed, error.slug, status=error.status, said=filter(None, [error.detail]))
         return await _failed(claim, claimed, error, request_id)
@@ -284,16 +289,38 @@ async def _failed(claim: _Claim, claimed: Sequence[Claimed], error: errors.Kahun
     return await claim.settle(claimed, claim.postponed)
 
 
-async def _call(claim: _Claim, entries: list[Any], request_id: str) -> wire.SyncAnswer:
+async def _call(claim: _Claim, claimed: Sequence[Claimed], entries: list[Any], request_id: str) -> wire.SyncAnswer:
     pusher, began, answer = claim.pusher, perf_counter(), "ok"
     call = pusher.client.email_sync if claim.channel == "email" else pusher.client.sms_sync
+    with _calling(claim, claimed, request_id) as told:
+        try:
+            return await call(entries, request_id=request_id)
+        except errors.KahunaError as error:
+            answer = error.slug
+            raise
+        finally:
+            told["kahuna_sync.answer"] = answer
+            pusher.metrics.pushes.add(perf_counter() - began, pusher.namespace, claim.channel, answer)
+
+
+@contextmanager
+def _calling(claim: _Claim, claimed: Sequence[Claimed], request_id: str) -> Iterator[dict[str, Any]]:
+    """The span of a call, with links to what caused its corrections; and in the traces of those a span that tells of
+    it, so that each is whole."""
+    tracer, told = claim.pusher.tracer, {"kahuna_sync.call": request_id, "kahuna_sync.entries": len(claimed)}
+    told |= {"kahuna_sync.namespace": claim.pusher.namespace, "kahuna_sync.channel": claim.channel}
+    span = tracer.child(f"kahuna {claim.channel} sync", TRACE.get(), "client")
+    if span is None:
+        yield told
+        return
+    causes = places_of([one.traceparent for one in claimed])
+    span.links, span.told = causes, told
     try:
-        return await call(entries, request_id=request_id)
-    except errors.KahunaError as error:
-        answer = error.slug
-        raise
+        with tracer.within(span):
+            yield told
     finally:
-        pusher.metrics.pushes.add(perf_counter() - began, pusher.namespace, claim.channel, answer)
+        for cause in causes:
+            tracer.note("correction.push", cause.traceparent, span.began, told, [span.place])
 
 
 async def _open_circuit(claim: _Claim, error: errors.KahunaError, delay: float) -> None:

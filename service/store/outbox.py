@@ -7,6 +7,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple
 
 from sqlalchemy import (
@@ -27,18 +28,29 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.domain.addresses import Channel
 from service.domain.corrections import Correction, Marks, Slot, owed, sayable, slots_of
 from service.domain.suppression import Cause, Policy
+from service.spans import TRACE
 from service.store.database import SEPARATOR, among, plan_anew
 from service.store.suppressions import HOME, lock
 from service.store.tables import corrections, suppressions
+from service.telemetry import REQUEST_ID
+
+
+class Because(NamedTuple):
+    """What a correction comes from: the id of a request, and the span of a trace if one was recorded."""
+
+    request_id: str | None = None
+    traceparent: str | None = None
 
 
 class Scope(NamedTuple):
-    """What every question about slots shares. `at` is in Unix seconds, `now` our clock, `policy` the verdict's."""
+    """What every question about slots shares. `at` is in Unix seconds, `now` our clock, `policy` the verdict's.
+    `because` says by address what a correction comes from, where that is not the request that is being answered."""
 
     namespace: str
     channel: Channel
     now: datetime
     policy: Policy
+    because: Mapping[str, Because] = MappingProxyType({})
 
     @property
     def at(self) -> int:
@@ -82,6 +94,7 @@ class Claimed(NamedTuple):
     slot: str
     correction: Correction
     attempts: int
+    traceparent: str | None = None
 
 
 class Settlement(NamedTuple):
@@ -220,7 +233,9 @@ async def claim(
     taken = taken.values(state="sending", lease_id=lease, lease_until=until, attempts=corrections.c.attempts + 1)
     rows = (await connection.execute(taken.returning(corrections))).all()
     return [
-        Claimed(r.id, r.address, r.address_received, r.slot, Correction(r.action, r.occurred_at), r.attempts)
+        Claimed(
+            r.id, r.address, r.address_received, r.slot, Correction(r.action, r.occurred_at), r.attempts, r.traceparent
+        )
         for r in sorted(rows, key=lambda r: (r.address, r.slot))
     ]
 
@@ -365,6 +380,7 @@ def _is_pending(state: SlotState) -> bool:
 
 def _row(scope: Scope, state: SlotState, needed: Correction) -> dict[str, Any]:
     can_say = sayable(scope.channel, needed.action)
+    because = scope.because.get(state.address) or Because(REQUEST_ID.get(), TRACE.get())
     return {
         "namespace": scope.namespace,
         "channel": scope.channel,
@@ -379,6 +395,7 @@ def _row(scope: Scope, state: SlotState, needed: Correction) -> dict[str, Any]:
         "created_at": scope.now,
         "settled_at": None if can_say else scope.now,
         "stopped_at": state.stopped_at,
+        **because._asdict(),
     }
 
 

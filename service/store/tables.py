@@ -262,6 +262,8 @@ corrections = Table(
     seconds("stopped_at"),
     word("decided_by", nullable=True),
     word("note", nullable=True),
+    word("request_id", nullable=True),
+    word("traceparent", nullable=True),
     CheckConstraint(
         "state in ('pending', 'sending', 'sent', 'rejected', 'dead', 'superseded', 'unsupported', 'discarded')",
         name="corrections_state",

@@ -11,6 +11,7 @@ from service.flows import desk as deeds
 from service.flows import push
 from service.flows.desk import Chosen, Decided, Desk
 from service.flows.write import normalised
+from service.spans import trace_id_of
 from service.store import calls, circuits, desk
 from service.store.circuits import Circuit
 from service.store.desk import Wanted
@@ -91,7 +92,8 @@ class CircuitChosen(msgspec.Struct, forbid_unknown_fields=True):
 
 class CorrectionShown(msgspec.Struct, kw_only=True):
     """What Kahuna is owed, and what became of it. `stopped_at` is when the stop happened that it is for: from then on
-    the clock runs. `decided_by` and `note` are those of a discard."""
+    the clock runs. `decided_by` and `note` are those of a discard. `request_id` is that of the request that it comes
+    from, and `trace_id` its trace, if it was recorded."""
 
     id: int
     namespace: str
@@ -110,6 +112,8 @@ class CorrectionShown(msgspec.Struct, kw_only=True):
     settled_at: datetime | None
     decided_by: str | None
     note: str | None
+    request_id: str | None
+    trace_id: str | None
 
 
 class CorrectionsShown(msgspec.Struct):
@@ -211,7 +215,7 @@ async def one_correction(call: Call[Asked, None]) -> WholeCorrection:
             raise NotFound("There is no such correction; list them with GET /v1/admin/corrections.")
         made = await calls.of_correction(connection, row, call.service.now)
     shown_calls = [told(CallShown, one, id=one.id.hex, entries=len(one.corrections)) for one in made]
-    return told(WholeCorrection, row, calls=shown_calls, **_times(row))
+    return told(WholeCorrection, row, calls=shown_calls, **_worked_out(row))
 
 
 async def requeue_corrections(call: Call[Asked, CorrectionRequeue]) -> DecidedShown:
@@ -284,12 +288,13 @@ async def _page(call: Call[Any, Any], wanted: Wanted, cursor: str | None, limit:
     before = place_at(cursor, _Place)
     async with call.service.database.read() as connection:
         rows, further = await desk.listed(connection, wanted, before[0] if before else None, limit)
-    found = [told(CorrectionShown, row, **_times(row)) for row in rows]
+    found = [told(CorrectionShown, row, **_worked_out(row)) for row in rows]
     return CorrectionsShown(found, None if further is None else cursor_for(further))
 
 
-def _times(row: Any) -> dict[str, str | None]:
-    return {"occurred_at": shown(row.occurred_at), "stopped_at": shown(row.stopped_at)}
+def _worked_out(row: Any) -> dict[str, str | None]:
+    times = {"occurred_at": shown(row.occurred_at), "stopped_at": shown(row.stopped_at)}
+    return times | {"trace_id": trace_id_of(row.traceparent)}
 
 
 def _desk(call: Call[Any, Any]) -> Desk:
@@ -337,6 +342,8 @@ _CORRECTION: Final = {
     "settled_at": "2026-01-31T12:00:02Z",
     "decided_by": None,
     "note": None,
+    "request_id": "6f1d0a52c1a34a7f8a55000000000001",
+    "trace_id": None,
 }
 
 _CALL: Final = {

@@ -28,6 +28,7 @@ from service.flows.ingest import Ingested
 from service.kahuna import webhook
 from service.kahuna.webhook import Callback
 from service.settings import Namespace
+from service.spans import TRACE
 from service.store.batches import Outcome, Received, new_id
 from service.telemetry import Metrics
 from service.web import contract
@@ -294,6 +295,9 @@ def _verified(
 def _batch(call: Call, namespace: Namespace, channel: Channel, body: bytes) -> Received:
     headers = call.headers
     headers.pop("content-length", None)
+    trace = TRACE.get()
+    if trace is not None:
+        headers["traceparent"] = trace
     now = call.service.clock()
     batch_id = new_id(now, random.getrandbits(74))
     digest = hashlib.sha256(body).digest()

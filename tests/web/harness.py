@@ -82,10 +82,10 @@ class Site:
 
 
 @asynccontextmanager
-async def opened(settings: Settings) -> AsyncIterator[Site]:
+async def opened(settings: Settings, **parts: Any) -> AsyncIterator[Site]:
     """The application of these settings, started and stopped as a server would."""
     clock = Clock()
-    application = build(settings, clock)
+    application = build(settings, clock, **parts)
     async with application.router.lifespan_context(application) as state, Database.of(settings) as database:
         transport = httpx.ASGITransport(app=with_state(application, dict(state or {})))
         async with httpx.AsyncClient(transport=transport, base_url="http://sync.test") as client:
