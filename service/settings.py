@@ -272,7 +272,7 @@ class Settings:
     )
     traces_sample_ratio: float = setting(
         0.1,
-        "Share of the requests that are recorded if they come without a decision in `traceparent`, from 0 to 1",
+        "Share of the requests that are recorded if they come without a decision in `traceparent`, at most 1",
     )
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "Least level that is logged")
     log_format: Literal["console", "json"] = setting("console", "`json` for machines, `console` for people")
@@ -510,7 +510,7 @@ def _number(name: str, kind: type[int] | type[float], value: Any) -> int | float
 def _check_numbers(settings: Settings) -> None:
     for name, field in names(Settings).items():
         value = getattr(settings, field.name)
-        if isinstance(value, int | float) and value == 0 and name != "TRACES_SAMPLE_RATIO":
+        if isinstance(value, int | float) and value == 0:
             raise SettingsError(f"{name} must be more than 0.")
         if name.endswith("_DAYS") and (value or 0) > MOST_DAYS:
             raise SettingsError(f"{name} must be at most {MOST_DAYS}; leave it out where there is to be no end.")
@@ -532,7 +532,7 @@ def _check_numbers(settings: Settings) -> None:
 
 def _check_traces(settings: Settings) -> None:
     if settings.traces_sample_ratio > 1:
-        raise SettingsError("TRACES_SAMPLE_RATIO must be a share, from 0 to 1.")
+        raise SettingsError("TRACES_SAMPLE_RATIO must be at most 1, which is all of them.")
     fault = None if settings.traces_url is None else base_url_fault(settings.traces_url)
     if fault is not None:
         raise SettingsError(f"TRACES_URL must {fault}.")

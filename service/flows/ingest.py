@@ -6,7 +6,7 @@ that was stored with it.
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
@@ -25,7 +25,7 @@ from service.store.database import Connection, Database, aside, until_settled
 from service.store.outbox import Because
 from service.store.reviews import Held
 from service.store.suppressions import Entry, Provenance
-from service.telemetry import REQUEST_ID, FilteringBoundLogger, logger, told
+from service.telemetry import REQUEST_ID, FilteringBoundLogger, Metrics, logger, told
 
 SMALL_BODY: Final = 16 * 1024
 """Bytes up to which an archived body is read on the spot."""
@@ -102,7 +102,12 @@ class Taken(NamedTuple):
 
 
 async def ingest(
-    database: Database, batch: Received, callback: Said, rules: Rules, clock: Callable[[], datetime]
+    database: Database,
+    batch: Received,
+    callback: Said,
+    rules: Rules,
+    clock: Callable[[], datetime],
+    metrics: Metrics | None = None,
 ) -> Ingested:
     """Makes a verified batch durable by itself, and applied unless that fails for a reason of our own."""
     member = Member(batch, callback, REQUEST_ID.get())
@@ -115,6 +120,9 @@ async def ingest(
             raise
         logger().error("batch.apply_failed", batch_id=str(batch.id), exc_info=error)
         ingested = await _record_alone(database, member, clock)
+    if metrics is not None:
+        counts = await aside(len(callback.values), facts_of, [(callback, ingested.outcome)])
+        count_facts(metrics, batch.channel, counts)
     log(batch, ingested)
     return ingested
 
@@ -144,6 +152,39 @@ async def apply_recorded(
     tracer.note("batch.apply", traceparent_in(batch.headers), began, {"kahuna_sync.batch_id": str(batch.id)})
     log(batch, Ingested(str(batch.id), outcome))
     return True
+
+
+def facts_of(told: Iterable[tuple[Said, Outcome | None]]) -> dict[tuple[str, str], int]:
+    """How many facts applied batches told, by reason and outcome. How many were new is known of each batch as a
+    whole."""
+    counts: dict[tuple[str, str], int] = {}
+    for said, outcome in told:
+        if outcome is None:
+            continue
+        new, known = outcome.accepted, outcome.duplicates
+        reasons = _reasons(said, outcome)
+        outcomes = (("mixed", new + known),) if new and known and len(reasons) > 1 else (("new", new), ("known", known))
+        for reason, count in reasons.items():
+            for word, share in outcomes:
+                if share:
+                    counts[reason, word] = counts.get((reason, word), 0) + min(share, count)
+    return counts
+
+
+def count_facts(metrics: Metrics, channel: Channel, counts: Mapping[tuple[str, str], int]) -> None:
+    """Adds them to the figures; on the event loop alone, as all figures are."""
+    for (reason, word), count in counts.items():
+        metrics.facts.add(channel, reason, word, count=count)
+
+
+def _reasons(said: Said, outcome: Outcome) -> dict[str, int]:
+    """How many entries there are of each reason, but for those that were rejected."""
+    rejected = {error["index"] for error in outcome.errors} if outcome.rejected else ()
+    reasons: dict[str, int] = {}
+    for entry in said.entries:
+        if entry.reason is not None and entry.index not in rejected:
+            reasons[entry.reason] = reasons.get(entry.reason, 0) + 1
+    return reasons
 
 
 async def _record_and_apply(connection: Connection, member: Member, rules: Rules, now: datetime) -> Ingested:

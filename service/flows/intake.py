@@ -19,7 +19,9 @@ from service.flows.ingest import (
     Sorted,
     apply,
     because_of,
+    count_facts,
     errors_of,
+    facts_of,
     ingest,
     is_away,
     log,
@@ -88,7 +90,7 @@ class Intake:
     async def ingest_alone(self, batch: Received, callback: Said) -> Ingested:
         """The same, sharing with nobody: for a batch that may be taken in twice at the same time."""
         with self._tracer.within(self._tracer.child("batch.apply", traceparent_in(batch.headers))) as span:
-            ingested = await ingest(self._database, batch, callback, self._rules, self._clock)
+            ingested = await ingest(self._database, batch, callback, self._rules, self._clock, self._metrics)
             if span is not None:
                 span.told |= {"kahuna_sync.batch_id": ingested.batch_id, "kahuna_sync.state": ingested.state}
         return ingested
@@ -112,14 +114,16 @@ class Intake:
             return None
 
     async def _take(self, members: Sequence[Member]) -> list[Ingested | None]:
-        self._metrics.groups.add(len(members), members[0].batch.channel)
-        if not self._tracer.on:
-            return await self._take_within(members)
-        began = self._tracer.clock()
+        channel, began = members[0].batch.channel, self._tracer.clock() if self._tracer.on else 0
         taken = await self._take_within(members)
-        for member in members:
-            told = {"kahuna_sync.batch_id": str(member.batch.id), "kahuna_sync.group_callbacks": len(members)}
-            self._tracer.note("batch.apply", traceparent_in(member.batch.headers), began, told)
+        self._metrics.groups.add(len(members), channel)
+        outcomes = zip(members, taken, strict=True)
+        counts = facts_of((member.callback, one.outcome) for member, one in outcomes if one is not None)
+        count_facts(self._metrics, channel, counts)
+        if began:
+            for member in members:
+                told = {"kahuna_sync.batch_id": str(member.batch.id), "kahuna_sync.group_callbacks": len(members)}
+                self._tracer.note("batch.apply", traceparent_in(member.batch.headers), began, told)
         return taken
 
     async def _take_within(self, members: Sequence[Member]) -> list[Ingested | None]:

@@ -29,7 +29,7 @@ from service.kahuna import webhook
 from service.kahuna.webhook import Callback
 from service.settings import Namespace
 from service.spans import TRACE
-from service.store.batches import Outcome, Received, new_id
+from service.store.batches import Received, new_id
 from service.telemetry import Metrics
 from service.web import contract
 from service.web.contract import Answer, AnyOperation, Nothing, Operation, Stream
@@ -42,9 +42,6 @@ BULK_BODY: Final = 256 * 1024
 
 SMALL_BODY: Final = 16 * 1024
 """Bytes up to which a body is read on the spot."""
-
-SMALL_COUNT: Final = 1000
-"""Entries up to which they are counted by reason on the spot."""
 
 _KEPT_HEADERS: Final = {
     name.encode(): name
@@ -244,8 +241,6 @@ async def _receive(call: Call, channel: Channel) -> tuple[dict[str, Any], str]:
             ingested = await service.door.ingest(_batch(call, namespace, channel, body), callback)
     finally:
         service.budget.give_back(taken)
-    if ingested.outcome is not None:
-        await _count_facts(service.metrics, callback, ingested.outcome)
     return _answer(service, channel, ingested, len(callback.values)), ingested.state
 
 
@@ -302,30 +297,6 @@ def _batch(call: Call, namespace: Namespace, channel: Channel, body: bytes) -> R
     batch_id = new_id(now, random.getrandbits(74))
     digest = hashlib.sha256(body).digest()
     return Received(batch_id, namespace.name, channel, "kahuna_webhook", now, headers, body, digest)
-
-
-async def _count_facts(metrics: Metrics, callback: Callback, outcome: Outcome) -> None:
-    """Counts what an applied callback told, by reason. How many were new is known of the callback as a whole."""
-    new, known = outcome.accepted, outcome.duplicates
-    many = len(callback.values) > SMALL_COUNT
-    reasons = await asyncio.to_thread(_reasons, callback, outcome) if many else _reasons(callback, outcome)
-    for reason, count in reasons.items():
-        if new and known and len(reasons) > 1:
-            metrics.facts.add(callback.channel, reason, "mixed", count=count)
-            continue
-        for word, share in (("new", new), ("known", known)):
-            if share:
-                metrics.facts.add(callback.channel, reason, word, count=min(share, count))
-
-
-def _reasons(callback: Callback, outcome: Outcome) -> dict[str, int]:
-    """How many entries there are of each reason, but for those that were rejected."""
-    rejected = {error["index"] for error in outcome.errors} if outcome.rejected else ()
-    reasons: dict[str, int] = {}
-    for entry in callback.entries:
-        if entry.index not in rejected and entry.reason is not None:
-            reasons[entry.reason] = reasons.get(entry.reason, 0) + 1
-    return reasons
 
 
 def _answer(service: Service, channel: Channel, ingested: Ingested, received: int) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from service.store import desk
 from service.store.batches import Received, new_id
 from service.store.database import Database
 from service.store.desk import Wanted
+from service.telemetry import Metrics
 
 KEYS = SimulatorConfig(Secret("demo-secret-key"), Secret("demo-api-key"))
 
@@ -88,7 +89,8 @@ class World:
     def rule_by(self, settings: Settings) -> None:
         """Takes callbacks by the rules of these settings."""
         self.rules = rules_of(settings)
-        self.intake = Intake(self.database, self.rules, self.clock)
+        self.metrics = Metrics()
+        self.intake = Intake(self.database, self.rules, self.clock, self.metrics)
 
     @property
     def policy(self) -> Policy:
