@@ -14,8 +14,10 @@ RUN python -m venv /venv
 
 # Packages before code, so that a change of the code builds in seconds. Wheels only: a source archive would run its own
 # build with packages that no lock names. The build backend gets a folder of its own, which stays behind in this stage.
-COPY requirements-production.lock requirements-build.lock ./
-RUN /venv/bin/python -m pip install --require-hashes --only-binary :all: --requirement requirements-production.lock \
+# Build with --build-arg REQUIREMENTS=requirements-traces.lock for an image that can send traces (TRACES_URL).
+ARG REQUIREMENTS=requirements-production.lock
+COPY requirements-production.lock requirements-traces.lock requirements-build.lock ./
+RUN /venv/bin/python -m pip install --require-hashes --only-binary :all: --requirement "$REQUIREMENTS" \
     && /venv/bin/python -m pip install --require-hashes --only-binary :all: --requirement requirements-build.lock \
         --target /backend
 

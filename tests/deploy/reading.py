@@ -37,6 +37,7 @@ class Health(Interpolated, frozen=True, kw_only=True):
 
 class Build(Interpolated, frozen=True, kw_only=True):
     context: str
+    args: dict[str, str] = {}
 
 
 class Waits(Interpolated, frozen=True, kw_only=True):

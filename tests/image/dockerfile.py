@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-KNOWN = ("ENV", "WORKDIR", "RUN", "COPY", "USER", "EXPOSE", "HEALTHCHECK", "ENTRYPOINT", "CMD")
+KNOWN = ("ARG", "ENV", "WORKDIR", "RUN", "COPY", "USER", "EXPOSE", "HEALTHCHECK", "ENTRYPOINT", "CMD")
 
 
 class Step(NamedTuple):
@@ -38,7 +38,7 @@ def stages(path: Path) -> list[Stage]:
         if word == "FROM":
             origin, _, name = rest.partition(" AS ")
             found.append(Stage(origin, name))
-        elif word == "ARG":
+        elif word == "ARG" and not found:
             continue
         elif word in KNOWN:
             found[-1].steps.append(Step(word, rest))
@@ -58,6 +58,12 @@ def _instructions(text: str) -> Iterator[Step]:
 def environment(stage: Stage) -> dict[str, str]:
     """What its ENV instructions set."""
     pairs = [pair.partition("=") for rest in stage.of("ENV") for pair in shlex.split(rest)]
+    return {name: value for name, _, value in pairs}
+
+
+def arguments(stage: Stage) -> dict[str, str]:
+    """What its ARG instructions are without a --build-arg."""
+    pairs = [rest.partition("=") for rest in stage.of("ARG")]
     return {name: value for name, _, value in pairs}
 
 
