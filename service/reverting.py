@@ -32,6 +32,7 @@ _SAYS: Final = (
     ("facts", "facts taken back"),
     ("theirs", "of these, told by Kahuna"),
     ("handed_over", "facts that stay, since others said the same"),
+    ("logged", "facts of Kahuna's logs that stand in their place"),
     ("kept", "facts that stay, since dropped months said them too"),
     ("restored", "facts said again meanwhile"),
     ("corrections", "corrections owed to Kahuna for it"),

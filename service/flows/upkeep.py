@@ -16,6 +16,7 @@ from typing import Concatenate, Final, ParamSpec, TypeVar
 from service.errors import StorageBusy, StorageUnavailable
 from service.flows.ingest import Rules
 from service.flows.testimony import Testimony, testimony_of
+from service.flows.thinning import Kept, thin
 from service.flows.underway import TakenOver
 from service.settings import Settings
 from service.store import (
@@ -56,12 +57,15 @@ class Retention:
     archive: timedelta | None = None
     feed: timedelta | None = None
     calls: timedelta | None = None
+    lines: timedelta | None = None
+    merges: timedelta | None = None
 
 
 def retention_of(settings: Settings) -> Retention:
     """The retention that these settings ask for."""
     archive, feed = settings.archive_retention_days, settings.changes_retention_days
-    return Retention(_days(archive), _days(feed), _days(settings.calls_retention_days))
+    lines, merges = settings.reconcile_lines_retention_days, settings.merges_retention_days
+    return Retention(*map(_days, (archive, feed, settings.calls_retention_days, lines, merges)))
 
 
 def _days(count: int | None) -> timedelta | None:
@@ -128,6 +132,8 @@ async def _attempt(upkeep: Upkeep, retention: Retention) -> timedelta:
         if kept is not None:
             oldest = partitions.month_of(upkeep.clock() - kept)
             steps.append(partial(_drop_months, upkeep, receipts, oldest))
+    unparted = Kept(retention.lines, retention.merges, retention.archive)
+    steps.append(partial(thin, upkeep.do, unparted, upkeep.clock()))
     failures = [error for step in steps if (error := await _failure_of(step)) is not None]
     for error in {type(error): error for error in failures}.values():
         _tell(error)

@@ -192,6 +192,31 @@ _THIN: Final = text(
     """
 ).bindparams(bindparam("run_id", type_=Uuid))
 
+# Of runs that ended without being carried out. What was recorded stays: undo goes by it.
+_DROP_ENDED: Final = text(
+    """
+    with ended as materialized (
+        select id from reconciliations where state in ('failed', 'rejected', 'abandoned') and finished_at < :before
+    ), spent as materialized (
+        select d.run_id, d.address, d.slot from ended cross join lateral (
+            select run_id, address, slot from differences
+            where run_id = ended.id and audit_id is null and batch_id is null
+              and state not in ('applied', 'on_its_way')
+            order by address, slot limit :limit
+        ) as d limit :limit
+    ), gone as (
+        delete from differences as d using spent
+        where d.run_id = spent.run_id and d.address = spent.address and d.slot = spent.slot returning d.run_id
+    ), noted as (
+        update reconciliations as r
+        set counts = r.counts || jsonb_build_object(
+            'lines_dropped', coalesce(cast(r.counts ->> 'lines_dropped' as int), 0) + n)
+        from (select run_id, count(*) as n from gone group by run_id) as g where r.id = g.run_id
+    )
+    select count(*) from gone
+    """
+).bindparams(bindparam("before", type_=DateTime(True)))
+
 # What a person did not want is not done without one.
 _UNDONE: Final = """
     exists (select from differences as o join reconciliations as r on r.id = o.run_id
@@ -354,6 +379,12 @@ async def thin(connection: AsyncConnection, run: Run, kept: int, limit: int) -> 
     many. Their runs count them as `lines_dropped`."""
     values = _whose(run) | {"kept": kept, "limit": limit}
     return int((await connection.execute(_THIN, values)).scalar_one())
+
+
+async def drop_ended(connection: AsyncConnection, before: datetime, limit: int) -> int:
+    """Drops lines, so many at most, of runs that failed, were rejected or were given up before a moment; returns how
+    many. Their runs count them as `lines_dropped`."""
+    return int((await connection.execute(_DROP_ENDED, {"before": before, "limit": limit})).scalar_one())
 
 
 async def open_by_kind(connection: AsyncConnection, run_ids: Sequence[uuid.UUID]) -> dict[tuple[uuid.UUID, str], int]:

@@ -109,6 +109,7 @@ class RetractionShown(msgspec.Struct):
 
     Of `counts`: `evidence` are the batches and actions that are through; `facts` are gone, `theirs` of them Kahuna had
     told; `handed_over` stay, since others said the same; `kept` stay, since dropped months said them too;
+    `logged` are facts of Kahuna's logs that stand in the place of callbacks that were taken back;
     `corrections` were owed to Kahuna anew; `restored` were said again meanwhile; `gone` batches and `unclear` entries
     could not be read any more.
     """
