@@ -1,9 +1,9 @@
 """What stands when something is taken back, and what a large plan needs: log records that were taken as evidence of a
 callback, both notes of a run, a decision that is carried on slice by slice, and indexes by which lines are found.
 
-Expand only: a new table, nullable columns, an index of the lines that Kahuna or a person has turned down, and two of
-some kilobytes by time. To make the index of lines the table `differences` is read once, and whoever wants to write to
-it waits for that: about a second for each few million lines.
+Expand only: a new table, nullable columns, indexes of the lines that wait for Kahuna and of those that were turned
+down, and two of some kilobytes by time. To make those of lines the table `differences` is read twice, and whoever wants
+to write to it waits for that: about a second for each few million lines.
 """
 
 import sqlalchemy as sa
@@ -41,10 +41,17 @@ def upgrade() -> None:
         ["correction_id"],
         postgresql_where=sa.text("state in ('refused', 'unsupported', 'declined') and correction_id is not null"),
     )
+    op.create_index(
+        "differences_run_waits",
+        "differences",
+        ["run_id"],
+        postgresql_where=sa.text("state in ('applied', 'on_its_way')"),
+    )
 
 
 def downgrade() -> None:
-    op.drop_index("differences_turned_down", "differences")
+    for name in ("differences_run_waits", "differences_turned_down"):
+        op.drop_index(name, "differences")
     for name in ("deciding", "revert_note", "reverted_by"):
         op.drop_column("reconciliations", name)
     op.drop_index("merges_recorded", "merges")

@@ -128,12 +128,12 @@ async def make_ahead(database: Database, rules: Rules, clock: Callable[[], datet
 async def _attempt(upkeep: Upkeep, retention: Retention) -> timedelta:
     """One run; returns when to look again. What fails keeps nothing else from being done."""
     steps: list[Callable[[], Awaitable[None]]] = [partial(_make_months, upkeep, one) for one in partitions.ALL]
+    unparted = Kept(retention.lines, retention.merges, retention.archive)
+    steps.append(partial(thin, upkeep.do, unparted, upkeep.clock()))
     for receipts, kept in ((FEED, retention.feed), (CALLS, retention.calls), (ARCHIVE, retention.archive)):
         if kept is not None:
             oldest = partitions.month_of(upkeep.clock() - kept)
             steps.append(partial(_drop_months, upkeep, receipts, oldest))
-    unparted = Kept(retention.lines, retention.merges, retention.archive)
-    steps.append(partial(thin, upkeep.do, unparted, upkeep.clock()))
     failures = [error for step in steps if (error := await _failure_of(step)) is not None]
     for error in {type(error): error for error in failures}.values():
         _tell(error)

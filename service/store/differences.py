@@ -96,73 +96,6 @@ _SETTLE: Final = text(
     """  # noqa: S608 (our own words)
 ).bindparams(bindparam("run_id", type_=Uuid), bindparam("now", type_=DateTime(True)))
 
-# In the order of the keys, as every other who changes several of them.
-_CLOSE: Final = """
-    with closed as (
-        select d.run_id, d.address, d.slot, c.state, c.reason from differences as d
-        join corrections as c on c.id = d.correction_id
-        where d.state in ('applied', 'on_its_way') and c.state in ('sent', 'rejected', 'unsupported', 'discarded')
-          {which}
-        order by d.run_id, d.address, d.slot for update of d
-    )
-    update differences as d set closed_at = case when closed.state = 'sent' then :now end,
-        state = case closed.state when 'sent' then 'proved' when 'rejected' then 'refused'
-                when 'discarded' then 'declined' else 'unsupported' end,
-        why = case closed.state when 'sent' then 'accepted' when 'discarded' then 'discarded' else closed.reason end
-    from closed where d.run_id = closed.run_id and d.address = closed.address and d.slot = closed.slot
-"""
-
-_NOW: Final = bindparam("now", type_=DateTime(True))
-
-_CLOSE_ALL: Final = text(_CLOSE.format(which="")).bindparams(_NOW)
-_CLOSE_THESE: Final = text(_CLOSE.format(which="and d.correction_id = any(:ids)")).bindparams(_NOW)
-
-# A correction that made way for another: the line goes with that one if it says the same, and is moot without one.
-_FOLLOW: Final = text(
-    """
-    with stray as (
-        select d.run_id, d.address, d.slot,
-               (select max(n.id) from corrections as n
-                where n.address = d.address and n.slot = d.slot and n.channel = r.channel and n.namespace = r.namespace
-                  and n.action = d.action and n.state <> 'superseded' and n.id > coalesce(d.correction_id, 0)) as next
-        from differences as d join reconciliations as r on r.id = d.run_id
-        left join corrections as c on c.id = d.correction_id
-        where d.state in ('applied', 'on_its_way') and (c.id is null or c.state = 'superseded')
-        order by d.run_id, d.address, d.slot limit 5000 for update of d
-    )
-    update differences as d set correction_id = coalesce(stray.next, d.correction_id),
-        state = case when stray.next is null then 'moot' else d.state end,
-        why = case when stray.next is null then 'no-longer-owed' else d.why end,
-        closed_at = case when stray.next is null then cast(:now as timestamptz) end
-    from stray where d.run_id = stray.run_id and d.address = stray.address and d.slot = stray.slot
-    """
-).bindparams(_NOW)
-
-# A slot with a correction on its way is no difference meanwhile: that it is gone from a plan proves nothing as long as
-# one of its corrections is open, or was when the plan was begun.
-_SHOWN_GONE: Final = text(
-    """
-    with gone as (
-        select d.run_id, d.address, d.slot from differences as d join reconciliations as r on r.id = d.run_id
-        where r.namespace = :namespace and r.channel = :channel and r.id <> :run_id and r.planned_at < :since
-          and d.state in ('applied', 'on_its_way', 'refused', 'unsupported')
-          and not exists (select from corrections as c
-                          where c.address = d.address and c.slot = d.slot and c.channel = :channel
-                            and c.namespace = :namespace
-                            and (c.state in ('pending', 'sending') or c.settled_at >= :since))
-          and not exists (select from differences as n
-                          where n.run_id = :run_id and n.address = d.address and n.slot = d.slot)
-        order by d.run_id, d.address, d.slot for update of d
-    ), closed as (
-        update differences as d set state = 'proved', why = :why, closed_at = :now from gone
-        where d.run_id = gone.run_id and d.address = gone.address and d.slot = gone.slot returning d.run_id
-    )
-    select distinct run_id from closed order by run_id
-    """
-).bindparams(
-    bindparam("run_id", type_=Uuid), bindparam("since", type_=DateTime(True)), bindparam("now", type_=DateTime(True))
-)
-
 # What was decided, recorded or is still waited for stays with its run: guards, undo and proof go by it.
 _THIN: Final = text(
     """
@@ -232,6 +165,8 @@ _HELD: Final = text(
     from differences as d where run_id = :run_id and state = 'proposed'
     """  # noqa: S608 (our own words)
 ).bindparams(bindparam("run_id", type_=Uuid))
+
+_NOW: Final = bindparam("now", type_=DateTime(True))
 
 _APPROVE_HARMLESS: Final = text(
     f"""
@@ -353,25 +288,6 @@ _KEY: Final = (differences.c.address, differences.c.slot)
 async def groups(connection: AsyncConnection, run_id: uuid.UUID) -> Sequence[Any]:
     """How many lines there are of each kind, reason, action and state, with a few addresses of each."""
     return (await connection.execute(_GROUPS, {"run_id": run_id, "samples": SAMPLES})).all()
-
-
-async def close_settled(connection: AsyncConnection, now: datetime, ids: Collection[int] | None = None) -> int:
-    """Closes the lines whose corrections Kahuna has answered: all, or those of these corrections; returns how many."""
-    if ids is None:
-        return (await connection.execute(_CLOSE_ALL, {"now": now})).rowcount
-    return (await connection.execute(_CLOSE_THESE, {"now": now, "ids": list(ids)})).rowcount
-
-
-async def follow(connection: AsyncConnection, now: datetime) -> int:
-    """Hands lines whose correction made way for another on to that one; returns how many."""
-    return (await connection.execute(_FOLLOW, {"now": now})).rowcount
-
-
-async def close_gone(connection: AsyncConnection, run: Run, since: datetime, now: datetime) -> list[uuid.UUID]:
-    """Closes the lines of earlier plans that this run, begun at `since`, does not find any more; returns whose they
-    are."""
-    values = _whose(run) | {"since": since, "now": now, "why": f"run:{run.id}"}
-    return list((await connection.execute(_SHOWN_GONE, values)).scalars())
 
 
 async def thin(connection: AsyncConnection, run: Run, kept: int, limit: int) -> int:

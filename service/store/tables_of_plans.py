@@ -76,6 +76,7 @@ differences = Table(
     Index("differences_waiting", "correction_id", postgresql_where=text("state in ('applied', 'on_its_way')")),
     Index("differences_undone", "address", "slot", postgresql_where=text("state in ('declined', 'reverted')")),
     Index("differences_open", "run_id", "kind", postgresql_where=text("state not in ('proved', 'moot')")),
+    Index("differences_run_waits", "run_id", postgresql_where=text("state in ('applied', 'on_its_way')")),
     Index(
         "differences_turned_down",
         "correction_id",

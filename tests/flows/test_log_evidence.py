@@ -120,4 +120,6 @@ async def test_records_go_with_the_archive_of_their_callbacks(world: World) -> N
     for days, left in ((1, 1), (80, 0)):
         world.clock.sleep(days * DAY)
         await upkeep.run_due(world.database, world.rules, kept, world.clock)
+        world.clock.sleep(2 * HOUR)
+        await upkeep.run_due(world.database, world.rules, kept, world.clock)
         assert len(await world.query("select 1 from log_evidence")) == left
