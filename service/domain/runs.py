@@ -29,7 +29,7 @@ RUN_STATES: Final[Mapping[RunState, str]] = {
     "approved": "a worker carries out what was approved",
     "applied": "what was approved is carried out; proof of some of it is not there yet, or will not come by itself, or "
     "Kahuna did not answer all that was asked",
-    "proved": "all that was asked was answered, and every difference is closed",
+    "proved": "all that was asked was answered, and every difference is proved, or was no longer so (moot) or declined",
     "rejected": "a person decided that nothing is to be done",
     "reverting": "a worker takes back what the run recorded here",
     "reverted": "what the run recorded here is taken back",

@@ -25,6 +25,9 @@ SAMPLES: Final = 3
 """Addresses that are shown of each group of lines."""
 
 
+_KEY: Final = (differences.c.address, differences.c.slot)
+
+
 class Line(NamedTuple):
     """One slot on which the two sides differ: what would settle it, both sides' evidence, and how it stands. `why` is
     said of those that cannot be proposed or are settled already; the ids name what settles it."""
@@ -63,6 +66,21 @@ class Selection(NamedTuple):
     state: str | None = None
     direction: Direction | None = None
     lines: tuple[tuple[str, str], ...] | None = None
+
+
+class Decided(NamedTuple):
+    """What is decided about lines, by whom and when."""
+
+    state: LineState
+    decided_by: str
+    decided_at: datetime
+
+
+class Part(NamedTuple):
+    """Some lines of a run, in the order of their keys: behind which key, and how many (at most)."""
+
+    after: tuple[str, str] = ("", "")
+    lines: int = 20_000
 
 
 def _columns(kind: type, types: dict[str, str]) -> str:
@@ -239,18 +257,49 @@ def _whose(run: Run) -> dict[str, Any]:
     return {"run_id": run.id, "namespace": run.namespace, "channel": run.channel}
 
 
+async def proposed(connection: AsyncConnection, run_id: uuid.UUID, chosen: Selection) -> int:
+    """How many of those that are meant wait for a decision."""
+    query = select(func.count()).select_from(differences)
+    meant = query.where(*_meant(run_id, chosen), differences.c.state == "proposed")
+    return (await connection.execute(meant)).scalar_one()
+
+
 async def decide(
-    connection: AsyncConnection, run_id: uuid.UUID, chosen: Selection, state: LineState, actor: str, now: datetime
-) -> int:
-    """Approves or declines the proposed ones that are meant; returns how many."""
-    meant = update(differences).where(*_meant(run_id, chosen), differences.c.state == "proposed")
-    return (await connection.execute(meant.values(state=state, decided_by=actor, decided_at=now))).rowcount
+    connection: AsyncConnection, run_id: uuid.UUID, chosen: Selection, decided: Decided, part: Part
+) -> Part:
+    """Approves or declines a part of the proposed ones that are meant; returns how many it was, and where it ends."""
+    meant = (*_meant(run_id, chosen), differences.c.state == "proposed")
+    return await _change_some(connection, run_id, meant, decided._asdict(), part)
 
 
-async def decline_rest(connection: AsyncConnection, run_id: uuid.UUID, actor: str, now: datetime) -> int:
-    """Declines whatever is not carried out yet."""
-    rest = update(differences).where(differences.c.run_id == run_id, differences.c.state.in_(["proposed", "approved"]))
-    return (await connection.execute(rest.values(state="declined", decided_by=actor, decided_at=now))).rowcount
+async def decline_rest(connection: AsyncConnection, run_id: uuid.UUID, actor: str, now: datetime, part: Part) -> Part:
+    """Declines a part of what is not carried out yet; returns how many it was, and where it ends."""
+    rest = (differences.c.run_id == run_id, differences.c.state.in_(["proposed", "approved"]))
+    return await _change_some(connection, run_id, rest, Decided("declined", actor, now)._asdict(), part)
+
+
+async def _change_some(
+    connection: AsyncConnection,
+    run_id: uuid.UUID,
+    which: Sequence[ColumnElement[bool]],
+    values: dict[str, Any],
+    part: Part,
+) -> Part:
+    """In the order of the keys, so that all parts together read the lines once."""
+    behind = tuple_(*_KEY) > part.after
+    some = select(*_KEY).where(*which, behind).order_by(*_KEY).limit(part.lines).cte("some")
+    changed = (
+        update(differences)
+        .where(differences.c.run_id == run_id, differences.c.address == some.c.address)
+        .where(differences.c.slot == some.c.slot)
+        .values(values)
+        .returning(*_KEY)
+        .cte("changed")
+    )
+    query = select(changed.c.address, changed.c.slot, func.count().over().label("lines"))
+    query = query.order_by(changed.c.address.desc(), changed.c.slot.desc()).limit(1)
+    last = (await connection.execute(query)).first()
+    return Part(part.after, 0) if last is None else Part((last.address, last.slot), last.lines)
 
 
 async def standing(
@@ -280,9 +329,6 @@ async def page(
     query = select(differences, *correction).outerjoin(corrections, corrections.c.id == differences.c.correction_id)
     behind = tuple_(differences.c.address, differences.c.slot) > after
     return (await connection.execute(query.where(*_meant(run_id, chosen), behind).order_by(*_KEY).limit(limit))).all()
-
-
-_KEY: Final = (differences.c.address, differences.c.slot)
 
 
 async def groups(connection: AsyncConnection, run_id: uuid.UUID) -> Sequence[Any]:
@@ -330,12 +376,12 @@ async def mark_withdrawn(connection: AsyncConnection, run_id: uuid.UUID, ids: Co
     await connection.execute(taken.values(state="reverted", why="withdrawn", decided_at=now))
 
 
-async def revert(connection: AsyncConnection, run_id: uuid.UUID, now: datetime) -> int:
-    """Says of the lines that recorded something here that it was taken back; returns how many they are."""
+async def revert(connection: AsyncConnection, run_id: uuid.UUID, now: datetime, part: Part) -> Part:
+    """Says of a part of the lines that recorded something here that it was taken back; returns how many they are, and
+    where it ends."""
     recorded = or_(differences.c.audit_id.is_not(None), differences.c.batch_id.is_not(None))
-    taken = update(differences).where(differences.c.run_id == run_id, recorded)
     values = {"state": "reverted", "why": "retracted", "closed_at": None, "decided_at": now}
-    return (await connection.execute(taken.values(values))).rowcount
+    return await _change_some(connection, run_id, (differences.c.run_id == run_id, recorded), values, part)
 
 
 def _meant(run_id: uuid.UUID, chosen: Selection) -> list[ColumnElement[bool]]:

@@ -25,7 +25,8 @@ _UNDER_WAY: Final = ("running", "approved", "reverting")
 
 class Run(NamedTuple):
     """What a run is to do, and how far it is. `fence` counts the workers that took it: only the last one's word is
-    written. `asked` holds what else was asked for; `position` is the last address that is compared."""
+    written. `asked` holds what else was asked for; `position` is the last address that is compared,
+    `deciding` a decision about so many lines that it is carried on part by part."""
 
     id: uuid.UUID
     namespace: str
@@ -39,6 +40,7 @@ class Run(NamedTuple):
     position: str = ""
     counts: dict[str, int] | None = None
     outcome: dict[str, Any] | None = None
+    deciding: dict[str, Any] | None = None
 
 
 async def create(connection: AsyncConnection, run: Run, now: datetime) -> None:
@@ -57,7 +59,8 @@ async def claim(
     """
     table = reconciliations.c
     free = or_(table.lease_until.is_(None), table.lease_until < now)
-    due = or_(table.state == "queued", and_(table.state.in_(_UNDER_WAY), free))
+    going_on = or_(table.state.in_(_UNDER_WAY), and_(table.state == "planned", table.deciding.is_not(None)))
+    due = or_(table.state == "queued", and_(going_on, free))
     query = select(reconciliations).where(due).order_by(table.created_at).limit(1).with_for_update(skip_locked=True)
     row = (await connection.execute(query if run_id is None else query.where(table.id == run_id))).first()
     if row is None:
@@ -65,7 +68,7 @@ async def claim(
     taken: dict[str, Any] = {"lease_until": until, "fence": row.fence + 1, "attempts": row.attempts + 1}
     if row.attempts >= MOST_ATTEMPTS:
         state = "abandoned" if row.state == "running" else "failed"
-        taken |= {"state": state, "error": "worker-died", "finished_at": now, "lease_until": None}
+        taken |= {"state": state, "error": "worker-died", "finished_at": now, "lease_until": None, "deciding": None}
     elif row.state == "queued":
         taken |= {"state": "running", "started_at": now}
     await connection.execute(update(reconciliations).where(table.id == row.id).values(taken))
