@@ -69,7 +69,7 @@ def revert_command(kind: str, of: uuid.UUID, reason: str | None, dry_run: bool) 
             )
     print_table(table)
     if row is not None:
-        click.echo(f"What Kahuna cannot be told of it: GET /v1/admin/retractions/{row.id}", err=True)
+        click.echo(f"What Kahuna cannot be told of it: kahuna-sync retractions show {row.id}", err=True)
 
 
 async def _preview(database: Database, loaded: Settings, kind: str, of: uuid.UUID, reason: str) -> tuple[Counts, None]:
