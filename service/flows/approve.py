@@ -30,6 +30,10 @@ AT_ONCE: Final = 20_000
 """Lines that one transaction marks: a fraction of a second."""
 
 
+CARRIED_AT_ONCE: Final = 500
+"""Lines that one transaction carries out at most: callbacks about these addresses wait as long."""
+
+
 class Verdict(NamedTuple):
     """Who decides what about which lines, and a note for the audit log."""
 
@@ -217,7 +221,7 @@ async def _page(
 ) -> tuple[tuple[str, str], Counter[str]] | None:
     """Some lines, in the order of their keys; the last of them, and what came of them; None if there were none."""
     run, scope = underway.run, underway.scope()
-    lines = await differences.approved(connection, run.id, after, underway.means.page)
+    lines = await differences.approved(connection, run.id, after, min(underway.means.page, CARRIED_AT_ONCE))
     if not lines:
         return None
     found = await outbox.examine(connection, scope, {line.address for line in lines}, again=True)
