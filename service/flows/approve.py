@@ -26,7 +26,7 @@ from service.store.outbox import Scope, SlotState
 from service.store.suppressions import Entry, Provenance
 from service.telemetry import logger
 
-AT_ONCE: Final = 20_000
+AT_ONCE: Final = 10_000
 """Lines that one transaction marks: a fraction of a second."""
 
 

@@ -62,7 +62,7 @@ class Means:
     page: int = 2000
     delay: timedelta = timedelta(minutes=10)
     kept_runs: int = 30
-    decided_at_once: int = 20_000
+    decided_at_once: int = 10_000
 
     @property
     def policy(self) -> Policy:
