@@ -68,7 +68,7 @@ LINE_STATES: Final[Mapping[LineState, str]] = {
 FOLLOWS: Final[Mapping[RunState, frozenset[RunState]]] = {
     "queued": frozenset({"running", "rejected"}),
     "running": frozenset({"planned", "approved", "applied", "proved", "rejected", "failed", "abandoned"}),
-    "planned": frozenset({"approved", "applied", "proved", "rejected", "reverting", "abandoned"}),
+    "planned": frozenset({"approved", "applied", "proved", "rejected", "reverting", "failed", "abandoned"}),
     "approved": frozenset({"planned", "applied", "proved", "reverting", "failed"}),
     "applied": frozenset({"proved", "reverting"}),
     "proved": frozenset({"reverting"}),

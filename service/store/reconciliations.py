@@ -72,7 +72,8 @@ async def claim(
     elif row.state == "queued":
         taken |= {"state": "running", "started_at": now}
     await connection.execute(update(reconciliations).where(table.id == row.id).values(taken))
-    return as_run(row)._replace(fence=row.fence + 1, state=taken.get("state", row.state))
+    deciding = None if "deciding" in taken else row.deciding
+    return as_run(row)._replace(fence=row.fence + 1, state=taken.get("state", row.state), deciding=deciding)
 
 
 async def hold(connection: AsyncConnection, run: Run, until: datetime) -> bool:

@@ -69,6 +69,17 @@ async def test_one_that_is_cut_short_is_gone_on_with(world: World) -> None:
     assert set((await lines(world, run_id)).values()) == {"applied"}
 
 
+async def test_one_that_kills_every_worker_is_given_up_and_can_be_made_again(world: World) -> None:
+    run_id = await wide(world)
+    await decided_wide(world, run_id, "declined")
+    await world.execute("update reconciliations set attempts = 5")
+    run = await carried_on(world, run_id)
+    assert (run.state, run.error, run.deciding) == ("failed", "worker-died", None)
+    assert Counter((await lines(world, run_id)).values()) == {"declined": 2, "proposed": 5}
+    run = await approved(world, run_id)
+    assert Counter((await lines(world, run_id)).values()) == {"declined": 2, "applied": 5}
+
+
 async def test_a_rejection_of_many_lines_is_gone_on_with_too(world: World) -> None:
     run_id = await wide(world)
     await decided_wide(world, run_id, "declined")
