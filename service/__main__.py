@@ -21,6 +21,7 @@ from rich.table import Column, Table
 
 from service import (
     app,
+    cases,
     demo,
     desk,
     doctor,
@@ -64,11 +65,12 @@ _PARENT = click.option("--parent", type=int, hidden=True, help="End when this pr
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="kahuna-sync", message="kahuna-sync %(version)s")
 def cli() -> None:
     """Keeps a company's suppression list and Kahuna's in agreement."""
 
 
-COMMANDS = (*operation.COMMANDS, *reconciling.COMMANDS, *desk.COMMANDS, reverting.revert_command)
+COMMANDS = (*operation.COMMANDS, *reconciling.COMMANDS, *desk.COMMANDS, *cases.COMMANDS, reverting.revert_command)
 for command in (*COMMANDS, shell.kahuna, doctor.doctor_command):
     cli.add_command(command)
 

@@ -226,7 +226,7 @@ async def _watched(database: Database, loaded: Settings, run_id: uuid.UUID) -> t
             while True:
                 await reconcile.run_next(means, show, run_id)
                 row, groups = await _found(database, run_id)
-                if row.state not in UNFINISHED:
+                if row.state not in UNFINISHED and row.deciding is None:
                     return row, groups
                 await asyncio.sleep(0.2)
 

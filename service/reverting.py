@@ -32,6 +32,7 @@ _SAYS: Final = (
     ("facts", "facts taken back"),
     ("theirs", "of these, told by Kahuna"),
     ("handed_over", "facts that stay, since others said the same"),
+    ("logged", "facts of Kahuna's logs that stand in their place"),
     ("kept", "facts that stay, since dropped months said them too"),
     ("restored", "facts said again meanwhile"),
     ("corrections", "corrections owed to Kahuna for it"),
@@ -68,7 +69,7 @@ def revert_command(kind: str, of: uuid.UUID, reason: str | None, dry_run: bool) 
             )
     print_table(table)
     if row is not None:
-        click.echo(f"What Kahuna cannot be told of it: GET /v1/admin/retractions/{row.id}", err=True)
+        click.echo(f"What Kahuna cannot be told of it: kahuna-sync retractions show {row.id}", err=True)
 
 
 async def _preview(database: Database, loaded: Settings, kind: str, of: uuid.UUID, reason: str) -> tuple[Counts, None]:

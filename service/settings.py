@@ -238,6 +238,13 @@ class Settings:
         30,
         "Reconciliations of each list, the newest, that keep all their differences; older ones keep what was decided",
     )
+    reconcile_lines_retention_days: int | None = setting(
+        365,
+        "Days after which failed, rejected and abandoned reconciliations lose the differences that recorded nothing",
+    )
+    merges_retention_days: int | None = setting(
+        None, "Days after which merges of users that Kahuna's logs told of are dropped. Unset: never"
+    )
     archive_retention_days: int | None = setting(
         None, "Days after which received bodies are dropped, by whole months (UTC). Unset: never"
     )

@@ -185,7 +185,7 @@ def _reconciling(settings: Settings, means: Means) -> list[tuple[str, Step, floa
     database, clock, hours = means.database, means.clock, settings.reconcile_every_hours
     steps: list[tuple[str, Step, float]] = [
         ("reconcile", lambda: reconcile.run_next(means), settings.worker_poll_seconds),
-        ("prove", lambda: prove.prove(database, clock), HOUSEKEEPING),
+        ("prove", prove.Prover(database, clock).look, HOUSEKEEPING),
     ]
     if hours is None:
         return steps

@@ -29,7 +29,7 @@ RUN_STATES: Final[Mapping[RunState, str]] = {
     "approved": "a worker carries out what was approved",
     "applied": "what was approved is carried out; proof of some of it is not there yet, or will not come by itself, or "
     "Kahuna did not answer all that was asked",
-    "proved": "all that was asked was answered, and every difference is closed",
+    "proved": "all that was asked was answered, and every difference is proved, or was no longer so (moot) or declined",
     "rejected": "a person decided that nothing is to be done",
     "reverting": "a worker takes back what the run recorded here",
     "reverted": "what the run recorded here is taken back",
@@ -68,7 +68,7 @@ LINE_STATES: Final[Mapping[LineState, str]] = {
 FOLLOWS: Final[Mapping[RunState, frozenset[RunState]]] = {
     "queued": frozenset({"running", "rejected"}),
     "running": frozenset({"planned", "approved", "applied", "proved", "rejected", "failed", "abandoned"}),
-    "planned": frozenset({"approved", "applied", "proved", "rejected", "reverting", "abandoned"}),
+    "planned": frozenset({"approved", "applied", "proved", "rejected", "reverting", "failed", "abandoned"}),
     "approved": frozenset({"planned", "applied", "proved", "reverting", "failed"}),
     "applied": frozenset({"proved", "reverting"}),
     "proved": frozenset({"reverting"}),

@@ -1,6 +1,7 @@
 """Owns the decision on a plan, and the carrying out of what was approved.
 
-A decision only marks lines, in one transaction with its row of the audit log. A worker carries them out page by page:
+A decision only marks lines. It is written down as a whole, with its row of the audit log, in the transaction that marks
+the first of them; if there are more, a worker marks those part by part. Then it carries them out page by page:
 each slot is looked at again under its locks, and what is no longer so is moot. What is recorded here has a row of the
 audit log that states it, in the transaction that records it.
 """
@@ -25,6 +26,13 @@ from service.store.outbox import Scope, SlotState
 from service.store.suppressions import Entry, Provenance
 from service.telemetry import logger
 
+AT_ONCE: Final = 10_000
+"""Lines that one transaction marks: a fraction of a second."""
+
+
+CARRIED_AT_ONCE: Final = 500
+"""Lines that one transaction carries out at most: callbacks about these addresses wait as long."""
+
 
 class Verdict(NamedTuple):
     """Who decides what about which lines, and a note for the audit log."""
@@ -36,10 +44,12 @@ class Verdict(NamedTuple):
 
 
 class Decided(NamedTuple):
-    """How many lines were decided, and how those stand that were named one by one and could not be."""
+    """How many lines were decided, and how those stand that were named one by one and could not be. `going_on`: a
+    worker still marks the most of them."""
 
     lines: int
     passed_over: dict[tuple[str, str], str | None]
+    going_on: bool = False
 
 
 async def decide(
@@ -48,9 +58,11 @@ async def decide(
     verdict: Verdict,
     clock: Callable[[], datetime],
     allowed_namespace: str | None,
+    at_once: int = AT_ONCE,
 ) -> Decided:
     """Approves (`approved`) or declines (`declined`) proposed lines of a plan. Approved ones are a worker's from here.
-    A run that is not planned yet can be declined as a whole."""
+    A run that is not planned yet can be declined as a whole. Conflict `being-decided` while a decision about more than
+    `at_once` lines goes on."""
     now = clock()
 
     async def transaction(connection: Connection) -> Decided:
@@ -60,10 +72,12 @@ async def decide(
             return Decided(0, {})
         _refuse_unless_plan(row)
         before = await _passed_over(connection, run_id, verdict.chosen)
-        count = await differences.decide(connection, run_id, verdict.chosen, verdict.decision, verdict.actor, now)
-        if count or await _goes_on(connection, row, verdict):
-            await _note(connection, row, verdict, count, now)
-        return Decided(count, before)
+        lines = await differences.proposed(connection, run_id, verdict.chosen)
+        deciding = _deciding(verdict, lines, now)
+        after = await _mark(connection, run_id, deciding, at_once)
+        if lines or await _goes_on(connection, row, verdict):
+            await _note(connection, row, verdict, lines, after, now)
+        return Decided(lines, before, going_on=after is not None)
 
     decided = await until_settled(database, transaction)
     logger().info(f"reconciliation.{_WORDS[verdict.decision]}", run_id=str(run_id), lines=decided.lines)
@@ -82,6 +96,9 @@ async def locked(connection: Connection, run_id: uuid.UUID, allowed_namespace: s
 
 
 def _refuse_unless_plan(row: Any) -> None:
+    if row.deciding is not None:
+        said = f"{row.deciding['done']} of {row.deciding['lines']} lines are {row.deciding['decision']} so far"
+        raise Conflict(f"A decision about this run goes on ({said}); ask again when it is through.", "being-decided")
     if row.state in DECIDABLE and row.planned_at is not None:
         return
     meaning = RUN_STATES[row.state]
@@ -102,8 +119,56 @@ async def _call_off(connection: Connection, row: Any, verdict: Verdict, now: dat
     await _write_down(connection, row, verdict, 0, now)
 
 
-async def _note(connection: Connection, row: Any, verdict: Verdict, count: int, now: datetime) -> None:
-    values: dict[str, Any] = {"decided_by": verdict.actor, "note": verdict.note}
+def _deciding(verdict: Verdict, lines: int, now: datetime) -> dict[str, Any]:
+    """A decision as it is written down with its run: whoever goes on with it needs nothing else."""
+    chosen = {name: value for name, value in verdict.chosen._asdict().items() if value is not None}
+    what = {"decision": verdict.decision, "actor": verdict.actor, "at": now.isoformat(), "chosen": chosen}
+    return what | {"lines": lines, "done": 0, "after": ["", ""]}
+
+
+async def _mark(
+    connection: Connection, run_id: uuid.UUID, deciding: Mapping[str, Any], at_once: int
+) -> dict[str, Any] | None:
+    """Marks the next lines of a decision; returns how it goes on, None if it is through."""
+    chosen = dict(deciding["chosen"])
+    if "lines" in chosen:
+        chosen["lines"] = tuple((address, slot) for address, slot in chosen["lines"])
+    decided = differences.Decided(deciding["decision"], deciding["actor"], datetime.fromisoformat(deciding["at"]))
+    address, slot = deciding["after"]
+    some = differences.Part((address, slot), at_once)
+    part = await differences.decide(connection, run_id, Selection(**chosen), decided, some)
+    done = deciding["done"] + part.lines
+    if part.lines < at_once or done >= deciding["lines"]:
+        return None
+    return {**deciding, "done": done, "after": list(part.after)}
+
+
+async def decide_rest(underway: Underway, progress: Progress | None) -> None:
+    """Goes on with a decision about many lines, to its end: each part is a transaction that holds nothing but the run
+    and these lines."""
+    while (done := await underway.do(_decide_more, underway)) is not None:
+        if progress is not None:
+            progress("decided", done)
+
+
+async def _decide_more(connection: Connection, underway: Underway) -> int | None:
+    row = await reconciliations.lock(connection, underway.run.id)
+    if row is None or row.deciding is None:
+        return None
+    deciding = await _mark(connection, row.id, row.deciding, underway.means.decided_at_once)
+    await reconciliations.change(connection, row.id, {"deciding": deciding, "attempts": 0})
+    if deciding is not None:
+        return int(deciding["done"])
+    await rest(connection, row, underway.means.clock())
+    verb, lines = _WORDS[row.deciding["decision"]], row.deciding["lines"]
+    logger().info("reconciliation.decision_through", run_id=str(row.id), decision=verb, lines=lines)
+    return None
+
+
+async def _note(
+    connection: Connection, row: Any, verdict: Verdict, count: int, deciding: dict[str, Any] | None, now: datetime
+) -> None:
+    values: dict[str, Any] = {"decided_by": verdict.actor, "note": verdict.note or row.note, "deciding": deciding}
     if verdict.decision == "approved":
         values |= {"approved_at": row.approved_at or now, "attempts": 0}
         values |= {"error": None} if row.state == "failed" else {}  # what else it says stays true
@@ -156,7 +221,7 @@ async def _page(
 ) -> tuple[tuple[str, str], Counter[str]] | None:
     """Some lines, in the order of their keys; the last of them, and what came of them; None if there were none."""
     run, scope = underway.run, underway.scope()
-    lines = await differences.approved(connection, run.id, after, underway.means.page)
+    lines = await differences.approved(connection, run.id, after, min(underway.means.page, CARRIED_AT_ONCE))
     if not lines:
         return None
     found = await outbox.examine(connection, scope, {line.address for line in lines}, again=True)

@@ -14,7 +14,7 @@ from typing import Final
 from service.domain.suppression import Policy
 from service.flows.ingest import Rules
 from service.flows.testimony import testimony_of
-from service.store import access, archive, batches, logs, outbox, suppressions
+from service.store import access, archive, batches, log_evidence, logs, outbox, suppressions
 from service.store.access import Deed
 from service.store.archive import Archived
 from service.store.batches import Outcome
@@ -105,6 +105,9 @@ async def _take_back(
 ) -> list[Bounce]:
     addresses = {one.address for one in doubled}
     taken = await logs.take_back(connection, namespace, doubled, policy, now)
+    # Evidence from now on: should that callback be taken back, the record stands again.
+    noted = [log_evidence.Record(one.address, "soft_bounce", one.occurred_at) for one in taken]
+    await log_evidence.note(connection, namespace, noted, now)
     by_batch: defaultdict[object, list[Bounce]] = defaultdict(list)
     for bounce in taken:
         by_batch[bounce.batch_id].append(bounce)

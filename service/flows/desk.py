@@ -16,7 +16,7 @@ from service.domain.deadlines import Calendar, ImpossibleCalendar, calendar_from
 from service.domain.suppression import Policy
 from service.errors import SettingsError
 from service.settings import Settings
-from service.store import access, circuits, desk, outbox, suppressions
+from service.store import access, circuits, desk, outbox, proofs, suppressions
 from service.store.access import Deed
 from service.store.circuits import Circuit
 from service.store.database import Connection, Database, until_settled
@@ -159,6 +159,7 @@ class Desk:
         self, connection: Connection, scope: Scope, rows: Sequence[Any], *, anyway: bool
     ) -> list[Result]:
         addresses = {row.address for row in rows}
+        await proofs.lock_runs_of(connection, [row.id for row in rows])
         states = await outbox.examine(connection, scope, addresses, again=True)
         by_slot = {(state.address, state.name): state for state in states}
         # Only now, under the locks, do the rows say what stays true.
@@ -171,6 +172,9 @@ class Desk:
         await outbox.write(connection, scope, wanted)
         await desk.retire(connection, _ids(judged, "requeued", "not-owed", "superseded"), scope.now)
         waiting = await desk.waiting(connection, scope, addresses)
+        again = {r.id: waiting.get((r.address, r.slot)) for r in rows if judged[r.id] in ("requeued", "superseded")}
+        again = {one: waits_as for one, waits_as in again.items() if waits_as is not None}
+        await proofs.reopen(connection, again | dict.fromkeys(_ids(judged, "not-owed")), scope.now)
         await desk.hasten(connection, [waiting[slot] for slot in requeued if slot in waiting], scope.now)
         await self._write_down(connection, scope, "requeued", [r for r in rows if judged[r.id] == "requeued"], waiting)
         return [Result(r.id, judged[r.id], waiting.get((r.address, r.slot))) for r in rows]
@@ -180,6 +184,7 @@ class Desk:
         ids = [row.id for row in rows]
         before = {row.id: row for row in await desk.rows_of(connection, scope.namespace, ids)}
         taken = await desk.discard(connection, ids, self.actor, reason, scope.now)
+        await proofs.close_settled(connection, scope.now, taken)
         done = [row for row in before.values() if row.id in taken]
         await self._write_down(connection, scope, "discarded", done, {}, reason)
         after = await desk.rows_of(connection, scope.namespace, ids)

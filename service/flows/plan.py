@@ -15,7 +15,7 @@ from service.domain.corrections import sayable
 from service.domain.drift import kind_of, only_ours, reason_of
 from service.domain.runs import GUARDS, LineState, holds, holds_all
 from service.flows.underway import SCHEDULE, Progress, TakenOver, Underway, rest, rested
-from service.store import access, differences, drift, reconciliations
+from service.store import access, differences, drift, proofs, reconciliations
 from service.store.access import Deed
 from service.store.database import Connection
 from service.store.differences import Line
@@ -171,7 +171,7 @@ async def _tell_earlier(connection: Connection, underway: Underway, since: datet
     """What earlier plans still had open and is not found any more is closed by this one. Plans that a schedule made
     and nobody looked at make way."""
     run, now = underway.run, underway.means.clock()
-    for run_id in await differences.close_gone(connection, run, since, now):
+    for run_id in await proofs.close_gone(connection, run, since, now):
         earlier = await reconciliations.lock(connection, run_id)
         if earlier is not None and earlier.state == "applied":
             await rest(connection, earlier, now)

@@ -24,7 +24,7 @@ from service.kahuna.client import KahunaClient
 from service.kahuna.masking import masked, texts_in
 from service.settings import Secret, Settings
 from service.spans import TRACE, Tracer, places_of
-from service.store import calls, circuits, differences, outbox
+from service.store import calls, circuits, outbox, proofs
 from service.store.batches import new_id
 from service.store.calls import Made
 from service.store.circuits import Circuit
@@ -113,7 +113,7 @@ class _Claim:
         async def transaction(connection: Connection) -> int:
             settled = await outbox.settle(connection, scope, self.lease, claimed, settlement)
             if settlement.state in ("sent", "rejected"):
-                await differences.close_settled(connection, scope.now, [one.id for one in claimed])
+                await proofs.close_settled(connection, scope.now, [one.id for one in claimed])
             return settled
 
         settled = await until_settled(self.pusher.database, transaction)

@@ -79,7 +79,7 @@ async def run_next(means: Means, progress: Progress | None = None, run_id: uuid.
         run = await reconciliations.claim(connection, clock(), clock() + LEASE, run_id)
     if run is None:
         return None
-    if run.state not in UNFINISHED:
+    if run.state not in UNFINISHED and run.deciding is None:
         logger().error("reconciliation.given_up", run_id=str(run.id), state=run.state)
         return run
     try:
@@ -107,14 +107,14 @@ async def run_next(means: Means, progress: Progress | None = None, run_id: uuid.
 async def _carry_on(underway: Underway, progress: Progress | None) -> None:
     """One step after the other, until a person or Kahuna is to be waited for."""
     steps: Mapping[str, Work] = {"running": _plan, "approved": approve.carry_out, "reverting": revert.carry_out}
-    state, counts = str(underway.run.state), Counter[str]()
-    while state in steps:
-        await steps[state](underway, progress)
+    state, counts, deciding = str(underway.run.state), Counter[str](), underway.run.deciding
+    while state in steps or deciding is not None:
+        await (steps[state] if deciding is None else approve.decide_rest)(underway, progress)
         async with underway.means.database.read() as connection:
             row = await reconciliations.one(connection, underway.run.id)
         if row is None or row.fence != underway.run.fence:
             raise TakenOver("Another worker has taken this run over.")
-        state, counts = row.state, Counter(row.counts)
+        state, counts, deciding = row.state, Counter(row.counts), row.deciding
     told = {"differences": 0, **counts}
     logger().info("reconciliation.finished", run_id=str(underway.run.id), state=state, **told)
 
@@ -142,7 +142,8 @@ async def _let_go(means: Means, run: Run, until: datetime | None = None, **more:
 
 
 async def _fail(means: Means, run: Run, error: str) -> None:
-    values = {"state": "failed", "error": error, "finished_at": means.clock(), "lease_until": None}
+    values: dict[str, Any] = {"state": "failed", "error": error, "finished_at": means.clock()}
+    values |= {"lease_until": None, "deciding": None}
     async with means.database.begin() as connection:
         await reconciliations.write(connection, run, values)
     logger().error("reconciliation.failed", run_id=str(run.id), reason=error)

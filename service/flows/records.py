@@ -20,7 +20,7 @@ from service.domain.facts import standing_time
 from service.flows import ingest, leaks
 from service.flows.ingest import Member, Rules
 from service.kahuna import CampaignRecord, Contract, LogRecord, MergeRecord, logs
-from service.store import batches, imports, merges, outbox, suppressions
+from service.store import batches, imports, log_evidence, merges, outbox, suppressions
 from service.store import logs as stored
 from service.store.batches import Outcome, Received
 from service.store.database import Connection
@@ -78,7 +78,10 @@ async def _stop(connection: Connection, batch: Received, rules: Rules, now: date
     judged = _judged(member, news)
     told = await stored.told_by_callbacks(connection, batch.namespace, judged)
     known = await imports.known_of_kahuna(connection, batch.namespace, "email", news)
-    known |= await stored.taken_back(connection, batch.namespace, judged) - told
+    gone = await stored.taken_back(connection, batch.namespace, judged) - told
+    silent = [_record(one) for one in judged if one.entry.entry_index in (told | known) - gone]
+    await log_evidence.note(connection, batch.namespace, silent, now)
+    known |= gone
     rows = [entry for entry in news if entry.entry_index not in told | known]
     provenance = Provenance(batch.namespace, "email", "kahuna", batch.origin, now, (batch.id,))
     merged = await suppressions.apply(connection, rows, provenance, rules.policy)
@@ -110,6 +113,11 @@ def _judged(member: Member, news: Sequence[Entry]) -> list[stored.Stop]:
     return [
         stored.Stop.of(one, timed=standing_time(claimed[one.entry_index or 0], received_at) is not None) for one in news
     ]
+
+
+def _record(stop: stored.Stop) -> log_evidence.Record:
+    entry = stop.entry
+    return log_evidence.Record(entry.address, entry.reason, entry.occurred_at, stop.low != stored.ANY_TIME[0])
 
 
 def _notes(page: Sequence[MergeRecord]) -> list[Note]:

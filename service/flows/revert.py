@@ -7,7 +7,7 @@ told back is counted in the outcome.
 
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from service.flows.underway import NotYet, Progress, Underway
 from service.store import access, differences, outbox, reconciliations, retractions, suppressions
 from service.store.access import Deed
 from service.store.database import Connection, Database, until_settled
+from service.store.differences import Part
 from service.store.retractions import Evidence, Retraction
 from service.telemetry import logger
 
@@ -42,13 +43,18 @@ async def ask(
         if row.state not in REVERTIBLE:
             meaning = RUN_STATES[row.state]
             raise Conflict(f"This run is {row.state} ({meaning}); there is nothing to take back.", "not-revertible")
-        await differences.decline_rest(connection, run_id, actor, now)
-        values = {"state": "reverting", "decided_by": actor, "note": note, "attempts": 0, "lease_until": None}
+        await differences.decline_rest(connection, run_id, actor, now, Part())
+        # What was said when it was approved stays beside what is said now.
+        values = {"state": "reverting", "reverted_by": actor, "revert_note": note, "attempts": 0, "lease_until": None}
         # A worker that is at it finds the fence raised.
-        more = {"fence": row.fence + 1, "finished_at": None, "error": None}
+        more = {"fence": row.fence + 1, "finished_at": None, "error": None, "deciding": None}
         outcome = await _ask_to_retract(connection, row, actor, note, now)
         await reconciliations.change(connection, run_id, values | more | {"outcome": outcome})
-        detail = {"run_id": str(run_id), "note": note}
+        detail: dict[str, Any] = {"run_id": str(run_id), "note": note}
+        if row.decided_by is not None:
+            detail["was"] = {"decided_by": row.decided_by, "note": row.note}
+        if row.deciding is not None:
+            detail["decision_cut_short"] = {name: row.deciding[name] for name in ("decision", "lines", "done")}
         deed = Deed(actor, "reconciliation.reverted", row.namespace, row.channel, detail=detail)
         await access.write_down(connection, deed, now)
 
@@ -69,11 +75,35 @@ async def _ask_to_retract(
 
 async def carry_out(underway: Underway, progress: Progress | None) -> None:
     """Takes it back. Cut short anywhere, the next worker does what is left."""
+    await _part_by_part(underway, _decline_some)
     withdrawn = await _withdraw(underway)
     retracted = await _retract(underway, progress)
     outcome = {"withdrawn": withdrawn} | retracted
-    lines = await underway.do(_conclude, underway, outcome)
+    lines = await _part_by_part(underway, _revert_some)
+    await underway.do(_conclude, underway, outcome)
     logger().info("reconciliation.reverted", run_id=str(underway.run.id), lines=lines, **outcome)
+
+
+async def _part_by_part(underway: Underway, work: Callable[[Connection, Underway, Part], Awaitable[Part]]) -> int:
+    """Goes over all lines, each part in a transaction of its own; returns how many it changed."""
+    size, total = underway.means.decided_at_once, 0
+    part = Part(lines=size)
+    while True:
+        part = await underway.do(work, underway, part)
+        total += part.lines
+        if part.lines < size:
+            return total
+        part = part._replace(lines=size)
+
+
+async def _decline_some(connection: Connection, underway: Underway, part: Part) -> Part:
+    row = await reconciliations.lock(connection, underway.run.id)
+    actor = underway.run.actor if row is None or row.reverted_by is None else row.reverted_by
+    return await differences.decline_rest(connection, underway.run.id, actor, underway.means.clock(), part)
+
+
+async def _revert_some(connection: Connection, underway: Underway, part: Part) -> Part:
+    return await differences.revert(connection, underway.run.id, underway.means.clock(), part)
 
 
 async def _withdraw(underway: Underway) -> int:
@@ -119,11 +149,9 @@ async def _retract(underway: Underway, progress: Progress | None) -> dict[str, A
     return {"retraction_id": named} | {name: count for name, count in row.counts.items() if count}
 
 
-async def _conclude(connection: Connection, underway: Underway, outcome: dict[str, Any]) -> int:
+async def _conclude(connection: Connection, underway: Underway, outcome: dict[str, Any]) -> None:
     run, now = underway.run, underway.means.clock()
-    count = await differences.revert(connection, run.id, now)
     lines = await differences.counts(connection, run.id)
     stands = {"told_and_stands": lines.get("proved", 0), "on_the_way": lines.get("applied", 0)}
     values = {"state": "reverted", "finished_at": now, "closed_at": now, "lease_until": None}
     await reconciliations.write(connection, run, values | {"outcome": outcome | stands})
-    return count

@@ -14,13 +14,24 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from service.domain.facts import SOURCES
+from service.domain.facts import SOURCES, Fact
 from service.errors import KahunaSyncError
 from service.flows import ingest
 from service.flows.ingest import Rules
 from service.flows.underway import TakenOver
 from service.flows.words import Word, stated, words_of
-from service.store import access, archive, batches, imports, leases, outbox, retractions, suppressions, withdrawals
+from service.store import (
+    access,
+    archive,
+    batches,
+    imports,
+    leases,
+    log_evidence,
+    outbox,
+    retractions,
+    suppressions,
+    withdrawals,
+)
 from service.store.batches import first_id
 from service.store.database import Connection, Database, until_settled
 from service.store.leases import Lease
@@ -158,9 +169,29 @@ async def _page(connection: Connection, course: Course) -> tuple[Place, Counts]:
     taken = await withdrawals.take_back(connection, retraction, said, now)
     scope = course.scope()
     await withdrawals.recompute(connection, *scope[:2], addresses, scope.policy, now)
+    counts["logged"] += await _stand_by_logs(connection, scope, retraction, taken.addresses)
     counts["corrections"] += await outbox.owe(connection, scope, taken.addresses)
     counts.update(facts=taken.facts, theirs=taken.theirs, kept=taken.kept)
     return place, +counts
+
+
+async def _stand_by_logs(connection: Connection, scope: Scope, retraction: Retraction, addresses: Sequence[str]) -> int:
+    """What Kahuna's logs had told of the same events was no fact, since callbacks had told it: now it is. A row of the
+    audit log states it, since a page of a log without news is in no archive."""
+    if scope.channel != "email":
+        return 0
+    records = await log_evidence.standing(connection, scope.namespace, retraction.id, addresses)
+    if not records:
+        return 0
+    whose = scope.namespace, scope.channel
+    facts = [Fact(*whose, one.address, one.reason, "suppress", one.occurred_at, "kahuna") for one in records]
+    detail = {"retraction_id": str(retraction.id), "facts": len(facts)}
+    deed = access.Deed(retraction.actor, "logs.stood_in", *whose, detail=detail, facts=facts)
+    audit_id = await access.write_down(connection, deed, scope.now)
+    provenance = Provenance(*whose, "kahuna", "kahuna_logs", scope.now, audit_id=audit_id)
+    entries = [Entry(f.address, f.address, f.reason, f.action, f.occurred_at) for f in facts]
+    await suppressions.apply(connection, entries, provenance, scope.policy)
+    return len(facts)
 
 
 def _cut(

@@ -48,8 +48,9 @@ class NotYet(KahunaSyncError):
 class Means:
     """What a reconciliation works with. `clients` speak to Kahuna, by namespace; the ledger needs none. `sample` is how
     many addresses a spot check takes that names none, `budget` how many calls it may make; `page` is how many addresses
-    or lines one transaction takes on, which holds their rows meanwhile; `delay` is how far it stays behind the present
-    of Kahuna's logs, and `kept_runs` how many runs of a list, the newest, keep all of their lines."""
+    or lines one transaction takes on, which holds their rows meanwhile, and `decided_at_once` how many lines one of a
+    decision marks; `delay` is how far it stays behind the present of Kahuna's logs, and `kept_runs` how many runs of a
+    list, the newest, keep all of their lines."""
 
     database: Database
     rules: Rules
@@ -61,6 +62,7 @@ class Means:
     page: int = 2000
     delay: timedelta = timedelta(minutes=10)
     kept_runs: int = 30
+    decided_at_once: int = 10_000
 
     @property
     def policy(self) -> Policy:

@@ -16,6 +16,7 @@ from typing import Concatenate, Final, ParamSpec, TypeVar
 from service.errors import StorageBusy, StorageUnavailable
 from service.flows.ingest import Rules
 from service.flows.testimony import Testimony, testimony_of
+from service.flows.thinning import Kept, thin
 from service.flows.underway import TakenOver
 from service.settings import Settings
 from service.store import (
@@ -56,12 +57,15 @@ class Retention:
     archive: timedelta | None = None
     feed: timedelta | None = None
     calls: timedelta | None = None
+    lines: timedelta | None = None
+    merges: timedelta | None = None
 
 
 def retention_of(settings: Settings) -> Retention:
     """The retention that these settings ask for."""
     archive, feed = settings.archive_retention_days, settings.changes_retention_days
-    return Retention(_days(archive), _days(feed), _days(settings.calls_retention_days))
+    lines, merges = settings.reconcile_lines_retention_days, settings.merges_retention_days
+    return Retention(*map(_days, (archive, feed, settings.calls_retention_days, lines, merges)))
 
 
 def _days(count: int | None) -> timedelta | None:
@@ -124,6 +128,8 @@ async def make_ahead(database: Database, rules: Rules, clock: Callable[[], datet
 async def _attempt(upkeep: Upkeep, retention: Retention) -> timedelta:
     """One run; returns when to look again. What fails keeps nothing else from being done."""
     steps: list[Callable[[], Awaitable[None]]] = [partial(_make_months, upkeep, one) for one in partitions.ALL]
+    unparted = Kept(retention.lines, retention.merges, retention.archive)
+    steps.append(partial(thin, upkeep.do, unparted, upkeep.clock()))
     for receipts, kept in ((FEED, retention.feed), (CALLS, retention.calls), (ARCHIVE, retention.archive)):
         if kept is not None:
             oldest = partitions.month_of(upkeep.clock() - kept)

@@ -3,8 +3,9 @@ by their testimony, rows of the audit log by what they state."""
 
 import asyncio
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from service.domain.facts import Fact, Origin
 from service.flows.ingest import Rules
@@ -56,4 +57,12 @@ def stated(deeds: Iterable[retractions.Deed]) -> Iterator[Saying]:
 def _origin_of(action: str) -> Origin:
     """Where the facts of a deed come from, by what was done."""
     kind = action.partition(".")[0]
-    return "api" if kind == "address" else "reconciliation" if kind == "reconciliation" else "operator"
+    return _ORIGINS.get(kind, "operator")
+
+
+_ORIGINS: Final[Mapping[str, Origin]] = {
+    "address": "api",
+    "reconciliation": "reconciliation",
+    "logs": "kahuna_logs",
+}
+"""Where facts come from, by the first word of a deed; of other deeds, from an operator."""

@@ -25,6 +25,9 @@ SAMPLES: Final = 3
 """Addresses that are shown of each group of lines."""
 
 
+_KEY: Final = (differences.c.address, differences.c.slot)
+
+
 class Line(NamedTuple):
     """One slot on which the two sides differ: what would settle it, both sides' evidence, and how it stands. `why` is
     said of those that cannot be proposed or are settled already; the ids name what settles it."""
@@ -65,6 +68,21 @@ class Selection(NamedTuple):
     lines: tuple[tuple[str, str], ...] | None = None
 
 
+class Decided(NamedTuple):
+    """What is decided about lines, by whom and when."""
+
+    state: LineState
+    decided_by: str
+    decided_at: datetime
+
+
+class Part(NamedTuple):
+    """Some lines of a run, in the order of their keys: behind which key, and how many (at most)."""
+
+    after: tuple[str, str] = ("", "")
+    lines: int = 10_000
+
+
 def _columns(kind: type, types: dict[str, str]) -> str:
     """The fields of bulk rows as a table, from columns of joined text: bound one by one they stall the event loop."""
     names = kind._fields  # type: ignore[attr-defined]  # a NamedTuple
@@ -96,73 +114,6 @@ _SETTLE: Final = text(
     """  # noqa: S608 (our own words)
 ).bindparams(bindparam("run_id", type_=Uuid), bindparam("now", type_=DateTime(True)))
 
-# In the order of the keys, as every other who changes several of them.
-_CLOSE: Final = """
-    with closed as (
-        select d.run_id, d.address, d.slot, c.state, c.reason from differences as d
-        join corrections as c on c.id = d.correction_id
-        where d.state in ('applied', 'on_its_way') and c.state in ('sent', 'rejected', 'unsupported', 'discarded')
-          {which}
-        order by d.run_id, d.address, d.slot for update of d
-    )
-    update differences as d set closed_at = case when closed.state = 'sent' then :now end,
-        state = case closed.state when 'sent' then 'proved' when 'rejected' then 'refused'
-                when 'discarded' then 'declined' else 'unsupported' end,
-        why = case closed.state when 'sent' then 'accepted' when 'discarded' then 'discarded' else closed.reason end
-    from closed where d.run_id = closed.run_id and d.address = closed.address and d.slot = closed.slot
-"""
-
-_NOW: Final = bindparam("now", type_=DateTime(True))
-
-_CLOSE_ALL: Final = text(_CLOSE.format(which="")).bindparams(_NOW)
-_CLOSE_THESE: Final = text(_CLOSE.format(which="and d.correction_id = any(:ids)")).bindparams(_NOW)
-
-# A correction that made way for another: the line goes with that one if it says the same, and is moot without one.
-_FOLLOW: Final = text(
-    """
-    with stray as (
-        select d.run_id, d.address, d.slot,
-               (select max(n.id) from corrections as n
-                where n.address = d.address and n.slot = d.slot and n.channel = r.channel and n.namespace = r.namespace
-                  and n.action = d.action and n.state <> 'superseded' and n.id > coalesce(d.correction_id, 0)) as next
-        from differences as d join reconciliations as r on r.id = d.run_id
-        left join corrections as c on c.id = d.correction_id
-        where d.state in ('applied', 'on_its_way') and (c.id is null or c.state = 'superseded')
-        order by d.run_id, d.address, d.slot limit 5000 for update of d
-    )
-    update differences as d set correction_id = coalesce(stray.next, d.correction_id),
-        state = case when stray.next is null then 'moot' else d.state end,
-        why = case when stray.next is null then 'no-longer-owed' else d.why end,
-        closed_at = case when stray.next is null then cast(:now as timestamptz) end
-    from stray where d.run_id = stray.run_id and d.address = stray.address and d.slot = stray.slot
-    """
-).bindparams(_NOW)
-
-# A slot with a correction on its way is no difference meanwhile: that it is gone from a plan proves nothing as long as
-# one of its corrections is open, or was when the plan was begun.
-_SHOWN_GONE: Final = text(
-    """
-    with gone as (
-        select d.run_id, d.address, d.slot from differences as d join reconciliations as r on r.id = d.run_id
-        where r.namespace = :namespace and r.channel = :channel and r.id <> :run_id and r.planned_at < :since
-          and d.state in ('applied', 'on_its_way', 'refused', 'unsupported')
-          and not exists (select from corrections as c
-                          where c.address = d.address and c.slot = d.slot and c.channel = :channel
-                            and c.namespace = :namespace
-                            and (c.state in ('pending', 'sending') or c.settled_at >= :since))
-          and not exists (select from differences as n
-                          where n.run_id = :run_id and n.address = d.address and n.slot = d.slot)
-        order by d.run_id, d.address, d.slot for update of d
-    ), closed as (
-        update differences as d set state = 'proved', why = :why, closed_at = :now from gone
-        where d.run_id = gone.run_id and d.address = gone.address and d.slot = gone.slot returning d.run_id
-    )
-    select distinct run_id from closed order by run_id
-    """
-).bindparams(
-    bindparam("run_id", type_=Uuid), bindparam("since", type_=DateTime(True)), bindparam("now", type_=DateTime(True))
-)
-
 # What was decided, recorded or is still waited for stays with its run: guards, undo and proof go by it.
 _THIN: Final = text(
     """
@@ -192,6 +143,31 @@ _THIN: Final = text(
     """
 ).bindparams(bindparam("run_id", type_=Uuid))
 
+# Of runs that ended without being carried out. What was recorded stays: undo goes by it.
+_DROP_ENDED: Final = text(
+    """
+    with ended as materialized (
+        select id from reconciliations where state in ('failed', 'rejected', 'abandoned') and finished_at < :before
+    ), spent as materialized (
+        select d.run_id, d.address, d.slot from ended cross join lateral (
+            select run_id, address, slot from differences
+            where run_id = ended.id and audit_id is null and batch_id is null
+              and state not in ('applied', 'on_its_way')
+            order by address, slot limit :limit
+        ) as d limit :limit
+    ), gone as (
+        delete from differences as d using spent
+        where d.run_id = spent.run_id and d.address = spent.address and d.slot = spent.slot returning d.run_id
+    ), noted as (
+        update reconciliations as r
+        set counts = r.counts || jsonb_build_object(
+            'lines_dropped', coalesce(cast(r.counts ->> 'lines_dropped' as int), 0) + n)
+        from (select run_id, count(*) as n from gone group by run_id) as g where r.id = g.run_id
+    )
+    select count(*) from gone
+    """
+).bindparams(bindparam("before", type_=DateTime(True)))
+
 # What a person did not want is not done without one.
 _UNDONE: Final = """
     exists (select from differences as o join reconciliations as r on r.id = o.run_id
@@ -207,6 +183,8 @@ _HELD: Final = text(
     from differences as d where run_id = :run_id and state = 'proposed'
     """  # noqa: S608 (our own words)
 ).bindparams(bindparam("run_id", type_=Uuid))
+
+_NOW: Final = bindparam("now", type_=DateTime(True))
 
 _APPROVE_HARMLESS: Final = text(
     f"""
@@ -279,18 +257,40 @@ def _whose(run: Run) -> dict[str, Any]:
     return {"run_id": run.id, "namespace": run.namespace, "channel": run.channel}
 
 
+async def proposed(connection: AsyncConnection, run_id: uuid.UUID, chosen: Selection) -> int:
+    """How many of those that are meant wait for a decision."""
+    query = select(func.count()).select_from(differences)
+    meant = query.where(*_meant(run_id, chosen), differences.c.state == "proposed")
+    return (await connection.execute(meant)).scalar_one()
+
+
 async def decide(
-    connection: AsyncConnection, run_id: uuid.UUID, chosen: Selection, state: LineState, actor: str, now: datetime
-) -> int:
-    """Approves or declines the proposed ones that are meant; returns how many."""
-    meant = update(differences).where(*_meant(run_id, chosen), differences.c.state == "proposed")
-    return (await connection.execute(meant.values(state=state, decided_by=actor, decided_at=now))).rowcount
+    connection: AsyncConnection, run_id: uuid.UUID, chosen: Selection, decided: Decided, part: Part
+) -> Part:
+    """Approves or declines a part of the proposed ones that are meant; returns how many it was, and where it ends."""
+    meant = (*_meant(run_id, chosen), differences.c.state == "proposed")
+    return await _change_some(connection, meant, decided._asdict(), part)
 
 
-async def decline_rest(connection: AsyncConnection, run_id: uuid.UUID, actor: str, now: datetime) -> int:
-    """Declines whatever is not carried out yet."""
-    rest = update(differences).where(differences.c.run_id == run_id, differences.c.state.in_(["proposed", "approved"]))
-    return (await connection.execute(rest.values(state="declined", decided_by=actor, decided_at=now))).rowcount
+async def decline_rest(connection: AsyncConnection, run_id: uuid.UUID, actor: str, now: datetime, part: Part) -> Part:
+    """Declines a part of what is not carried out yet; returns how many it was, and where it ends."""
+    rest = (differences.c.run_id == run_id, differences.c.state.in_(["proposed", "approved"]))
+    return await _change_some(connection, rest, Decided("declined", actor, now)._asdict(), part)
+
+
+async def _change_some(
+    connection: AsyncConnection,
+    which: Sequence[ColumnElement[bool]],
+    values: dict[str, Any],
+    part: Part,
+) -> Part:
+    """In the order of the keys, so that all parts together read the lines once: a range of them, and no join."""
+    some = select(*_KEY).where(*which, tuple_(*_KEY) > part.after).order_by(*_KEY)
+    last = (await connection.execute(some.offset(part.lines - 1).limit(1))).first()
+    changed = update(differences).where(*which, tuple_(*_KEY) > part.after)
+    changed = changed if last is None else changed.where(tuple_(*_KEY) <= tuple(last))
+    count = (await connection.execute(changed.values(values))).rowcount
+    return Part(part.after if last is None else (last.address, last.slot), count)
 
 
 async def standing(
@@ -322,31 +322,9 @@ async def page(
     return (await connection.execute(query.where(*_meant(run_id, chosen), behind).order_by(*_KEY).limit(limit))).all()
 
 
-_KEY: Final = (differences.c.address, differences.c.slot)
-
-
 async def groups(connection: AsyncConnection, run_id: uuid.UUID) -> Sequence[Any]:
     """How many lines there are of each kind, reason, action and state, with a few addresses of each."""
     return (await connection.execute(_GROUPS, {"run_id": run_id, "samples": SAMPLES})).all()
-
-
-async def close_settled(connection: AsyncConnection, now: datetime, ids: Collection[int] | None = None) -> int:
-    """Closes the lines whose corrections Kahuna has answered: all, or those of these corrections; returns how many."""
-    if ids is None:
-        return (await connection.execute(_CLOSE_ALL, {"now": now})).rowcount
-    return (await connection.execute(_CLOSE_THESE, {"now": now, "ids": list(ids)})).rowcount
-
-
-async def follow(connection: AsyncConnection, now: datetime) -> int:
-    """Hands lines whose correction made way for another on to that one; returns how many."""
-    return (await connection.execute(_FOLLOW, {"now": now})).rowcount
-
-
-async def close_gone(connection: AsyncConnection, run: Run, since: datetime, now: datetime) -> list[uuid.UUID]:
-    """Closes the lines of earlier plans that this run, begun at `since`, does not find any more; returns whose they
-    are."""
-    values = _whose(run) | {"since": since, "now": now, "why": f"run:{run.id}"}
-    return list((await connection.execute(_SHOWN_GONE, values)).scalars())
 
 
 async def thin(connection: AsyncConnection, run: Run, kept: int, limit: int) -> int:
@@ -354,6 +332,12 @@ async def thin(connection: AsyncConnection, run: Run, kept: int, limit: int) -> 
     many. Their runs count them as `lines_dropped`."""
     values = _whose(run) | {"kept": kept, "limit": limit}
     return int((await connection.execute(_THIN, values)).scalar_one())
+
+
+async def drop_ended(connection: AsyncConnection, before: datetime, limit: int) -> int:
+    """Drops lines, so many at most, of runs that failed, were rejected or were given up before a moment; returns how
+    many. Their runs count them as `lines_dropped`."""
+    return int((await connection.execute(_DROP_ENDED, {"before": before, "limit": limit})).scalar_one())
 
 
 async def open_by_kind(connection: AsyncConnection, run_ids: Sequence[uuid.UUID]) -> dict[tuple[uuid.UUID, str], int]:
@@ -383,12 +367,12 @@ async def mark_withdrawn(connection: AsyncConnection, run_id: uuid.UUID, ids: Co
     await connection.execute(taken.values(state="reverted", why="withdrawn", decided_at=now))
 
 
-async def revert(connection: AsyncConnection, run_id: uuid.UUID, now: datetime) -> int:
-    """Says of the lines that recorded something here that it was taken back; returns how many they are."""
+async def revert(connection: AsyncConnection, run_id: uuid.UUID, now: datetime, part: Part) -> Part:
+    """Says of a part of the lines that recorded something here that it was taken back; returns how many they are, and
+    where it ends."""
     recorded = or_(differences.c.audit_id.is_not(None), differences.c.batch_id.is_not(None))
-    taken = update(differences).where(differences.c.run_id == run_id, recorded)
     values = {"state": "reverted", "why": "retracted", "closed_at": None, "decided_at": now}
-    return (await connection.execute(taken.values(values))).rowcount
+    return await _change_some(connection, (differences.c.run_id == run_id, recorded), values, part)
 
 
 def _meant(run_id: uuid.UUID, chosen: Selection) -> list[ColumnElement[bool]]:

@@ -45,10 +45,10 @@ class Bounce(NamedTuple):
     entry_index: int
 
 
-def _told(low: str, high: str, alias: str) -> str:
-    """Whether a callback told of the same event. Not if a consent came between the two: then only the later word stops
-    this person, and it is not to be lost. Subqueries that count are asked for one key after another; as joins, they
-    might read the whole table."""
+def told(low: str, high: str, alias: str) -> str:
+    """In SQL, whether a callback told of the same event. Not if a consent came between the two: then only the later
+    word stops this person, and it is not to be lost. Subqueries that count are asked for one key after another; as
+    joins, they might read the whole table."""
     return f"""(
         select count(*) from facts as f
         where f.address = {alias}.address and f.channel = 'email' and f.namespace = :namespace
@@ -67,7 +67,7 @@ _EVIDENCE: Final = text(
                 string_to_array(:occurred_at, ',')::bigint[], string_to_array(:low, ',')::bigint[],
                 string_to_array(:high, ',')::bigint[], string_to_array(:place, ',')::int[])
          as given(address, reason, occurred_at, low, high, place)
-    where {_told("given.low", "given.high", "given")}
+    where {told("given.low", "given.high", "given")}
     """  # noqa: S608 (built from our own words alone)
 )
 
@@ -109,7 +109,7 @@ _WATCH: Final = text(
 
 _DOUBTFUL: Final = text(
     f"""
-    select page.*, {_told(f"page.occurred_at - {SAME_EVENT}", f"page.occurred_at + {SAME_EVENT}", "page")} as told
+    select page.*, {told(f"page.occurred_at - {SAME_EVENT}", f"page.occurred_at + {SAME_EVENT}", "page")} as told
     from (
         select address, occurred_at, batch_id, entry_index, 'soft_bounce' as reason from log_bounces
         where namespace = :namespace and (address, occurred_at) > (:after_address, :after_at)

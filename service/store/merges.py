@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
+from sqlalchemy import DateTime, bindparam, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -35,6 +36,26 @@ async def write(connection: AsyncConnection, namespace: str, notes: Sequence[Not
         some = insert(merges).values(rows[start : start + AT_ONCE])
         new += len((await connection.execute(some.on_conflict_do_nothing().returning(merges.c.address))).all())
     return new
+
+
+_FORGET: Final = text(
+    """
+    with old as materialized (
+        select address, channel, namespace, digest from merges where recorded_at < :moment limit :limit
+    ), gone as (
+        delete from merges as m using old
+        where m.address = old.address and m.channel = old.channel and m.namespace = old.namespace
+          and m.digest = old.digest returning 1
+    )
+    select count(*) from gone
+    """
+).bindparams(bindparam("moment", type_=DateTime(True)))
+
+
+async def forget_before(connection: AsyncConnection, moment: datetime, limit: int) -> int:
+    """Drops what was noted before a moment, so many at most; returns how many."""
+    count: int = (await connection.execute(_FORGET, {"moment": moment, "limit": limit})).scalar_one()
+    return count
 
 
 def _key(note: Note) -> tuple[str, str, bytes]:

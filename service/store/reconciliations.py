@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import ColumnElement, and_, exists, insert, or_, select, update
+from sqlalchemy import and_, insert, or_, select, text, update
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.domain.addresses import Channel
 from service.domain.runs import WAITING, RunState
-from service.store.tables_of_plans import differences, reconciliations
+from service.store.tables_of_plans import reconciliations
 
 MOST_ATTEMPTS: Final = 5
 """Workers that may take a run one after the other without any of them getting further."""
@@ -25,7 +25,8 @@ _UNDER_WAY: Final = ("running", "approved", "reverting")
 
 class Run(NamedTuple):
     """What a run is to do, and how far it is. `fence` counts the workers that took it: only the last one's word is
-    written. `asked` holds what else was asked for; `position` is the last address that is compared."""
+    written. `asked` holds what else was asked for; `position` is the last address that is compared,
+    `deciding` a decision about so many lines that it is carried on part by part."""
 
     id: uuid.UUID
     namespace: str
@@ -39,6 +40,7 @@ class Run(NamedTuple):
     position: str = ""
     counts: dict[str, int] | None = None
     outcome: dict[str, Any] | None = None
+    deciding: dict[str, Any] | None = None
 
 
 async def create(connection: AsyncConnection, run: Run, now: datetime) -> None:
@@ -57,7 +59,8 @@ async def claim(
     """
     table = reconciliations.c
     free = or_(table.lease_until.is_(None), table.lease_until < now)
-    due = or_(table.state == "queued", and_(table.state.in_(_UNDER_WAY), free))
+    going_on = or_(table.state.in_(_UNDER_WAY), and_(table.state == "planned", table.deciding.is_not(None)))
+    due = or_(table.state == "queued", and_(going_on, free))
     query = select(reconciliations).where(due).order_by(table.created_at).limit(1).with_for_update(skip_locked=True)
     row = (await connection.execute(query if run_id is None else query.where(table.id == run_id))).first()
     if row is None:
@@ -65,11 +68,12 @@ async def claim(
     taken: dict[str, Any] = {"lease_until": until, "fence": row.fence + 1, "attempts": row.attempts + 1}
     if row.attempts >= MOST_ATTEMPTS:
         state = "abandoned" if row.state == "running" else "failed"
-        taken |= {"state": state, "error": "worker-died", "finished_at": now, "lease_until": None}
+        taken |= {"state": state, "error": "worker-died", "finished_at": now, "lease_until": None, "deciding": None}
     elif row.state == "queued":
         taken |= {"state": "running", "started_at": now}
     await connection.execute(update(reconciliations).where(table.id == row.id).values(taken))
-    return as_run(row)._replace(fence=row.fence + 1, state=taken.get("state", row.state))
+    deciding = None if "deciding" in taken else row.deciding
+    return as_run(row)._replace(fence=row.fence + 1, state=taken.get("state", row.state), deciding=deciding)
 
 
 async def hold(connection: AsyncConnection, run: Run, until: datetime) -> bool:
@@ -151,9 +155,19 @@ async def abandon_plans(connection: AsyncConnection, run: Run, now: datetime) ->
 
 async def unproved(connection: AsyncConnection, limit: int) -> list[uuid.UUID]:
     """Applied runs of which no line waits for Kahuna any more, but which do not say so yet."""
-    table = reconciliations.c
-    query = select(table.id).where(table.state == "applied", table.closed_at.is_(None), ~_any_waiting())
-    return list((await connection.execute(query.order_by(table.created_at).limit(limit))).scalars())
+    return list((await connection.execute(_UNPROVED, {"limit": limit})).scalars())
+
+
+# The states stand in the statement, so that the index of what waits is used, however often it runs.
+_UNPROVED: Final = text(
+    f"""
+    select r.id from reconciliations as r
+    where r.state = 'applied' and r.closed_at is null
+      and not exists (select from differences as d
+                      where d.run_id = r.id and d.state in ({", ".join(f"'{one}'" for one in sorted(WAITING))}))
+    order by r.created_at limit :limit
+    """  # noqa: S608 (our own words)
+)
 
 
 async def last_checks(connection: AsyncConnection) -> dict[tuple[str, Channel], tuple[uuid.UUID, datetime]]:
@@ -163,11 +177,6 @@ async def last_checks(connection: AsyncConnection) -> dict[tuple[str, Channel], 
     whole = query.ext(distinct_on(table.namespace, table.channel)).where(table.complete_at.is_not(None))
     rows = await connection.execute(whole.order_by(table.namespace, table.channel, table.complete_at.desc()))
     return {(row.namespace, row.channel): (row.id, row.complete_at) for row in rows}
-
-
-def _any_waiting() -> ColumnElement[bool]:
-    waiting = differences.c.state.in_(sorted(WAITING))
-    return exists().where(differences.c.run_id == reconciliations.c.id, waiting)
 
 
 def as_run(row: Any) -> Run:

@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     DateTime,
@@ -438,6 +439,19 @@ log_bounces = Table(
     comment="Soft bounces that only a log told of so far: a callback may still come, and count for them",
 )
 
+log_evidence = Table(
+    "log_evidence",
+    metadata,
+    word("address", primary_key=True),
+    word("namespace", primary_key=True),
+    word("reason", primary_key=True),
+    seconds("occurred_at", nullable=False, primary_key=True),
+    Column("timed", Boolean, nullable=False),
+    moment("noted_at"),
+    Index("log_evidence_noted", "noted_at", postgresql_using="brin"),
+    comment="Records of Kahuna's logs that made no fact since a callback had told it: they stand if that is undone",
+)
+
 merges = Table(
     "merges",
     metadata,
@@ -449,6 +463,7 @@ merges = Table(
     seconds("occurred_at"),
     Column("record", JSONB, nullable=False),
     moment("recorded_at"),
+    Index("merges_recorded", "recorded_at", postgresql_using="brin"),
     comment="Users that Kahuna made one, noted on every address that they had",
 )
 

@@ -37,6 +37,9 @@ reconciliations = Table(
     word("note", nullable=True),
     moment("closed_at", nullable=True),
     Column("outcome", JSONB(none_as_null=True)),
+    word("reverted_by", nullable=True),
+    word("revert_note", nullable=True),
+    Column("deciding", JSONB(none_as_null=True)),
     CheckConstraint(
         "state in ('queued', 'running', 'planned', 'approved', 'applied', 'proved', 'rejected', 'reverting', "
         "'reverted', 'failed', 'abandoned')",
@@ -73,5 +76,11 @@ differences = Table(
     Index("differences_waiting", "correction_id", postgresql_where=text("state in ('applied', 'on_its_way')")),
     Index("differences_undone", "address", "slot", postgresql_where=text("state in ('declined', 'reverted')")),
     Index("differences_open", "run_id", "kind", postgresql_where=text("state not in ('proved', 'moot')")),
+    Index("differences_run_waits", "run_id", postgresql_where=text("state in ('applied', 'on_its_way')")),
+    Index(
+        "differences_turned_down",
+        "correction_id",
+        postgresql_where=text("state in ('refused', 'unsupported', 'declined') and correction_id is not null"),
+    ),
     comment="What a run found: both sides, what was decided of it, and the correction or fact that settles it",
 )

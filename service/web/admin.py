@@ -57,7 +57,7 @@ async def list_reviews(call: Call[Reviews, None]) -> ReviewsShown:
     namespace = call.namespace
     async with call.service.database.read() as connection:
         rows = await reviews.by_state(connection, namespace, call.query.state, call.query.limit)
-    return ReviewsShown([_review(row) for row in rows])
+    return ReviewsShown([review_told(row) for row in rows])
 
 
 async def approve_review(call: Call[Asked, Decision]) -> ReviewShown:
@@ -82,10 +82,11 @@ async def _decide(call: Call[Asked, Decision], decision: str) -> ReviewShown:
         service.clock,
         allowed_namespace=call.namespace_limit,
     )
-    return _review(decided)
+    return review_told(decided)
 
 
-def _review(row: Any) -> ReviewShown:
+def review_told(row: Any) -> ReviewShown:
+    """An opt-in as it is shown."""
     return told(ReviewShown, row, occurred_at=shown(row["occurred_at"]))
 
 

@@ -209,7 +209,7 @@ async def list_entries(call: Call[Entries, None]) -> EntriesShown:
     async with call.service.database.read() as connection:
         rows = await quarantine.listed(connection, wanted, Place(*before) if before else None, query.limit)
     last = (getattr(rows[-1], name) for name in Place._fields) if len(rows) == query.limit else None
-    return EntriesShown([_entry(row) for row in rows], cursor_for(*last) if last else None)
+    return EntriesShown([entry_told(row) for row in rows], cursor_for(*last) if last else None)
 
 
 async def one_entry(call: Call[Asked, None]) -> EntryShown:
@@ -219,14 +219,14 @@ async def one_entry(call: Call[Asked, None]) -> EntryShown:
         row = await quarantine.one(connection, *_place_in(call))
     if row is None or limit not in (None, row.namespace):
         raise NotFound("There is no such entry; list them with GET /v1/admin/quarantine.")
-    return _entry(row)
+    return entry_told(row)
 
 
 async def requeue_entry(call: Call[Asked, None]) -> EntryShown:
     """Read this entry again by the rules of today."""
     service, limit = call.service, call.namespace_limit
     place, actor = _place_in(call), call.caller.name
-    return _entry(await deeds.requeue_one(service.database, place, actor, service.rules, service.clock, limit))
+    return entry_told(await deeds.requeue_one(service.database, place, actor, service.rules, service.clock, limit))
 
 
 async def requeue_entries(call: Call[Asked, Requeue]) -> RequeuedShown:
@@ -247,7 +247,7 @@ async def discard_entry(call: Call[Asked, Discard]) -> EntryShown:
     """Take this entry out of the way, for a reason."""
     service, limit = call.service, call.namespace_limit
     place, actor = _place_in(call), call.caller.name
-    return _entry(await deeds.discard(service.database, place, actor, call.body.reason, service.clock, limit))
+    return entry_told(await deeds.discard(service.database, place, actor, call.body.reason, service.clock, limit))
 
 
 async def _batch_asked_for(call: Call[Asked, None]) -> tuple[Any, bytes]:
@@ -281,7 +281,8 @@ def _replayed(replayed: Replayed, *, dry_run: bool) -> ReplayedShown:
     return told(ReplayedShown, replayed, state="applied", errors=errors, dry_run=dry_run, **counts)
 
 
-def _entry(row: Any) -> EntryShown:
+def entry_told(row: Any) -> EntryShown:
+    """An entry as it is shown."""
     text, encoding = _as_text(row.entry)
     return told(EntryShown, row, entry=text, entry_encoding=encoding)
 

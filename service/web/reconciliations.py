@@ -148,12 +148,14 @@ class PassedOver(msgspec.Struct):
 
 
 class LinesDecided(msgspec.Struct):
-    """What was decided: how many lines, which of those named were passed over, and where the run stands."""
+    """What was decided: how many lines, which of those named were passed over, and where the run stands. `going_on`: a
+    worker still marks the most of them, part by part, and the run says in `deciding` how far it is."""
 
     id: uuid.UUID
     state: RunState
     lines: int
     passed_over: list[PassedOver]
+    going_on: bool
 
 
 class RunStanding(msgspec.Struct):
@@ -263,7 +265,7 @@ async def _decide(call: Call[Asked, LineDecision], decision: Literal["approved",
     decided = await approve.decide(service.database, id_in(call), verdict, service.clock, limit)
     run = await _run_asked_for(call)
     passed_over = [PassedOver(*key, state) for key, state in decided.passed_over.items()]  # type: ignore[arg-type]
-    return LinesDecided(run.id, run.state, decided.lines, passed_over)
+    return LinesDecided(run.id, run.state, decided.lines, passed_over, decided.going_on)
 
 
 async def revert_run(call: Call[Asked, Undoing]) -> Response:
@@ -314,6 +316,9 @@ _RUN: Final = {
     "note": None,
     "outcome": None,
     "error": None,
+    "reverted_by": None,
+    "revert_note": None,
+    "deciding": None,
 }
 
 _GROUP: Final = {
@@ -346,7 +351,7 @@ _DIFFERENCE: Final = {
     "closed_at": None,
 }
 
-_DECIDED: Final = {"id": _RUN_ID, "state": "approved", "lines": 1, "passed_over": []}
+_DECIDED: Final = {"id": _RUN_ID, "state": "approved", "lines": 1, "passed_over": [], "going_on": False}
 
 _RUNS: Final = "/v1/admin/reconciliations"
 _ONE: Final = f"{_RUNS}/{{id}}"

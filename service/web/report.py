@@ -8,8 +8,9 @@ Whatever stands in it is escaped for its form. The page runs no script and fetch
 import csv
 import io
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from html import escape
 from typing import Annotated, Any, Final, Literal
 
@@ -51,6 +52,15 @@ class HeldShown(msgspec.Struct):
     limit: float
 
 
+class DecidingShown(msgspec.Struct):
+    """A decision about so many lines that it is carried on part by part: `done` of `lines` are marked so far."""
+
+    decision: LineState
+    actor: str
+    lines: int
+    done: int
+
+
 class RunShown(msgspec.Struct):
     """A reconciliation: what it compares, how far it is, and what it counted when it was planned."""
 
@@ -74,6 +84,9 @@ class RunShown(msgspec.Struct):
     note: str | None
     outcome: dict[str, Any] | None
     error: str | None
+    reverted_by: str | None
+    revert_note: str | None
+    deciding: DecidingShown | None
 
 
 class GroupShown(msgspec.Struct):
@@ -114,10 +127,19 @@ class LineReported(msgspec.Struct):
     closed_at: datetime | None
 
 
+class FigureShown(msgspec.Struct):
+    """What became of so many lines, and what that means."""
+
+    state: LineState
+    lines: int
+    says: str
+
+
 class Reported(msgspec.Struct):
-    """The report: the run, its lines by what they are about, and each line."""
+    """The report: the run, what became of its lines, those by what they are about, and each line."""
 
     run: RunShown
+    figures: list[FigureShown]
     groups: list[GroupShown]
     lines: list[LineReported]
 
@@ -128,6 +150,7 @@ TO_DO: Final[Mapping[str, str]] = {
     "seen-otherwise": "Kahuna's profile says otherwise than we do: ask Kahuna, then tell the stop or consent here.",
     "refused-by-kahuna": "Kahuna refused this entry and may go on messaging: ask Kahuna why, with the request id.",
     "bad-request": "Kahuna cannot read this entry and may go on messaging: ask Kahuna why, with the request id.",
+    "changed-meanwhile": "What is needed is another thing by now: the next reconciliation proposes it, if it still is.",
     "dead": "It was given up: mend what its reason names, then ask for another reconciliation.",
 }
 """What a person has to do, by why nothing else is done."""
@@ -161,6 +184,14 @@ async def groups_of(database: Database, run_id: uuid.UUID) -> list[GroupShown]:
     async with database.read() as connection:
         groups = await differences.groups(connection, run_id)
     return [told(GroupShown, group, count=group.lines, direction=direction_of(group.kind)) for group in groups]
+
+
+def figures_of(groups: Sequence[GroupShown]) -> list[FigureShown]:
+    """How many lines are in each state, those first that want a look. `moot` ones stand apart: they prove nothing."""
+    counts = Counter[LineState]()
+    for group in groups:
+        counts[group.state] += group.count
+    return [FigureShown(state, counts[state], LINE_STATES[state]) for state, _ in _SECTIONS if counts[state]]
 
 
 def nothing_found(row: Any) -> str:
@@ -208,6 +239,8 @@ def _line(row: Any) -> LineReported:
 def _to_do(row: Any) -> str | None:
     if row.state in ("refused", "unsupported"):
         return TO_DO.get(row.why or "", TO_DO["refused-by-kahuna"])
+    if row.state == "moot":
+        return TO_DO.get(row.why or "")
     return TO_DO["dead"] if row.state in ("applied", "on_its_way") and row.sent_state == "dead" else None
 
 
@@ -215,7 +248,8 @@ def _to_do(row: Any) -> str | None:
 
 
 async def _as_json(database: Database, row: Any) -> AsyncIterator[bytes]:
-    head = {"run": told(RunShown, row), "groups": await groups_of(database, row.id)}
+    groups = await groups_of(database, row.id)
+    head = {"run": told(RunShown, row), "figures": figures_of(groups), "groups": groups}
     yield msgspec.json.encode(head)[:-1] + b',"lines":['
     between = b""
     async for lines in _pages(database, row.id):
@@ -241,10 +275,18 @@ def _csv(rows: Iterable[Sequence[str]]) -> bytes:
     return text.getvalue().encode()
 
 
+_GUARDED: Final = frozenset("=+-@\t\r'")
+
+
 def _cell(value: Any) -> str:
-    """A value as a spreadsheet shows it: one that it would take for a formula begins with an apostrophe."""
-    text = "" if value is None else value.isoformat() if isinstance(value, datetime) else str(value)
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+    """A value as a spreadsheet shows it: before one that it would take for a formula stands an apostrophe, and before
+    one that begins with an apostrophe another, so that whoever drops the first has the value. Times are as in JSON."""
+    text = "" if value is None else _moment(value) if isinstance(value, datetime) else str(value)
+    return f"'{text}" if text[:1] in _GUARDED else text
+
+
+def _moment(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 # The page.
@@ -298,6 +340,8 @@ def _facts(row: Any) -> str:
         "Planned": row.planned_at,
         "Decided by": row.decided_by,
         "Note": row.note,
+        "Taken back by": row.reverted_by,
+        "Note of that": row.revert_note,
         "Closed": row.closed_at,
         "Rows compared": row.compared,
         "Error": row.error,
@@ -316,12 +360,13 @@ def _facts(row: Any) -> str:
 def _figures(row: Any, groups: Sequence[GroupShown]) -> str:
     if not groups:
         return f"<p>{escape(nothing_found(row))}</p>"
+    became = _table(("state", "lines", "that is"), [(one.state, one.lines, one.says) for one in figures_of(groups)])
     rows = [
         (group.direction, group.kind, group.reason, group.action, group.state, group.why, group.count)
         for group in groups
     ]
     heads = ("mended", "kind", "reason", "action", "state", "why", "lines")
-    return f"<h2>By reason and direction</h2>{_table(heads, rows)}"
+    return f"<h2>What became of the lines</h2>{became}<h2>By reason and direction</h2>{_table(heads, rows)}"
 
 
 def _section(heading: str, state: LineState, count: int, lines: Sequence[LineReported]) -> str:
@@ -370,7 +415,11 @@ _EXAMPLE: Final = {
         "note": None,
         "outcome": None,
         "error": None,
+        "reverted_by": None,
+        "revert_note": None,
+        "deciding": None,
     },
+    "figures": [{"state": "proved", "lines": 1, "says": "Kahuna accepted it, or a later check shows it"}],
     "groups": [
         {
             "direction": "there",

@@ -109,6 +109,7 @@ class RetractionShown(msgspec.Struct):
 
     Of `counts`: `evidence` are the batches and actions that are through; `facts` are gone, `theirs` of them Kahuna had
     told; `handed_over` stay, since others said the same; `kept` stay, since dropped months said them too;
+    `logged` are facts of Kahuna's logs that stand in the place of callbacks that were taken back;
     `corrections` were owed to Kahuna anew; `restored` were said again meanwhile; `gone` batches and `unclear` entries
     could not be read any more.
     """
@@ -157,7 +158,7 @@ async def list_imports(call: Call[Walk, None]) -> ImportsShown:
         rows = await imports.newest(connection, namespace, before, call.query.limit)
         undone = await retractions.of_each(connection, "import", [row.id for row in rows])
     further = cursor_for(rows[-1].begun_at, rows[-1].id) if len(rows) == call.query.limit else None
-    return ImportsShown([_import(row, undone) for row in rows], further)
+    return ImportsShown([import_told(row, undone) for row in rows], further)
 
 
 async def one_import(call: Call[Asked, None]) -> ImportShown:
@@ -168,7 +169,7 @@ async def one_import(call: Call[Asked, None]) -> ImportShown:
         undone = await retractions.of_each(connection, "import", [id_in(call)])
     if row is None or limit not in (None, row.namespace):
         raise NotFound("There is no such import; list them with GET /v1/admin/imports.")
-    return _import(row, undone)
+    return import_told(row, undone)
 
 
 async def revert_import(call: Call[Asked, Revert]) -> Response:
@@ -186,7 +187,7 @@ async def list_surges(call: Call[Surges, None]) -> SurgesShown:
         rows = await surge_store.newest(connection, namespace, query.state, before, query.limit)
         undone = await retractions.of_each(connection, "surge", [row.id for row in rows])
     further = cursor_for(rows[-1].flagged_at, rows[-1].id) if len(rows) == query.limit else None
-    return SurgesShown([_surge(row, undone) for row in rows], further)
+    return SurgesShown([surge_told(row, undone) for row in rows], further)
 
 
 async def keep_surge(call: Call[Asked, Judgement]) -> SurgeShown:
@@ -195,7 +196,7 @@ async def keep_surge(call: Call[Asked, Judgement]) -> SurgeShown:
     row = await surges.keep(
         service.database, id_in(call), call.caller.name, call.body.note, service.clock, allowed_namespace=limit
     )
-    return _surge(row, {})
+    return surge_told(row, {})
 
 
 async def revert_surge(call: Call[Asked, Revert]) -> Response:
@@ -208,7 +209,12 @@ async def list_retractions(call: Call[Page, None]) -> Retractions:
     namespace = call.namespace
     async with call.service.database.read() as connection:
         rows = await retractions.newest(connection, namespace, call.query.limit)
-    return Retractions([told(RetractionShown, row) for row in rows])
+    return Retractions([retraction_told(row) for row in rows])
+
+
+def retraction_told(row: Any) -> RetractionShown:
+    """A retraction as it is shown in a list."""
+    return told(RetractionShown, row)
 
 
 async def one_retraction(call: Call[Page, None]) -> WholeRetraction:
@@ -218,7 +224,12 @@ async def one_retraction(call: Call[Page, None]) -> WholeRetraction:
         row = await retractions.one(connection, id_in(call))
         if row is None or limit not in (None, row.namespace):
             raise NotFound("There is no such retraction; list them with GET /v1/admin/retractions.")
-        unsaid = await withdrawals.unsaid(connection, row.id, call.query.limit)
+        return await whole_retraction(connection, row, call.query.limit)
+
+
+async def whole_retraction(connection: Connection, row: Any, limit: int) -> WholeRetraction:
+    """A retraction as it is shown by itself, with so many addresses at most that Kahuna cannot be told about."""
+    unsaid = await withdrawals.unsaid(connection, row.id, limit)
     cannot = [UnsaidShown(one.address, one.slot, shown(one.held_stop_at)) for one in unsaid]
     return told(WholeRetraction, row, unsupported=cannot)
 
@@ -237,11 +248,13 @@ async def _revert(call: Call[Asked, Revert], ask: _Request) -> Response:
     return answer(Reverting(row.id, row.state), 202, {"Location": f"/v1/admin/retractions/{row.id}"})
 
 
-def _import(row: Any, undone: dict[uuid.UUID, uuid.UUID]) -> ImportShown:
+def import_told(row: Any, undone: dict[uuid.UUID, uuid.UUID]) -> ImportShown:
+    """An import as it is shown; `undone` are the retractions of imports, by the id of each."""
     return told(ImportShown, row, as_of=shown(row.as_of), retraction_id=undone.get(row.id))
 
 
-def _surge(row: Any, undone: dict[uuid.UUID, uuid.UUID]) -> SurgeShown:
+def surge_told(row: Any, undone: dict[uuid.UUID, uuid.UUID]) -> SurgeShown:
+    """The same for a surge."""
     # A row is a tuple, which has a `count` of its own.
     return told(SurgeShown, row._mapping, retraction_id=undone.get(row.id))  # noqa: SLF001 (the library's public name)
 

@@ -13,14 +13,14 @@ from sqlalchemy import text
 from service.domain.addresses import Channel
 from service.domain.deadlines import Calendar, due_by
 from service.flows import desk as deeds
-from service.flows import reconcile, upkeep
+from service.flows import prove, reconcile, upkeep
 from service.flows.desk import Chosen, Desk
 from service.flows.upkeep import Retention
 from service.store import calls, circuits, deadlines, desk, outbox
 from service.store.desk import Wanted
 from service.store.outbox import Scope, Settlement
 from service.store.reconciliations import Run
-from tests.flows.planning import means
+from tests.flows.planning import approved, found, lines, lines_of, load_behind_our_back, means, planned, pushed
 from tests.flows.speaking import World
 
 ANN = "ann@example.com"
@@ -559,3 +559,68 @@ async def waiting_for_a_lock(world: World) -> None:
                 return
         await asyncio.sleep(0.01)
     raise AssertionError("nobody waits")
+
+
+# Lines of a plan.
+
+
+async def refused_run(world: World) -> uuid.UUID:
+    """A run whose only line Kahuna refused."""
+    await load_behind_our_back(world, [ANN])
+    run = await approved(world, (await planned(world)).id)
+    await world.fault(reject=[ANN], times=1)
+    await pushed(world)
+    await prove.prove(world.database, world.clock)
+    row = await found(world, run.id)
+    assert (row.state, row.closed_at is None) == ("applied", False)
+    run_id: uuid.UUID = run.id
+    return run_id
+
+
+async def test_a_refused_line_that_is_requeued_and_accepted_is_proved(world: World) -> None:
+    run_id = await refused_run(world)
+    [refused] = await world.corrections("rejected")
+    assert await requeue(world, refused.id, anyway=True) == ["requeued"]
+    [line] = await lines_of(world, run_id)
+    [pending] = await world.corrections("pending")
+    assert (line.state, line.why, line.correction_id) == ("applied", None, pending.id)
+    assert (await found(world, run_id)).closed_at is None
+    await pushed(world)
+    await prove.prove(world.database, world.clock)
+    assert await lines(world, run_id) == {ANN: "proved (accepted)"}
+    assert (await found(world, run_id)).state == "proved"
+
+
+async def test_a_refused_line_on_which_both_agree_by_now_is_moot(world: World) -> None:
+    run_id = await refused_run(world)
+    [refused] = await world.corrections("rejected")
+    world.clock.sleep(60)
+    await world.callback("email", [{"reason": "unsub", "email": ANN, "timestamp": world.clock.seconds}])
+    assert await requeue(world, refused.id) == ["not-owed"]
+    assert await lines(world, run_id) == {ANN: "moot (settled-meanwhile)"}
+
+
+async def test_a_discarded_line_is_declined_at_once_and_waits_again_when_requeued(world: World) -> None:
+    await load_behind_our_back(world, [ANN])
+    run = await approved(world, (await planned(world)).id)
+    [pending] = await world.corrections("pending")
+    assert await discard(world, pending.id) == ["discarded"]
+    assert await lines(world, run.id) == {ANN: "declined (discarded)"}
+    assert await requeue(world, pending.id, anyway=True) == ["requeued"]
+    await pushed(world)
+    await prove.prove(world.database, world.clock)
+    assert await lines(world, run.id) == {ANN: "proved (accepted)"}
+
+
+async def test_a_small_look_goes_round_over_all_that_waits(world: World) -> None:
+    names = [f"{n}@example.com" for n in range(7)]
+    await load_behind_our_back(world, names)
+    run = await approved(world, (await planned(world)).id)
+    prover = prove.Prover(world.database, world.clock, page=3)
+    assert [await prover.look() for _ in range(3)] == [False] * 3
+    assert prover.place == 0 or not await prover.look()
+    # Behind the push's back, as after a crash between the two.
+    await world.execute("update corrections set state = 'sent', settled_at = now()")
+    assert [await prover.look() for _ in range(3)] == [True] * 3
+    assert set((await lines(world, run.id)).values()) == {"proved (accepted)"}
+    assert (await found(world, run.id)).state == "proved"

@@ -237,10 +237,35 @@ async def test_the_page_escapes_whatever_is_in_it_and_runs_nothing(site: Site, a
 
 
 async def test_the_csv_has_every_line_and_no_formula(site: Site, admin: Headers) -> None:
-    place = await drifted(site, admin, EVIL, ANN)
+    """One apostrophe less, and each address is what it was."""
+    evil = [EVIL, "+a@example.com", "-a@example.com", "'=a@example.com"]
+    place = await drifted(site, admin, *evil, ANN)
     answer = await reported(site, admin, place, "csv")
     rows = list(csv.DictReader(io.StringIO(answer.text)))
-    assert [(row["address"], row["state"]) for row in rows] == [(f"'{EVIL}", "proposed"), (ANN, "proposed")]
+    assert sorted(row["address"] for row in rows) == sorted([ANN, *(f"'{one}" for one in evil)])
+    report = await told(site, admin, f"{place}/report")
+    said = {line["address"]: line["occurred_at"] for line in report["lines"]}
+    assert {row["address"].removeprefix("'"): row["occurred_at"] for row in rows} == said
+    assert all(at.endswith("Z") for at in said.values())
+    await decide(site, admin, place, "reject")
+    answer = await reported(site, admin, place, "csv")
+    decided = {row["decided_at"] for row in csv.DictReader(io.StringIO(answer.text))}
+    assert all(at.endswith("Z") and "+" not in at for at in decided), decided
+
+
+async def test_moot_lines_have_a_figure_of_their_own(site: Site, admin: Headers) -> None:
+    place = await drifted(site, admin, ANN, "bob@example.com")
+    await site.execute(f"update differences set state = 'moot', why = 'changed-meanwhile' where address = '{ANN}'")
+    await site.execute(f"update differences set state = 'proved', why = 'accepted' where address <> '{ANN}'")
+    report = await told(site, admin, f"{place}/report")
+    assert {one["state"]: one["lines"] for one in report["figures"]} == {"moot": 1, "proved": 1}
+    [moot] = [one for one in report["figures"] if one["state"] == "moot"]
+    assert moot["says"] == "was no longer so when it was to be carried out"
+    [line] = [one for one in report["lines"] if one["state"] == "moot"]
+    assert "next reconciliation" in line["to_do"]
+    page = (await reported(site, admin, place, "html")).text
+    assert "What became of the lines" in page
+    assert '<td>moot</td><td class="n">1</td>' in page
 
 
 async def test_what_cannot_be_said_and_what_was_refused_says_what_to_do(site: Site, admin: Headers) -> None:
