@@ -10,6 +10,7 @@ from typing import Final, TypeAlias, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from service.errors import KahunaSyncError, StorageUnavailable
@@ -47,6 +48,7 @@ from service.web import (
 )
 from service.web import suppressions as queries
 from service.web.callers import Callers
+from service.web.console import frame as console
 from service.web.contract import AnyOperation
 from service.web.http import Budget, Service, Telling, on_error, on_http_exception
 
@@ -118,12 +120,13 @@ def build(settings: Settings, clock: Callable[[], datetime] = utc_now) -> Applic
     receiving = partial(webhook.Shortcut, namespaces=[namespace.name for namespace in settings.namespaces])
     everything = [*OPERATIONS, *reference.operations(OPERATIONS, version("kahuna-sync"))]
     if settings.admin_port is None:
-        application = _application(service, everything, [queries.Shortcut, receiving], _lifespan(service, desk))
+        lifespan = _lifespan(service, desk)
+        application = _application(service, everything, [queries.Shortcut, receiving], lifespan, console.routes())
     else:
         public = [*webhook.OPERATIONS, *(one for one in health.OPERATIONS if one.path == "/livez")]
         private = [one for one in everything if one not in webhook.OPERATIONS]
         application = _application(service, public, [receiving], _lifespan(service, desk))
-        desk.application = _application(service, private, [queries.Shortcut], desk.lifespan)
+        desk.application = _application(service, private, [queries.Shortcut], desk.lifespan, console.routes())
     application.state.desk = desk
     return application
 
@@ -175,10 +178,11 @@ def _application(
     operations: Sequence[AnyOperation],
     shortcuts: Sequence[Callable[[ASGIApp], ASGIApp]],
     lifespan: Lifespan,
+    pages: Sequence[Route] = (),
 ) -> Application:
-    """What answers these operations. The last of the shortcuts is asked first."""
+    """What answers these operations, and shows these pages. The last of the shortcuts is asked first."""
     made = Starlette(
-        routes=contract.routes(operations),
+        routes=[*contract.routes(operations), *pages],
         exception_handlers={KahunaSyncError: on_error, HTTPException: on_http_exception},
         lifespan=lifespan,
     )
