@@ -61,9 +61,8 @@ async def overview(visit: Visit) -> Response:
     service, asked = visit.service, visit.request.query_params.get("window", "day")
     chosen = asked if asked in WINDOWS else "day"
     _, step, count, _ = WINDOWS[chosen]
-    now = await figures.overview(
-        Call(visit.request, service, visit.visitor.caller, Asked(namespace=visit.namespace), None)
-    )
+    asked_for = Asked(namespace=visit.namespace)
+    now = await figures.overview(Call(visit.request, service, visit.visitor.caller, asked_for, None))
     async with sampling.bounded(service.database, figures.OVERVIEW_SECONDS, _LATER) as connection:
         trend = await trends.trend(connection, visit.namespace, step, count, service.now)  # type: ignore[arg-type]
         reasons = await trends.reasons(connection, visit.namespace)
@@ -97,32 +96,18 @@ def _waiting(now: Overview) -> list[tuple[str, int, str]]:
 
 def pointers(now: Overview) -> list[Pointer]:
     """What a person should look at, the gravest first."""
-    found = []
-    for one in now.clock:
-        if one.overdue:
-            found.append(
-                Pointer(f"{one.overdue:,} {one.channel} stops are overdue at Kahuna", "/console/corrections", True)
-            )
-    for circuit in now.circuits:
-        if circuit.state != "closed":
-            found.append(
-                Pointer(
-                    f"Corrections by {circuit.channel} wait: {circuit.reason}. {circuit.fix}",
-                    "/console/corrections",
-                    True,
-                )
-            )
-    given_up = sum(now.corrections.get(state, 0) for state in ("dead", "rejected"))
-    if given_up:
-        found.append(Pointer(f"{given_up:,} corrections were given up", "/console/corrections", True))
-    for one in now.clock:
-        if one.due_soon:
-            found.append(Pointer(f"{one.due_soon:,} {one.channel} stops are due soon", "/console/corrections"))
-    found += [Pointer(f"{name}: {count:,}", path) for name, count, path in _waiting(now) if count]
-    if now.backfilled_at is None:
-        says = "Kahuna's logs of before this deployment were not read: run kahuna-sync backfill"
-        found.append(Pointer(says, "/console/health"))
-    return found
+    desk, given_up = "/console/corrections", sum(now.corrections.get(state, 0) for state in ("dead", "rejected"))
+    overdue = [f"{one.overdue:,} {one.channel} stops are overdue at Kahuna" for one in now.clock if one.overdue]
+    broken = [f"Corrections by {c.channel} wait: {c.reason}. {c.fix}" for c in now.circuits if c.state != "closed"]
+    dead = [f"{given_up:,} corrections were given up"] if given_up else []
+    soon = [f"{one.due_soon:,} {one.channel} stops are due soon" for one in now.clock if one.due_soon]
+    unread = ["Kahuna's logs of before this deployment were not read: run kahuna-sync backfill"]
+    return [
+        *(Pointer(says, desk, grave=True) for says in (*overdue, *broken, *dead)),
+        *(Pointer(says, desk) for says in soon),
+        *(Pointer(f"{name}: {count:,}", path) for name, count, path in _waiting(now) if count),
+        *(Pointer(says, "/console/health") for says in unread if now.backfilled_at is None),
+    ]
 
 
 def plots_of(trend: Trend, form: str) -> list[Plot]:
