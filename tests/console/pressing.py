@@ -8,8 +8,6 @@ import httpx
 
 from tests.console.browsing import Person
 
-_SINGLE = {"input", "meta", "link", "br", "hr", "img"}
-
 
 @dataclass
 class _Form:
@@ -32,22 +30,20 @@ class Read(HTMLParser):
         super().__init__()
         self.links: dict[str, str] = {}
         self.buttons: list[_Button] = []
-        self.boxes: list[str] = []
+        self.hrefs: list[str] = []
+        self.boxes: list[tuple[str, str]] = []
         self.words: list[str] = []
         self._named: dict[str, _Form] = {}
         self._form: _Form | None = None
         self._link: tuple[str, int] | None = None
         self._select = ""
+        self._begun = 0
         self.feed(page.text)
 
     @property
     def text(self) -> str:
         """All of it that is text."""
         return " ".join(" ".join(self.words).split())
-
-    def rows(self) -> int:
-        """How many rows with boxes there are."""
-        return len(self.boxes)
 
     def handle_starttag(self, tag: str, given: list[tuple[str, str | None]]) -> None:
         attributes = {name: value or "" for name, value in given}
@@ -56,6 +52,7 @@ class Read(HTMLParser):
             self._named[attributes.get("id", "")] = self._form
         elif tag == "a":
             self._link = attributes.get("href", ""), len(self.words)
+            self.hrefs.append(self._link[0])
         elif tag == "select":
             self._select = attributes["name"]
         elif tag == "option" and self._form is not None and ("selected" in attributes):
@@ -70,7 +67,7 @@ class Read(HTMLParser):
 
     def _input(self, attributes: dict[str, str]) -> None:
         if attributes.get("type") == "checkbox":
-            self.boxes.append(attributes["name"])
+            self.boxes.append((attributes["name"], attributes.get("value", "on")))
         elif self._form is not None and "name" in attributes:
             self._form.fields[attributes["name"]] = attributes.get("value", "")
 
@@ -121,21 +118,7 @@ async def walk(person: Person, path: str, begin: str) -> list[str]:
         page = await person.get(onward)
         assert page.status_code == 200, page.text
         read = Read(page)
-        hrefs = [href for href in _hrefs(page) if urlsplit(href).path.startswith(begin)]
+        hrefs = [href for href in read.hrefs if urlsplit(href).path.startswith(begin)]
         found += list(dict.fromkeys(urlsplit(href).path for href in hrefs))
         onward = read.links.get("Next page")
     return found
-
-
-def _hrefs(page: httpx.Response) -> list[str]:
-    class Hrefs(HTMLParser):
-        found: list[str]
-
-        def handle_starttag(self, tag: str, given: list[tuple[str, str | None]]) -> None:
-            if tag == "a":
-                self.found.append(dict(given).get("href") or "")
-
-    reader = Hrefs()
-    reader.found = []
-    reader.feed(page.text)
-    return reader.found
