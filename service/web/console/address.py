@@ -8,6 +8,7 @@ is answered by the page itself, and not by a way to it.
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
+import msgspec
 from starlette.responses import Response
 
 from service.domain.addresses import CHANNELS
@@ -19,7 +20,7 @@ from service.flows.write import Statement, normalised
 from service.store.suppressions import CauseRow, Subject
 from service.web.console import asking
 from service.web.console.visiting import Action, Form, Page, Visit
-from service.web.history import History, Review, history_of
+from service.web.history import FactTold, History, Review, history_of
 from service.web.http import seconds_from
 from service.web.suppressions import Cause, Consent, Stop, cause_told
 
@@ -129,8 +130,21 @@ async def _timeline(visit: Visit, subject: Subject, cursor: str | None, said: _S
 
 
 def _events(told: History) -> list[tuple[str, Any]]:
-    """What was noted, each with what kind of thing it is."""
-    return [(str(event.__struct_config__.tag), event) for event in told.events]
+    """What was noted, each with what kind of thing it is; `facts` are those that were said in one breath, as a consent
+    says one for each reason."""
+    found: list[tuple[str, Any]] = []
+    for event in told.events:
+        if not isinstance(event, FactTold):
+            found.append((str(event.__struct_config__.tag), event))
+        elif found and found[-1][0] == "facts" and _in_one_breath(found[-1][1][-1], event):
+            found[-1][1].append(event)
+        else:
+            found.append(("facts", [event]))
+    return found
+
+
+def _in_one_breath(one: FactTold, other: FactTold) -> bool:
+    return msgspec.structs.replace(one, reason=other.reason) == other
 
 
 def _standing(visit: Visit, causes: list[CauseRow]) -> list[Cause]:
