@@ -231,3 +231,13 @@ async def test_nothing_of_it_is_seen_or_decided_from_another_namespace(settings:
                 answer = await followed(other, await other.act(f"{place}/{verb}", which="all"))
                 assert answer.status_code == 404, verb
             assert await lines(person) == {ANN: "proposed"}
+
+
+async def test_the_switch_of_namespaces_leads_to_a_page_that_is_there(person: Person) -> None:
+    place = await drifted(person)
+    chosen = await press(person, await person.get(place), "Decide about all 1 that wait")
+    looked_up = await person.act("/console/address", address=ANN)
+    for page, path in ((chosen, PATH), (looked_up, "/console/address"), (await person.get("/console"), "/console")):
+        form, _ = Read(page).form_of("Switch")
+        assert form.action == path
+        assert (await person.get(f"{path}?namespace=other")).status_code == 200
