@@ -31,7 +31,7 @@ class Months(NamedTuple):
     """The partitions of a table of receipt: how many months have one, and the last."""
 
     table: str
-    count: int
+    made: int
     last: str
 
 
@@ -100,7 +100,7 @@ async def _work(connection: Connection, visit: Visit) -> list[Work]:
     return [
         Work(row.name, row.ends_at, row.fence, row.name in ALWAYS and row.ends_at + LATE < now)
         for row in rows
-        if row.name != leases.EVIDENCE and not any(row.name.endswith(f"/{name}") for name in others)
+        if row.name != leases.EVIDENCE and not any(f"/{name}/" in row.name for name in others)
     ]
 
 

@@ -27,7 +27,7 @@ COOKIE: Final = "__Host-ks-session"
 FORM_LIMIT: Final = 256 * 1024
 """Bytes of a form."""
 
-MOST_FIELDS: Final = 100
+MOST_FIELDS: Final = 1000
 
 FAILURES: Final = 10
 FAILURE_SECONDS: Final = 60.0

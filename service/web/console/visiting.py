@@ -39,8 +39,8 @@ NAVIGATION: Final = (
 )
 
 HEADERS: Final = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; form-action 'self'; "
-    "frame-ancestors 'none'; base-uri 'none'",
+    "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; "
+    "form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
     "X-Content-Type-Options": "nosniff",
     # With no-referrer a browser would say `Origin: null` of our own forms, and the origin could not be judged.
     "Referrer-Policy": "same-origin",
@@ -51,12 +51,12 @@ HEADERS: Final = {
 NOTE: Final = "__Host-ks-note"
 """The cookie of what the next page says once."""
 
-LONGEST_NOTE: Final = 1000
-"""Characters of it."""
+LONGEST_NOTE: Final = 2000
+"""Bytes of it."""
 
 _HERE: Final = Path(__file__).parent
 
-FILES: Final = {"style.css": "text/css", "keys.js": "text/javascript"}
+FILES: Final = {"style.css": "text/css", "keys.js": "text/javascript", "icon.svg": "image/svg+xml"}
 """What pages load, and its media type."""
 
 
@@ -196,7 +196,8 @@ def sent_to(address: str, message: str = "") -> Response:
     """An answer that leads to another page, which says the message."""
     response = Response(None, 303, HEADERS | {"Location": address})
     if message:
-        keep(response, NOTE, base64.urlsafe_b64encode(message[:LONGEST_NOTE].encode()).decode(), 60)
+        kept = message.encode()[:LONGEST_NOTE].decode(errors="ignore")
+        keep(response, NOTE, base64.urlsafe_b64encode(kept.encode()).decode(), 60)
     return response
 
 
