@@ -15,7 +15,7 @@ from service.errors import Forbidden, KahunaSyncError, StorageUnavailable, TooMa
 from service.store import access
 from service.store.access import Deed
 from service.telemetry import REQUEST_ID
-from service.web.console import health, overview, tokens
+from service.web.console import address, corrections, health, overview, plans, receipts, reviews, tokens
 from service.web.console.signing_in import (
     Failures,
     check_form,
@@ -29,9 +29,27 @@ from service.web.console.signing_in import (
 from service.web.console.visiting import FILES, HEADERS, TEMPLATES, Action, Page, Visit, Visitor, file, note_in, sent_to
 from service.web.http import namespace_for, service_of
 
-PAGES: Final[Sequence[Page]] = (*overview.PAGES, *tokens.PAGES, *health.PAGES)
+PAGES: Final[Sequence[Page]] = (
+    *overview.PAGES,
+    *address.PAGES,
+    *receipts.PAGES,
+    *reviews.PAGES,
+    *corrections.PAGES,
+    *plans.PAGES,
+    *tokens.PAGES,
+    *health.PAGES,
+)
 
-ACTIONS: Final[Sequence[Action]] = (*overview.ACTIONS, *tokens.ACTIONS, *health.ACTIONS)
+ACTIONS: Final[Sequence[Action]] = (
+    *overview.ACTIONS,
+    *address.ACTIONS,
+    *receipts.ACTIONS,
+    *reviews.ACTIONS,
+    *corrections.ACTIONS,
+    *plans.ACTIONS,
+    *tokens.ACTIONS,
+    *health.ACTIONS,
+)
 
 Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
 
