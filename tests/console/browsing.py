@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from html import unescape
+from html.parser import HTMLParser
 from typing import Any
 
 import httpx
@@ -44,6 +45,23 @@ class Person:
     async def act(self, path: str, **fields: Any) -> httpx.Response:
         """A form of this session."""
         return await self.post(path, csrf=await self.csrf(), **fields)
+
+
+class Seen(HTMLParser):
+    """What a page is made of."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Notes an element."""
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+
+    def of(self, *names: str) -> list[dict[str, str]]:
+        """The attributes of all elements of these names."""
+        return [attributes for tag, attributes in self.tags if tag in names]
 
 
 def csrf_in(text: str) -> str:

@@ -5,6 +5,7 @@ Refuses to know what any page shows.
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeAlias
+from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -163,7 +164,7 @@ async def _audit(visit: Visit, action: Action) -> None:
 def _to_sign_in(request: Request) -> Response:
     query = f"?{request.url.query}" if request.url.query else ""
     wanted = inside(request.url.path + query)
-    return sent_to("/console/sign-in" if wanted == "/console" else f"/console/sign-in?next={wanted}")
+    return sent_to("/console/sign-in" if wanted == "/console" else f"/console/sign-in?next={quote(wanted)}")
 
 
 def _told(request: Request, visitor: Visitor | None, error: KahunaSyncError) -> Response:

@@ -38,7 +38,7 @@ MOST_PLACES: Final = 1000
 
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
-_INSIDE: Final = re.compile(r"/console(/[\w./-]*)?(\?[\w=&%.+~-]*)?", re.ASCII)
+_INSIDE: Final = re.compile(r"/console(/[\w/-]*)?(\?[\w=&%.+~-]*)?", re.ASCII)
 
 
 class Failures:

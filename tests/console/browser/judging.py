@@ -78,6 +78,13 @@ FOCUS = r"""
 }
 """
 
+FOLD = """
+() => {
+  document.querySelectorAll("details").forEach((one) => { one.open = false; });
+  document.activeElement?.blur();
+}
+"""
+
 TABS = 25
 """How often the Tab key is pressed."""
 

@@ -108,7 +108,7 @@ class Walk:
             self._complain(f"{kind}: {fault}")
         # The picture comes last, and as people find it: to take one, the driver writes into the page.
         if self.shots is not None:
-            await page.evaluate("() => document.querySelectorAll('details').forEach((one) => { one.open = false; })")
+            await page.evaluate(judging.FOLD)
             name = re.sub(r"[^a-z0-9]+", "-", kind.removeprefix("/console")).strip("-") or "overview"
             await page.screenshot(path=self.shots / f"{name}-{self.name}.png", full_page=True)
 
