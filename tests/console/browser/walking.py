@@ -80,9 +80,7 @@ class Walk:
             await self._judge(page, kind)
 
     async def _links(self, page: Any) -> list[str]:
-        hrefs = await page.eval_on_selector_all(
-            "a[href]:not([download])", "(all) => all.map((one) => one.getAttribute('href'))"
-        )
+        hrefs = await page.eval_on_selector_all("a[href]", "(all) => all.map((one) => one.getAttribute('href'))")
         return [one for one in hrefs if one.startswith("/console") and "report" not in one]
 
     async def _search(self, page: Any) -> None:
