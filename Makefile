@@ -2,7 +2,7 @@
 
 # The first of these that is new enough makes the virtual environment. Name another with `make setup PYTHON=...`.
 PYTHON ?= python3.13 python3.12 python3.11 python3
-# Extra arguments for pytest, the benchmark, chaos or fuzz, as in `make test ARGS="-k webhook"`.
+# Extra arguments for pytest, the benchmark, chaos, fuzz or the browser, as in `make test ARGS="-k webhook"`.
 ARGS ?=
 
 VENV := .venv
@@ -32,10 +32,10 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run test check fmt bench chaos fuzz converge image-check lock clean
+.PHONY: help setup run test check fmt bench chaos fuzz converge image-check console-check lock clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(READY) ## Create .venv with the locked packages (the other targets do it when needed)
 
@@ -70,6 +70,10 @@ converge: setup ## Play 10,000 random histories until both sides must agree (ARG
 
 image-check: setup ## Replay the Dockerfile without Docker, and start the result read-only as nobody
 	$(BIN)/python -m tests.image $(ARGS)
+
+console-check: setup ## Look at the console in Chromium (ARGS="--screenshots FOLDER" for pictures)
+	$(PIP) install --quiet --require-hashes --requirement requirements-browser.lock
+	$(BIN)/python -m tests.console.browser $(ARGS)
 
 lock: $(UV) ## Resolve the locks anew (UPGRADE=--upgrade for newer versions)
 	$(COMPILE) --extra embedded --extra traces --group dev --output-file requirements.lock pyproject.toml

@@ -10,6 +10,7 @@ from typing import Final, TypeAlias, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from service.errors import KahunaSyncError, StorageUnavailable
@@ -48,6 +49,7 @@ from service.web import (
 )
 from service.web import suppressions as queries
 from service.web.callers import Callers
+from service.web.console import frame as console
 from service.web.contract import AnyOperation
 from service.web.http import Budget, Service, Telling, on_error, on_http_exception
 from service.web.tracing import Tracing
@@ -127,12 +129,15 @@ def build(
     receiving = partial(webhook.Shortcut, namespaces=[namespace.name for namespace in settings.namespaces])
     everything = [*OPERATIONS, *reference.operations(OPERATIONS, version("kahuna-sync"))]
     if settings.admin_port is None:
-        application = _application(service, everything, [queries.Shortcut, receiving], _lifespan(service, desk), tracer)
+        lifespan = _lifespan(service, desk)
+        shortcuts = [queries.Shortcut, receiving]
+        application = _application(service, everything, shortcuts, lifespan, tracer, console.routes())
     else:
         public = [*webhook.OPERATIONS, *(one for one in health.OPERATIONS if one.path == "/livez")]
         private = [one for one in everything if one not in webhook.OPERATIONS]
+        pages = console.routes()
         application = _application(service, public, [receiving], _lifespan(service, desk), tracer)
-        desk.application = _application(service, private, [queries.Shortcut], desk.lifespan, tracer)
+        desk.application = _application(service, private, [queries.Shortcut], desk.lifespan, tracer, pages)
     application.state.desk = desk
     return application
 
@@ -185,10 +190,11 @@ def _application(
     shortcuts: Sequence[Callable[[ASGIApp], ASGIApp]],
     lifespan: Lifespan,
     tracer: Tracer,
+    pages: Sequence[Route] = (),
 ) -> Application:
-    """What answers these operations. The last of the shortcuts is asked first."""
+    """What answers these operations, and shows these pages. The last of the shortcuts is asked first."""
     made = Starlette(
-        routes=contract.routes(operations),
+        routes=[*contract.routes(operations), *pages],
         exception_handlers={KahunaSyncError: on_error, HTTPException: on_http_exception},
         lifespan=lifespan,
     )

@@ -186,6 +186,7 @@ class Settings:
     token_calls_per_second: float | None = setting(
         None, "Calls per second that one API token may make of one process before it gets 429. Unset: any number"
     )
+    console_session_hours: float = setting(12.0, "Hours after which whoever signed in at the console must do so again")
     soft_bounce_count: int = setting(3, "Soft bounces within the window that suppress")
     soft_bounce_window_days: int = setting(14, "Days within which they must fall")
     soft_bounce_lifetime_days: int = setting(30, "Days after the last of them until the suppression ends")

@@ -6,7 +6,8 @@ import pytest
 from click.testing import CliRunner
 
 from service.__main__ import cli
-from service.doctor import Check, examine
+from service.doctor import examine
+from service.flows.examine import Check
 from service.settings import Settings
 from service.store import access, pulls
 from service.store.database import Database

@@ -111,6 +111,17 @@ async def revoke_tokens(connection: AsyncConnection, which: str, now: datetime) 
     return (await connection.execute(live.values(revoked_at=now).returning(tokens.c.id, tokens.c.name))).all()
 
 
+async def end_token(
+    connection: AsyncConnection, token_id: uuid.UUID, namespace: str | None, now: datetime
+) -> str | None:
+    """Ends the token of this id, if it lives and, where a namespace is given, speaks of that one only; its name."""
+    live = update(tokens).where(tokens.c.id == token_id, tokens.c.revoked_at.is_(None))
+    if namespace is not None:
+        live = live.where(tokens.c.namespace == namespace)
+    name: str | None = (await connection.execute(live.values(revoked_at=now).returning(tokens.c.name))).scalar()
+    return name
+
+
 class Deed(NamedTuple):
     """What somebody did. `detail` may hold evidence and notes, never a key.
 

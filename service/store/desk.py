@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, String, bindparam, select, update
+from sqlalchemy import ColumnElement, Select, String, bindparam, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.store.database import among
@@ -53,6 +53,12 @@ async def listed(
     query = _meant(wanted).where(corrections.c.id < upper, corrections.c.id >= floor)
     rows = (await connection.execute(query.order_by(corrections.c.id.desc()).limit(limit))).all()
     return rows, rows[-1].id if len(rows) == limit else floor or None
+
+
+async def tallied(connection: AsyncConnection, wanted: Wanted, most: int) -> int:
+    """How many of these there are, counted up to `most`."""
+    some = _meant(wanted).with_only_columns(corrections.c.id).limit(most).subquery()
+    return int((await connection.execute(select(func.count()).select_from(some))).scalar_one())
 
 
 async def one(connection: AsyncConnection, correction_id: int) -> Any:

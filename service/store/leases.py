@@ -3,10 +3,11 @@
 A lease ends by itself; whoever takes it then raises the fence, and the word of the one before is not written any more.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from sqlalchemy import DateTime, bindparam, text, update
+from sqlalchemy import DateTime, bindparam, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.store.tables import leases
@@ -42,3 +43,8 @@ async def hold(connection: AsyncConnection, lease: Lease, until: datetime) -> bo
     that nobody can take it while this transaction writes."""
     mine = update(leases).where(leases.c.name == lease.name, leases.c.fence == lease.fence)
     return (await connection.execute(mine.values(ends_at=until))).rowcount > 0
+
+
+async def standing(connection: AsyncConnection) -> Sequence[Any]:
+    """Every lease that there is or was, by name: `ends_at` is when it ends, or when its work is due again."""
+    return (await connection.execute(select(leases).order_by(leases.c.name))).all()

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, DateTime, Integer, Update, Uuid, bindparam, literal, select, tuple_, update
+from sqlalchemy import ColumnElement, DateTime, Integer, Update, Uuid, bindparam, func, literal, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.store.database import among
@@ -43,6 +43,16 @@ async def listed(connection: AsyncConnection, asked: Asked, before: Place | None
         query = query.where(place < tuple_(*_moment_and_id(before), literal(before.entry_index, Integer)))
     newest = query.order_by(table.received_at.desc(), table.batch_id.desc(), table.entry_index.desc())
     return (await connection.execute(newest.limit(limit))).all()
+
+
+async def tallied(connection: AsyncConnection, asked: Asked, most: int) -> list[tuple[str, int]]:
+    """How many of these entries there are by the reason for which they were refused, the most frequent first: of the
+    newest `most` of them."""
+    table = quarantine.c
+    newest = select(table.error).where(*_meant(asked)).order_by(table.received_at.desc()).limit(most).subquery()
+    count = func.count().label("entries")
+    query = select(newest.c.error, count).group_by(newest.c.error).order_by(count.desc(), newest.c.error)
+    return [(row.error, row.entries) for row in await connection.execute(query)]
 
 
 async def one(connection: AsyncConnection, batch_id: uuid.UUID, entry_index: int) -> Any:

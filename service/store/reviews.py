@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Final, NamedTuple
 
-from sqlalchemy import DateTime, RowMapping, Uuid, bindparam, func, select, text, update
+from sqlalchemy import DateTime, RowMapping, Uuid, bindparam, func, literal, select, text, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.domain.addresses import Channel
@@ -95,9 +95,21 @@ async def seen(
     return {(row.address, row.occurred_at) for row in rows}
 
 
-async def by_state(connection: AsyncConnection, namespace: str, state: str, limit: int) -> Sequence[RowMapping]:
-    """The reviews in this state, oldest first."""
+class Place(NamedTuple):
+    """Where a page of the list of reviews ends."""
+
+    received_at: datetime
+    id: uuid.UUID
+
+
+async def by_state(
+    connection: AsyncConnection, namespace: str, state: str, limit: int, after: Place | None = None
+) -> Sequence[RowMapping]:
+    """The reviews in this state, oldest first, or those after a place."""
     query = select(reviews).where(reviews.c.namespace == namespace, reviews.c.state == state)
+    if after is not None:
+        place = tuple_(literal(after.received_at, DateTime(timezone=True)), literal(after.id, Uuid))
+        query = query.where(tuple_(reviews.c.received_at, reviews.c.id) > place)
     oldest = query.order_by(reviews.c.received_at, reviews.c.id).limit(limit)
     return (await connection.execute(oldest)).mappings().all()
 

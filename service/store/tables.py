@@ -346,6 +346,16 @@ tokens = Table(
     comment="API tokens: only a hash is kept",
 )
 
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("digest", LargeBinary, primary_key=True, comment="Of what the browser keeps"),
+    Column("token_id", Uuid, nullable=False),
+    moment("began_at"),
+    moment("ends_at"),
+    comment="Who is signed in at the console, and with which token",
+)
+
 audit = Table(
     "audit",
     metadata,

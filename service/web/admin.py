@@ -2,16 +2,19 @@
 
 import uuid
 from datetime import datetime
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
 
 from service.domain.addresses import Channel
 from service.flows import review
 from service.store import reviews
-from service.web.asking import Page, id_in, told
-from service.web.contract import Answer, AnyOperation, Asked, Body, Call, Operation, Shown, Text
+from service.store.reviews import Place
+from service.web.asking import Walk, cursor_for, id_in, place_at, told
+from service.web.contract import Answer, AnyOperation, Asked, Body, Call, Moment, Operation, Shown, Text
 from service.web.http import shown
+
+_Place: TypeAlias = tuple[Moment, uuid.UUID]
 
 
 class Decision(msgspec.Struct, forbid_unknown_fields=True):
@@ -20,7 +23,7 @@ class Decision(msgspec.Struct, forbid_unknown_fields=True):
     note: Text | None = None
 
 
-class Reviews(Page, frozen=True, kw_only=True):
+class Reviews(Walk, frozen=True, kw_only=True):
     """Which reviews."""
 
     state: Annotated[Literal["pending", "approved", "refused"], msgspec.Meta(description="Opt-ins in this state.")] = (
@@ -47,17 +50,20 @@ class ReviewShown(msgspec.Struct):
 
 
 class ReviewsShown(msgspec.Struct):
-    """Opt-ins, the oldest first."""
+    """Opt-ins, the oldest first; `next` is the cursor of the page after, null if there is none."""
 
     reviews: list[ReviewShown]
+    next: str | None
 
 
 async def list_reviews(call: Call[Reviews, None]) -> ReviewsShown:
     """Opt-ins that wait for a person, oldest first, or were decided by one."""
-    namespace = call.namespace
+    namespace, query = call.namespace, call.query
+    after = place_at(query.cursor, _Place)
     async with call.service.database.read() as connection:
-        rows = await reviews.by_state(connection, namespace, call.query.state, call.query.limit)
-    return ReviewsShown([review_told(row) for row in rows])
+        rows = await reviews.by_state(connection, namespace, query.state, query.limit, Place(*after) if after else None)
+    cursor = cursor_for(rows[-1]["received_at"], rows[-1]["id"]) if len(rows) == query.limit else None
+    return ReviewsShown([review_told(row) for row in rows], cursor)
 
 
 async def approve_review(call: Call[Asked, Decision]) -> ReviewShown:
@@ -115,7 +121,8 @@ OPERATIONS: Final[list[AnyOperation]] = [
         list_reviews,
         scope="admin",
         query=Reviews,
-        answers=[Answer(200, ReviewsShown, "Opt-ins in this state.", {"reviews": [_REVIEW]})],
+        answers=[Answer(200, ReviewsShown, "A page of them.", {"reviews": [_REVIEW], "next": None})],
+        problems=["invalid-cursor"],
     ),
     *(
         Operation(

@@ -67,6 +67,11 @@ class Callers:
             self._used[caller.token_id] = now
         return caller
 
+    def note(self, caller: Caller) -> None:
+        """That a caller who was told otherwise, by a session, uses the token now."""
+        if caller.token_id is not None:
+            self._used[caller.token_id] = self._clock()
+
     async def still_knows(self, token: str) -> bool:
         """Whether the token stands for anybody by now, for a call that took a while: that is no call of its own."""
         return await self._told(token, self._clock()) is not None

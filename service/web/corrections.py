@@ -194,14 +194,14 @@ class CircuitReset(msgspec.Struct):
 async def list_corrections(call: Call[Corrections, None]) -> CorrectionsShown:
     """The newest corrections in a state."""
     query = call.query
-    wanted = _wanted(call.namespace, query, None)
+    wanted = wanted_of(call.namespace, query, None)
     return await _page(call, wanted, query.cursor, query.limit)
 
 
 async def search_corrections(call: Call[Asked, CorrectionSearch]) -> CorrectionsShown:
     """The newest corrections of an address, or whatever else is meant."""
     body = call.body
-    wanted = _wanted(call.namespace, body, body.address)
+    wanted = wanted_of(call.namespace, body, body.address)
     return await _page(call, wanted, body.cursor, body.limit)
 
 
@@ -264,7 +264,8 @@ def circuit_told(namespace: str, channel: Channel, circuit: Circuit | None, now:
     return CircuitShown(namespace, channel, state, circuit.reason, circuit.opened_at, circuit.probe_at, fix)
 
 
-def _wanted(namespace: str, said: Corrections | Meant, address: str | None) -> Wanted:
+def wanted_of(namespace: str, said: Corrections | Meant, address: str | None) -> Wanted:
+    """Which corrections a list or a filter means, in the words of the store."""
     since, until = in_utc(said.since, "since"), in_utc(said.until, "until")
     spelt = None if address is None else spellings(address, said.channel)
     return Wanted(namespace, said.state, said.channel, said.slot, said.action, said.reason, since, until, spelt)
@@ -313,7 +314,7 @@ def _chosen(call: Call[Any, Any], choice: Choice) -> Chosen:
             "nothing-chosen",
         )
     after = place_at(choice.cursor, _Place)
-    return Chosen(wanted=_wanted(namespace, meant, meant.address), after=after[0] if after else 0)
+    return Chosen(wanted=wanted_of(namespace, meant, meant.address), after=after[0] if after else 0)
 
 
 def _decided(decided: Decided) -> DecidedShown:

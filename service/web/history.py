@@ -1,6 +1,7 @@
 """Owns the explanation of one address: the verdict in a sentence, and everything that was ever noted about it."""
 
 import uuid
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Final, TypeAlias
 
@@ -12,9 +13,10 @@ from service.domain.suppression import Purpose, Verdict, verdict
 from service.errors import Unprocessable
 from service.store import history
 from service.store.history import BEGINNING, Event, Moment
+from service.store.suppressions import CauseRow, Subject
 from service.web.asking import Walk, cursor_for, place_at
 from service.web.contract import Answer, AnyOperation, Call, Operation, Shown
-from service.web.http import shown
+from service.web.http import Service, shown
 from service.web.subject import subject_of
 
 
@@ -155,12 +157,15 @@ async def explained(call: Call[Review, None]) -> History:
     Facts, the batches they came in, opt-ins under review, corrections with Kahuna's acceptance, and who did what on
     which evidence; oldest first, in the order in which we came to know them.
     """
-    query, subject = call.query, subject_of(call)
+    subject, service = subject_of(call), call.service
+    return await history_of(service, subject, call.query, await service.lookups.ask(subject))
+
+
+async def history_of(service: Service, subject: Subject, query: Review, causes: Sequence[CauseRow]) -> History:
+    """The verdict about an address with these causes, and a page of its history."""
     after = Moment(*place_at(query.cursor, tuple[datetime, int, str])) if query.cursor is not None else BEGINNING
     if "\0" in after.key or not -1 <= after.kind < len(history.KINDS):
         raise Unprocessable("cursor must be the `next` of an earlier page.", "invalid-cursor")
-    service = call.service
-    causes = await service.lookups.ask(subject)
     async with service.database.read() as connection:
         events = await history.page(connection, subject, after, query.limit)
         waiting = await history.waiting(connection, subject)

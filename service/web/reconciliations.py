@@ -171,12 +171,18 @@ async def start_run(call: Call[Asked, RunRequest]) -> Response:
     With `ledger` the list is compared with what Kahuna told us and accepted. With `logs`, what Kahuna's logs tell comes
     in first. With `profiles`, some addresses are looked up.
     """
+    run = await queue_run(call)
+    location = f"/v1/admin/reconciliations/{run.id}"
+    return answer(QueuedRun(run.id, "queued"), 202, {"Location": location})
+
+
+async def queue_run(call: Call[Asked, RunRequest]) -> Run:
+    """Queues a reconciliation, if it can be carried out; returns it."""
     wanted, service = call.body, call.service
     asked = _asked(wanted)
     run = Run(uuid.uuid4(), call.namespace, wanted.channel, wanted.source, wanted.auto_approve, call.caller.name)
     await reconcile.queue(service.database, run._replace(asked=asked or None), service.clock)
-    location = f"/v1/admin/reconciliations/{run.id}"
-    return answer(QueuedRun(run.id, "queued"), 202, {"Location": location})
+    return run
 
 
 def _asked(wanted: RunRequest) -> dict[str, Any]:

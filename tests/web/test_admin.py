@@ -100,6 +100,26 @@ async def test_a_decision_takes_effect_and_stands(
     assert [row["id"] for row in await listed(site, admin, "/v1/admin/reviews", state=state)] == [review]
 
 
+async def test_reviews_are_walked_through_page_by_page(site: Site, admin: Headers) -> None:
+    numbers = [f"1555010000{n}" for n in range(5)]
+    for number in numbers:
+        await site.client.put(f"/v1/suppressions/sms/{number}", headers=admin, json={"reason": "do_not_call"})
+    site.clock.sleep(60)
+    opt_ins = [{"number": n, "timestamp": site.clock.seconds, "opt-in": True} for n in numbers]
+    await site.deliver("sms", opt_ins)  # all at one moment: the place of a page is more than a time
+    found: list[str] = []
+    cursor: dict[str, str] = {}
+    while True:
+        answer = await site.client.get("/v1/admin/reviews", headers=admin, params={"limit": "2", **cursor})
+        found += [row["address"] for row in answer.json()["reviews"]]
+        if answer.json()["next"] is None:
+            break
+        cursor = {"cursor": answer.json()["next"]}
+    assert sorted(found) == numbers
+    broken = await site.client.get("/v1/admin/reviews", headers=admin, params={"cursor": "zzz"})
+    assert is_problem(broken, 422, "invalid-cursor")
+
+
 async def test_a_decision_needs_no_body(site: Site, admin: Headers) -> None:
     answer = await decide(site, admin, await held(site, admin), "approve")
     assert (answer.status_code, answer.json()["note"]) == (200, None)

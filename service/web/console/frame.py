@@ -1,0 +1,185 @@
+"""Owns the routes of the console: each page and action behind the sign-in, with its errors turned into pages.
+
+Refuses to know what any page shows.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, TypeAlias
+from urllib.parse import quote
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from service.errors import Forbidden, KahunaSyncError, StorageUnavailable, TooManyCalls
+from service.store import access
+from service.store.access import Deed
+from service.telemetry import REQUEST_ID
+from service.web.console import address, corrections, health, overview, plans, receipts, reviews, tokens
+from service.web.console.signing_in import (
+    Failures,
+    check_form,
+    form_of,
+    inside,
+    sign_in,
+    sign_in_page,
+    sign_out,
+    visitor_of,
+)
+from service.web.console.visiting import FILES, HEADERS, TEMPLATES, Action, Page, Visit, Visitor, file, note_in, sent_to
+from service.web.http import namespace_for, service_of
+
+PAGES: Final[Sequence[Page]] = (
+    *overview.PAGES,
+    *address.PAGES,
+    *receipts.PAGES,
+    *reviews.PAGES,
+    *corrections.PAGES,
+    *plans.PAGES,
+    *tokens.PAGES,
+    *health.PAGES,
+)
+
+ACTIONS: Final[Sequence[Action]] = (
+    *overview.ACTIONS,
+    *address.ACTIONS,
+    *receipts.ACTIONS,
+    *reviews.ACTIONS,
+    *corrections.ACTIONS,
+    *plans.ACTIONS,
+    *tokens.ACTIONS,
+    *health.ACTIONS,
+)
+
+Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
+
+_TITLES: Final = {
+    400: "That was not understood",
+    403: "Not allowed",
+    404: "Not found",
+    409: "It has changed meanwhile",
+    422: "That cannot be",
+    429: "Too often",
+    503: "The database is away",
+}
+
+
+def routes() -> list[Route]:
+    """All of the console's."""
+    failures = Failures()
+
+    async def signing(request: Request) -> Response:
+        try:
+            return await sign_in(request, failures)
+        except KahunaSyncError as error:
+            return _with_patience(error, sign_in_page(request, fault=str(error), status=error.status))
+
+    return [
+        *(Route(f"/console/{name}", _serving(name), methods=["GET"]) for name in FILES),
+        Route("/console/sign-in", _asking, methods=["GET"]),
+        Route("/console/sign-in", signing, methods=["POST"]),
+        *(Route(page.path, _showing(page), methods=["GET"]) for page in PAGES),
+        *(Route(action.path, _doing(action), methods=["POST"]) for action in (*ACTIONS, _SIGN_OUT)),
+        Route("/console/{rest:path}", _nothing, methods=["GET", "POST"]),
+    ]
+
+
+async def _out(visit: Visit, _form: object) -> Response:
+    return await sign_out(visit.request, visit.visitor)
+
+
+_SIGN_OUT: Final = Action("/console/sign-out", _out, audited=False)
+
+
+def _serving(name: str) -> Handler:
+    async def serve(_request: Request) -> Response:
+        return file(name)
+
+    return serve
+
+
+async def _asking(request: Request) -> Response:
+    return sign_in_page(request, inside(request.query_params.get("next", "")))
+
+
+async def _nothing(request: Request) -> Response:
+    async def show(visit: Visit) -> Response:
+        return visit.problem(404, "Not found", "There is no such page; those that there are stand above.")
+
+    return await _showing(Page("", show))(request)
+
+
+def _showing(page: Page) -> Handler:
+    async def answer(request: Request) -> Response:
+        visitor = None
+        try:
+            visitor = await visitor_of(request)
+            if visitor is None:
+                return _to_sign_in(request)
+            return await page.show(_visit(request, visitor, page.scope))
+        except KahunaSyncError as error:
+            return _told(request, visitor, error)
+
+    return answer
+
+
+def _doing(action: Action) -> Handler:
+    async def answer(request: Request) -> Response:
+        visitor = None
+        try:
+            form = await form_of(request)
+            visitor = await visitor_of(request)
+            if visitor is None:
+                return sent_to("/console/sign-in", "Your session has ended. Sign in, and do it again.")
+            check_form(form, visitor)
+            visit = _visit(request, visitor, action.scope)
+            if action.audited:
+                await _audit(visit, action)
+            return await action.do(visit, form)
+        except KahunaSyncError as error:
+            return _told(request, visitor, error)
+
+    return answer
+
+
+def _visit(request: Request, visitor: Visitor, scope: str | None) -> Visit:
+    service = service_of(request)
+    if scope is not None and not visitor.may(scope):
+        raise Forbidden(f"Your token lacks the scope {scope}. Sign in with one that has it.", "missing-scope")
+    given = request.query_params.get("namespace")
+    first = visitor.caller.namespace or service.namespaces[0]
+    main = service.settings.main_namespace
+    chosen = given or (main.name if main and visitor.caller.namespace in (None, main.name) else first)
+    return Visit(request, service, visitor, namespace_for(service, visitor.caller, chosen), note_in(request))
+
+
+async def _audit(visit: Visit, action: Action) -> None:
+    """Notes that somebody asked for it here. What came of it, the flow itself writes down."""
+    detail = {"path": action.path, "request_id": REQUEST_ID.get()} | dict(visit.request.path_params)
+    deed = Deed(visit.actor, "console.action", visit.namespace, detail=detail)
+    async with visit.service.database.begin() as connection:
+        await access.write_down(connection, deed, visit.service.now)
+
+
+def _to_sign_in(request: Request) -> Response:
+    query = f"?{request.url.query}" if request.url.query else ""
+    wanted = inside(request.url.path + query)
+    return sent_to("/console/sign-in" if wanted == "/console" else f"/console/sign-in?next={quote(wanted)}")
+
+
+def _told(request: Request, visitor: Visitor | None, error: KahunaSyncError) -> Response:
+    """The page that an error is."""
+    status = error.status
+    title = _TITLES.get(status, "That did not work")
+    if visitor is None:
+        text = TEMPLATES.get_template("alone.html").render(title=title, sentence=str(error))
+        return _with_patience(error, Response(text, status, HEADERS, "text/html"))
+    service = service_of(request)
+    visit = Visit(request, service, visitor, visitor.caller.namespace or service.namespaces[0])
+    return _with_patience(error, visit.problem(status, title, str(error)))
+
+
+def _with_patience(error: KahunaSyncError, response: Response) -> Response:
+    if isinstance(error, StorageUnavailable | TooManyCalls):
+        response.headers["Retry-After"] = str(error.retry_after)
+    return response

@@ -1,0 +1,116 @@
+"""Tokens on the console: made, shown once, ended; and never more than whoever makes them has."""
+
+from datetime import timedelta
+
+import pytest
+
+from service.settings import Settings
+from service.store import access
+from tests.console.browsing import Person, Seen, signed_in
+
+
+async def made_by(person: Person, **fields: str) -> str:
+    """The token that this form makes, as the page shows it."""
+    answer = await person.act("/console/tokens/create", **fields)
+    assert answer.status_code == 200, answer.text
+    (field,) = [one for one in Seen(answer.text).of("input") if one.get("id") == "made"]
+    return field["value"]
+
+
+async def test_a_token_is_shown_once_and_works(settings: Settings) -> None:
+    async with signed_in(settings) as person:
+        token = await made_by(person, name="orders", namespace="default", days="30", **{"scope-read": "yes"})
+        answer = await person.client.get(
+            "/v1/suppressions/email/ann@example.com", headers={"Authorization": f"Bearer {token}"}
+        )
+        assert answer.status_code == 200
+        page = (await person.get("/console/tokens")).text
+        assert "orders" in page
+        assert token not in page
+        ((scopes, namespace, channel, lasts),) = await person.site.query(
+            "select scopes, namespace, channel, expires_at - created_at from tokens where name = 'orders'"
+        )
+        assert (scopes, namespace, channel, lasts) == (["read"], "default", None, timedelta(days=30))
+        ((actor, detail),) = await person.site.query(
+            "select actor, detail::text from audit where action = 'token.created'"
+        )
+        assert actor == "ann"
+        assert "orders" in detail
+        assert token not in detail
+
+
+async def test_a_token_ends_and_the_list_tells_who_uses_which(settings: Settings) -> None:
+    async with signed_in(settings) as person:
+        token = await made_by(person, name="orders", days="", **{"scope-read": "yes"})
+        ((token_id,),) = await person.site.query("select id from tokens where name = 'orders'")
+        assert (await person.act("/console/tokens/revoke", id=token_id)).status_code == 303
+        page = (await person.get("/console/tokens")).text
+        assert "revoked" in page
+        assert "yours" in page
+        person.site.clock.sleep(10)
+        headers = {"Authorization": f"Bearer {token}"}
+        assert (await person.client.get("/v1/changes?namespace=default", headers=headers)).status_code == 401
+        rows = await person.site.query("select actor, detail ->> 'name' from audit where action = 'token.revoked'")
+        assert rows == [("ann", "orders")]
+        again = await person.act("/console/tokens/revoke", id=token_id)
+        assert (again.status_code, "no live token" in again.text) == (404, True)
+        assert (await person.act("/console/tokens/revoke", id="x")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "says"),
+    [
+        ({"name": " ", "scope-read": "yes", "days": ""}, 422, "who will use"),
+        ({"name": "x" * 101, "scope-read": "yes", "days": ""}, 422, "who will use"),
+        ({"name": "x", "days": ""}, 422, "at least one scope"),
+        ({"name": "x", "scope-admin": "yes", "channel": "sms", "days": ""}, 422, "about both channels"),
+        ({"name": "x", "scope-read": "yes", "channel": "fax", "days": ""}, 422, "no such channel"),
+        ({"name": "x", "scope-read": "yes", "namespace": "fax", "days": ""}, 422, "no such namespace"),
+        ({"name": "x", "scope-read": "yes", "days": "7"}, 422, "one of the times"),
+    ],
+)
+async def test_a_form_that_makes_no_sense_gets_a_sentence(
+    settings: Settings, fields: dict[str, str], status: int, says: str
+) -> None:
+    async with signed_in(settings) as person:
+        answer = await person.act("/console/tokens/create", **fields)
+        assert (answer.status_code, says in answer.text) == (status, True), answer.text
+        assert await person.site.query("select count(*) from tokens") == [(1,)]
+
+
+async def test_nobody_gets_more_by_making_a_token_than_they_have(settings: Settings) -> None:
+    read, days = {"name": "x", "scope-read": "yes"}, {"days": "365"}
+    async with signed_in(settings, "read", "admin") as person:
+        answer = await person.act("/console/tokens/create", **read, **days, **{"scope-write": "yes"})
+        assert (answer.status_code, "lacks the scope write" in answer.text) == (403, True)
+        assert "scope-write" not in (await person.get("/console/tokens")).text
+    async with signed_in(settings, namespace="default") as person:
+        for namespace in ("", "other"):
+            answer = await person.act("/console/tokens/create", **read, **days, namespace=namespace)
+            assert answer.status_code in (403, 422)
+        await made_by(person, **read, **days, namespace="default")
+    async with signed_in(settings, name="bob") as person:
+        await person.site.execute("update tokens set expires_at = '2026-03-05' where name = 'bob'")
+        for lasts in ("", "30"):
+            answer = await person.act("/console/tokens/create", **read, days=lasts)
+            assert (answer.status_code, "must not outlive it" in answer.text) == (403, True)
+
+
+async def test_who_may_see_one_namespace_sees_and_ends_its_tokens_only(settings: Settings) -> None:
+    async with signed_in(settings, namespace="default") as person:
+        async with person.site.database.begin() as connection:
+            for name, namespace in (("everywhere", None), ("elsewhere", "other"), ("here", "default")):
+                await access.create_token(connection, name, ["read"], namespace, person.site.clock())
+        page = (await person.get("/console/tokens")).text
+        assert ("everywhere" in page, "elsewhere" in page, ">here" in page) == (False, False, True)
+        ids = dict(await person.site.query("select name, id from tokens"))
+        for name in ("everywhere", "elsewhere"):
+            assert (await person.act("/console/tokens/revoke", id=ids[name])).status_code == 404
+        assert (await person.act("/console/tokens/revoke", id=ids["here"])).status_code == 303
+
+
+async def test_who_revokes_their_own_token_is_out(settings: Settings) -> None:
+    async with signed_in(settings) as person:
+        ((token_id,),) = await person.site.query("select id from tokens")
+        assert (await person.act("/console/tokens/revoke", id=token_id)).status_code == 303
+        assert (await person.get("/console/tokens")).headers["Location"].startswith("/console/sign-in")
