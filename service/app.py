@@ -130,7 +130,7 @@ def build(
     everything = [*OPERATIONS, *reference.operations(OPERATIONS, version("kahuna-sync"))]
     if settings.admin_port is None:
         lifespan = _lifespan(service, desk)
-        shortcuts = [queries.Shortcut, receiving]
+        shortcuts: list[Callable[[ASGIApp], ASGIApp]] = [queries.Shortcut, receiving]
         application = _application(service, everything, shortcuts, lifespan, tracer, console.routes())
     else:
         public = [*webhook.OPERATIONS, *(one for one in health.OPERATIONS if one.path == "/livez")]
