@@ -207,6 +207,7 @@ def _try_yourself(guide: Guide, token: str, settings: Settings) -> None:
     ]
     for line in lines:
         guide.console.print(line, highlight=False, soft_wrap=True, markup=False)
+    guide.say(f"\nOr open {guide.url}/console in a browser, and sign in with that token.")
     guide.say(f"\nCtrl-C ends everything; the data stays in {settings.data_dir}.")
 
 

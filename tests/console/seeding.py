@@ -43,11 +43,17 @@ async def _callback(site: Site, chance: random.Random, mark: str) -> None:
 async def _by_hand(site: Site) -> None:
     """A stop of ours with a hostile address and note, one that Kahuna contradicts, and a hostile entry."""
     headers = await site.token("read", "write", "admin")
-    for channel, address in (("email", HOSTILE), ("email", "carol@example.com"), ("sms", "15550100001")):
-        body = {"reason": "manual", "note": NOTE}
+    stops = (
+        ("email", HOSTILE, "manual"),
+        ("email", "carol@example.com", "manual"),
+        ("sms", "15550100001", "do_not_call"),
+    )
+    for channel, address, reason in stops:
+        body = {"reason": reason, "note": NOTE}
         answer = await site.client.put(address_path(channel, address), json=body, headers=headers)
         assert answer.status_code == 200, answer.text
     start = {"number": "15550100001", "timestamp": site.clock.seconds + 2, "opt-in": True}
     assert (await site.deliver("sms", [start])).status_code == 200
     odd = {"reason": "<script>alert(3)</script>", "email": HOSTILE, "timestamp": site.clock.seconds}
     assert (await site.deliver("email", [odd])).status_code == 200
+    await site.deliver("sms", [start | {"number": "15550100002", "timestamp": 0}])

@@ -61,8 +61,8 @@ async def test_what_waits_for_somebody_is_pointed_at(settings: Settings) -> None
         await person.client.put(address_path("email", "ann@example.com"), json={"reason": "manual"}, headers=headers)
         await person.site.execute("update corrections set state = 'dead', stopped_at = 1")
         seen = (await person.get("/console")).text
-        assert "1 email stops are overdue at Kahuna" in seen
-        assert "1 corrections were given up" in seen
+        assert "Overdue at Kahuna: 1 email" in seen
+        assert "1 correction was given up" in seen
         assert Seen(seen).of("ul")
 
 

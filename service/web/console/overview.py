@@ -97,10 +97,10 @@ def _waiting(now: Overview) -> list[tuple[str, int, str]]:
 def pointers(now: Overview) -> list[Pointer]:
     """What a person should look at, the gravest first."""
     desk, given_up = "/console/corrections", sum(now.corrections.get(state, 0) for state in ("dead", "rejected"))
-    overdue = [f"{one.overdue:,} {one.channel} stops are overdue at Kahuna" for one in now.clock if one.overdue]
-    broken = [f"Corrections by {c.channel} wait: {c.reason}. {c.fix}" for c in now.circuits if c.state != "closed"]
-    dead = [f"{given_up:,} corrections were given up"] if given_up else []
-    soon = [f"{one.due_soon:,} {one.channel} stops are due soon" for one in now.clock if one.due_soon]
+    overdue = [f"Overdue at Kahuna: {one.overdue:,} {one.channel}" for one in now.clock if one.overdue]
+    broken = [f"Nothing is sent of {c.channel}: {c.fix}" for c in now.circuits if c.state != "closed"]
+    dead = [f"{given_up:,} correction{'s were' if given_up > 1 else ' was'} given up"] if given_up else []
+    soon = [f"Due soon at Kahuna: {one.due_soon:,} {one.channel}" for one in now.clock if one.due_soon]
     unread = ["Kahuna's logs of before this deployment were not read: run kahuna-sync backfill"]
     return [
         *(Pointer(says, desk, grave=True) for says in (*overdue, *broken, *dead)),

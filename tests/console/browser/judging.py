@@ -78,6 +78,8 @@ FOCUS = r"""
 }
 """
 
+UNFOLD = "() => document.querySelectorAll('details').forEach((one) => { one.open = true; })"
+
 FOLD = """
 () => {
   document.querySelectorAll("details").forEach((one) => { one.open = false; });
@@ -91,7 +93,7 @@ TABS = 25
 
 async def faults_of(page: Any) -> list[str]:
     """What is amiss on the page that is open, with all that can be unfolded unfolded."""
-    await page.evaluate("() => document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    await page.evaluate(UNFOLD)
     return list(await page.evaluate(LOOK))
 
 

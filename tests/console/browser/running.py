@@ -22,6 +22,15 @@ from tests.web.harness import opened
 
 KEYS = {"KAHUNA_API_KEY": "demo-api-key", "KAHUNA_SECRET_KEY": "demo-secret-key"}
 
+TROUBLES = (
+    """update corrections set state = 'dead', reason = 'bad-request', attempts = 3, settled_at = now()
+       where id in (select id from corrections order by id limit 2)""",
+    """insert into circuits (namespace, channel, reason, opened_at, probe_at)
+       values ('default', 'email', 'credentials-refused', now(), now() + interval '1 hour')""",
+    "update suppressions set held_stop_at = null where address in (select min(address) from suppressions)",
+)
+"""What is amiss on this site, so that every page has something to show and every action something to do."""
+
 PATIENCE = 300
 """Tenths of a second that a process may take to answer."""
 
@@ -61,8 +70,10 @@ async def _furnish(database_url: str) -> str:
     async with opened(settings) as site:
         site.clock.now = datetime.now(UTC)
         await seed(site, days=28, callbacks=6)
+        for statement in TROUBLES:
+            await site.execute(statement)
     async with Database.of(settings) as database, database.begin() as connection:
-        return await access.create_token(connection, "browser", access.SCOPES, None, datetime.now(UTC))
+        return await access.create_token(connection, "visitor", access.SCOPES, None, datetime.now(UTC))
 
 
 @asynccontextmanager

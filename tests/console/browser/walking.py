@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tests.console.browser import judging
+from tests.console.browser.acting import Actor
 from tests.console.browser.running import Deployment
 
 LOOKS = tuple(
@@ -19,9 +20,15 @@ LOOKS = tuple(
 MOST_PAGES = 60
 
 
-def pattern_of(path: str) -> str:
-    """A page whatever it is about: ids are left out."""
-    return re.sub(r"/[0-9a-f-]{36}|/\d+", "/{id}", path)
+FILES = ("/body", "/report")
+"""How the paths of what is no page end."""
+
+
+def kind_of(path: str) -> str:
+    """A page whatever it is about: ids are left out, and of what was asked for all but the state and the window."""
+    parts = urlsplit(path)
+    kept = re.findall(r"(?:state|window)=(\w+)", parts.query)
+    return "?".join([re.sub(r"/[0-9a-f-]{36}|/\d+", "/{id}", parts.path), *kept])
 
 
 @dataclass
@@ -35,6 +42,7 @@ class Walk:
     options: dict[str, Any]
     faults: list[str] = field(default_factory=list)
     seen: dict[str, str] = field(default_factory=dict)
+    acts: bool = False
 
     async def go(self) -> list[str]:
         """Every page that links lead to, once for each kind."""
@@ -46,6 +54,8 @@ class Walk:
             await self._sign_in(page)
             await self._follow(page)
             await self._search(page)
+            if self.acts:
+                await self._act(page)
             await self._leave(page)
         finally:
             await context.close()
@@ -66,13 +76,15 @@ class Walk:
         waiting = ["/console"]
         while waiting and len(self.seen) < MOST_PAGES:
             path = waiting.pop(0)
-            kind = pattern_of(urlsplit(path).path)
+            kind = kind_of(path)
             if kind in self.seen:
                 continue
             self.seen[kind] = path
-            answer = await page.goto(self.deployment.url + path)
-            if "text/html" not in answer.headers.get("content-type", ""):
+            if urlsplit(path).path.endswith(FILES):
+                answer = await page.context.request.get(self.deployment.url + path)
+                self._complain(f"{path} answered {answer.status}", answer.status != 200)
                 continue
+            answer = await page.goto(self.deployment.url + path)
             self._complain(f"{path} answered {answer.status}", answer.status != 200)
             waiting += await self._links(page)
             for fault in await judging.faults_of_focus(page):
@@ -81,7 +93,7 @@ class Walk:
 
     async def _links(self, page: Any) -> list[str]:
         hrefs = await page.eval_on_selector_all("a[href]", "(all) => all.map((one) => one.getAttribute('href'))")
-        return [one for one in hrefs if one.startswith("/console") and "report" not in one]
+        return [one for one in hrefs if one.startswith("/console")]
 
     async def _search(self, page: Any) -> None:
         """By the keyboard, where there are scripts."""
@@ -95,6 +107,18 @@ class Walk:
             await page.keyboard.press("Enter")
         self._complain("the address is in the URL", "carol" in page.url)
         await self._judge(page, "/console/address (found)")
+
+    async def _act(self, page: Any) -> None:
+        """All that pages offer to do, twice over: what was begun the first time may have something to offer then."""
+        actor = Actor(page, self._judge)
+        for _ in range(2):
+            self.seen.clear()
+            await self._follow(page)
+            for path in list(self.seen.values()):
+                if not urlsplit(path).path.endswith(FILES):
+                    await actor.act_on(self.deployment.url + path)
+        for action in actor.left:
+            self._complain(f"no page has offered {action}")
 
     async def _leave(self, page: Any) -> None:
         await page.goto(f"{self.deployment.url}/console")
@@ -115,7 +139,7 @@ async def walk_all(browser: Any, deployment: Deployment, shots: Path | None) -> 
     """Every look, with scripts and without; what was amiss, and which kinds of pages there were."""
     walks = [Walk(browser, deployment, shots, name, options) for name, options in LOOKS]
     plain = {"java_script_enabled": False, "viewport": {"width": 1280, "height": 900}}
-    walks.append(Walk(browser, deployment, None, "without-scripts", plain))
+    walks.append(Walk(browser, deployment, None, "without-scripts", plain, acts=True))
     faults: list[str] = []
     for walk in walks:
         faults += await walk.go()
