@@ -121,6 +121,7 @@ class _Connection(HttpToolsProtocol):
         super().__init__(**given)
         self._partial = self._reading_head = self._refused = self._too_large = self._begun = False
         self._raw_bytes = self._body_bytes = self._chunk = 0
+        self._idle_since = 0.0
         self._clock: Any = None
 
     def connection_made(self, transport: Any) -> None:
@@ -138,7 +139,6 @@ class _Connection(HttpToolsProtocol):
         """Reads on. Of a head that does not end, only so much is kept."""
         if self._refused:
             return
-        self._unset_keepalive_if_required()
         self._chunk, self._begun = len(data), False
         try:
             self._feed(data)
@@ -225,8 +225,13 @@ class _Connection(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """A request is answered, before the end of its body perhaps."""
-        super().on_response_complete()
+        """A request is answered, before the end of its body perhaps. The library would set a clock for each."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
         self._watch()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 (the library's words; ours say more)
@@ -251,13 +256,28 @@ class _Connection(HttpToolsProtocol):
         if self._is_busy() or self.transport.is_closing():
             self._stop_clock()
         elif self._partial or self.cycle is None:
-            self._unset_keepalive_if_required()
             if self._clock is None:
                 self._clock = self.loop.call_later(self.config.head_seconds, self._on_time_out)
         else:
             self._stop_clock()
+            self._idle_since = self.loop.time()
             if self.timeout_keep_alive_task is None:
-                self.timeout_keep_alive_task = self.loop.call_later(KEEP_ALIVE, self.timeout_keep_alive_handler)
+                self._keep_alive_for(self.config.timeout_keep_alive)
+
+    def _keep_alive_for(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Ends a connection that has been idle for long enough. The clock is set once and looks then, since to stop it
+        for each request and to set it after each answer costs more than all that is told here of both."""
+        self.timeout_keep_alive_task = None
+        if self._is_busy() or self._partial:
+            return
+        left = self._idle_since + self.config.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self._keep_alive_for(left)
+        else:
+            self.transport.close()
 
     def _on_time_out(self) -> None:
         self._clock = None

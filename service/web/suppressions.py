@@ -258,6 +258,8 @@ def _now(service: Service, subject: Subject, causes: list[CauseRow]) -> Status:
 
 
 def _document(subject: Subject, judged: Verdict, causes: list[CauseRow]) -> Status:
+    if not causes:  # most addresses that are asked about
+        return Status(*subject, False, None, None, [])
     rows = {row.cause.reason: row for row in causes}
     told = [cause_told(standing, rows[standing.cause.reason]) for standing in judged.standings]
     return Status(*subject, judged.suppressed, shown(judged.since), shown(judged.until), told)
@@ -265,9 +267,11 @@ def _document(subject: Subject, judged: Verdict, causes: list[CauseRow]) -> Stat
 
 def cause_told(standing: Standing, row: CauseRow) -> Cause:
     """A cause as answers show it."""
-    occurred_at = shown(standing.cause.decided[1]) if standing.cause.decided else None
-    until = shown(standing.until) if standing.active else None
-    return Cause(standing.cause.reason, standing.active, occurred_at, row.recorded_at, row.origin, row.batch_id, until)
+    cause, active, until = standing
+    decided = cause.decided
+    occurred_at = shown(decided[1]) if decided else None
+    ends_at = shown(until) if active else None
+    return Cause(cause.reason, active, occurred_at, row.recorded_at, row.origin, row.batch_id, ends_at)
 
 
 _NO_STORE: Final = (b"cache-control", b"no-store")
