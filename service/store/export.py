@@ -75,10 +75,13 @@ _CSV: Final = f"""namespace, channel, address, reason, case when active then 'tr
     {_OCCURRED} || 'Z' as occurred_at, {_UNTIL} || 'Z' as until, origin, {_RECORDED} || 'Z' as recorded_at,
     address_received"""
 
-# Each part costs a call, so constant text goes along with what stands beside it. Only addresses may need an escape.
+# A normal form has no control character, so these two are all that JSON would escape; as received, it may have any.
+_ESCAPED: Final = r"""replace(replace(address, '\', '\\'), '"', '\"')"""
+
+# Each part costs a call, so constant text goes along with what stands beside it.
 _NDJSON_PARTS: Final = (
     f"""(select concat('{{"namespace":', to_json({_given("namespace")}), ',"channel":"')), channel""",
-    """'","address":', to_json(address), ',"reason":"', reason""",
+    f"""'","address":"', {_ESCAPED}, '","reason":"', reason""",
     """case when active then '","active":true,"occurred_at":"' else '","active":false,"occurred_at":"' end""",
     f"""{_OCCURRED}, coalesce('Z","until":"' || {_UNTIL} || 'Z","origin":', 'Z","until":null,"origin":')""",
     """coalesce('"' || origin || '","recorded_at":', 'null,"recorded_at":')""",
@@ -104,7 +107,7 @@ def _causes(policy: Policy, where: str) -> str:
               coalesce(address_received, address) as address_received"""
     known = f"suppressions where namespace = {_given('namespace')} and coalesce(stop_at, clear_at) is not null{where}"
     return f"""
-        select {told}, case when {stopped} then stop_at else clear_at end as at, until,
+        select {told}, greatest(stop_at, clear_at) as at, until,
                {stopped} and reason <> 'soft_bounce' and (until is null or until > {now}) as active
         from (
             select *, case when not ({stopped}) then clear_at when reason = 'hard_bounce' then {hard} end as until
