@@ -5,13 +5,14 @@ The library reads HTTP and bounds neither. Whoever holds a connection without a 
 clock, so that none stays open for ever. Refuses to know what is asked: a body's bounds are those of its route.
 """
 
-import asyncio
+from collections.abc import Sequence
 from typing import Any, Final
 
 import httptools
 import msgspec
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn._types import ASGI3Application, ASGISendEvent, HTTPResponseBodyEvent, HTTPResponseStartEvent
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.telemetry import RequestIds
 
@@ -25,9 +26,6 @@ KEEP_ALIVE: Final = 75
 """Seconds between two requests: longer than load balancers keep an idle connection, for whoever closes first must not
 be us."""
 
-
-SMALL_PIECE: Final = 16 * 1024
-"""Bytes of an answer up to which its pieces are sent together."""
 
 BESIDE_BODY: Final = 1024 * 1024
 FRAMES: Final = 8
@@ -59,40 +57,59 @@ class FrontConfig(uvicorn.Config):
         self.ids = RequestIds()
 
 
-class _Gathering:
-    """A transport that sends the small pieces of one turn of the event loop as one. The library writes the head of an
-    answer and its body apart: two system calls for us, and whoever waits is woken twice."""
+class _Whole:
+    """Sends an answer that is whole, as nearly all are, in one piece. The library writes its head apart from its body,
+    which wakes whoever waits twice, and searches each header for what could not be sent; here all are looked through at
+    once. What is not whole is the library's."""
 
-    __slots__ = ("_loop", "_pieces", "_transport")
+    __slots__ = ("_cycle", "_head", "_send")
 
-    def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._loop = loop
-        self._pieces: list[bytes] = []
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+        self._send = cycle.send
+        self._head: HTTPResponseStartEvent | None = None
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def write(self, piece: bytes) -> None:
-        """Sends a piece, soon; a large one, and what came before it, now, so that its sender hears of a full buffer."""
-        if len(piece) > SMALL_PIECE:
-            self._flush()
-            self._transport.write(piece)
+    async def send(self, message: ASGISendEvent) -> None:
+        """Takes the head, keeps it if the answer says how long it is, and sends it with the body."""
+        if message["type"] == "http.response.start" and _says_its_length(message):
+            self._head = message
             return
-        if not self._pieces:
-            self._loop.call_soon(self._flush)
-        self._pieces.append(piece)
+        head, self._head = self._head, None
+        if head is not None:
+            if message["type"] == "http.response.body" and self._goes_whole(head, message):
+                return
+            await self._send(head)
+        await self._send(message)
 
-    def close(self) -> None:
-        """Ends the connection once everything was sent."""
-        self._flush()
-        self._transport.close()
+    def _goes_whole(self, head: HTTPResponseStartEvent, body: HTTPResponseBodyEvent) -> bool:
+        """Sends both, unless there is more to mind than that."""
+        cycle, content = self._cycle, body["body"]
+        if body.get("more_body") or cycle.flow.write_paused or cycle.disconnected or cycle.response_started:
+            return False
+        written = _written(head["status"], (*cycle.default_headers, *head["headers"]), len(content))
+        if written is None or not cycle.keep_alive or cycle.scope["method"] == "HEAD":
+            return False
+        cycle.transport.write(written + content)
+        cycle.response_started = cycle.response_complete = True
+        cycle.message_event.set()
+        cycle.on_response()
+        return True
 
-    def _flush(self) -> None:
-        if self._pieces:
-            pieces, self._pieces = self._pieces, []
-            if not self._transport.is_closing():
-                self._transport.write(b"".join(pieces))
+
+def _says_its_length(head: HTTPResponseStartEvent) -> bool:
+    return b"content-length" in dict(head["headers"])
+
+
+def _written(status: int, headers: Sequence[tuple[bytes, bytes]], length: int) -> bytes | None:
+    """The head of an answer of this length; None if it says otherwise, or what would end a line before its end."""
+    lines = [STATUS_LINE[status]]
+    for name, value in headers:
+        if name == b"connection" or (name == b"content-length" and int(value) != length):
+            return None
+        lines += (name, b": ", value, b"\r\n")
+    lines.append(b"\r\n")
+    written, ends = b"".join(lines), len(headers) + 2
+    return written if written.count(b"\n") == written.count(b"\r") == ends else None
 
 
 class _Connection(HttpToolsProtocol):
@@ -104,11 +121,12 @@ class _Connection(HttpToolsProtocol):
         super().__init__(**given)
         self._partial = self._reading_head = self._refused = self._too_large = self._begun = False
         self._raw_bytes = self._body_bytes = self._chunk = 0
+        self._idle_since = 0.0
         self._clock: Any = None
 
     def connection_made(self, transport: Any) -> None:
         """Somebody has connected, and has so long to ask for something."""
-        super().connection_made(_Gathering(transport, self.loop))  # type: ignore[arg-type]
+        super().connection_made(transport)
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -121,7 +139,6 @@ class _Connection(HttpToolsProtocol):
         """Reads on. Of a head that does not end, only so much is kept."""
         if self._refused:
             return
-        self._unset_keepalive_if_required()
         self._chunk, self._begun = len(data), False
         try:
             self._feed(data)
@@ -190,6 +207,11 @@ class _Connection(HttpToolsProtocol):
         super().on_headers_complete()
         self._reading_head = False
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        # The library makes its cycles by itself, and gives away what they send by.
+        cycle.send = _Whole(cycle).send  # type: ignore[method-assign]
+        super()._start_asgi_task(cycle, app)
+
     def on_body(self, body: bytes) -> None:
         """A part of the body."""
         self._body_bytes += len(body)
@@ -203,8 +225,13 @@ class _Connection(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """A request is answered, before the end of its body perhaps."""
-        super().on_response_complete()
+        """A request is answered, before the end of its body perhaps. The library would set a clock for each."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
         self._watch()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 (the library's words; ours say more)
@@ -229,13 +256,28 @@ class _Connection(HttpToolsProtocol):
         if self._is_busy() or self.transport.is_closing():
             self._stop_clock()
         elif self._partial or self.cycle is None:
-            self._unset_keepalive_if_required()
             if self._clock is None:
                 self._clock = self.loop.call_later(self.config.head_seconds, self._on_time_out)
         else:
             self._stop_clock()
+            self._idle_since = self.loop.time()
             if self.timeout_keep_alive_task is None:
-                self.timeout_keep_alive_task = self.loop.call_later(KEEP_ALIVE, self.timeout_keep_alive_handler)
+                self._keep_alive_for(self.config.timeout_keep_alive)
+
+    def _keep_alive_for(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Ends a connection that has been idle for long enough. The clock is set once and looks then, since to stop it
+        for each request and to set it after each answer costs more than all that is told here of both."""
+        self.timeout_keep_alive_task = None
+        if self._is_busy() or self._partial:
+            return
+        left = self._idle_since + self.config.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self._keep_alive_for(left)
+        else:
+            self.transport.close()
 
     def _on_time_out(self) -> None:
         self._clock = None

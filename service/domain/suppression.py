@@ -126,6 +126,9 @@ def verdict(causes: Mapping[str, Cause], at: int, policy: Policy, purpose: Purpo
     counting = [s for s in standings if s.active and counts(s.cause.reason, purpose)]
     if not counting:
         return Verdict(suppressed=False, since=None, until=None, standings=standings)
+    if len(counting) == 1:  # nearly always, and part of every answer
+        (one,) = counting
+        return Verdict(suppressed=True, since=one.cause.stop_at, until=one.until, standings=standings)
     since = min([s.cause.stop_at for s in counting if s.cause.stop_at is not None])
     ends = [s.until for s in counting]
     until = None if None in ends else max(end for end in ends if end is not None)

@@ -284,6 +284,7 @@ _CAUSES: Final = """
         select s.reason, s.stop_at, s.clear_at, s.bounces, s.recorded_at, s.origin, s.batch_id
         from suppressions as s
         where s.address = given.address and s.channel = given.channel and s.namespace = given.namespace
+          and coalesce(s.stop_at, s.clear_at) is not null
     ) as held
 """
 
@@ -409,10 +410,10 @@ async def causes_of_each(connection: AsyncConnection, subjects: Sequence[Subject
     """The causes of many, in their order."""
     found: list[list[CauseRow]] = [[] for _ in subjects]
     given = [SEPARATOR.join(values) for values in zip(*subjects, strict=True)]
-    for place, reason, stop_at, clear_at, bounces, *told in await fetch(connection, _CAUSES, *given, SEPARATOR):
-        cause = Cause(reason, stop_at, clear_at, tuple(bounces or ()))
-        if cause.decided is not None:
-            found[place - 1].append(CauseRow(cause, *told))
+    rows = await fetch(connection, _CAUSES, *given, SEPARATOR)
+    for place, reason, stop_at, clear_at, bounces, recorded_at, origin, batch_id in rows:
+        cause = Cause(reason, stop_at, clear_at, tuple(bounces) if bounces else ())
+        found[place - 1].append(CauseRow(cause, recorded_at, origin, batch_id))
     return found
 
 

@@ -110,10 +110,15 @@ class Call(Generic[Q, B]):
 
     def channel(self, named: Channel | None) -> Channel | None:
         """The channel that the call speaks of: the one named, else the only one of the token; None for all."""
-        only = self.caller.channel
-        if only is not None and named not in (None, only):
-            raise Forbidden(f"This API token speaks of the channel {only} only.", "other-channel")
-        return named or only
+        return channel_for(self.caller, named)
+
+
+def channel_for(caller: Caller, named: Channel | None) -> Channel | None:
+    """The channel that a call speaks of: the one named, else the only one of the token; None for all."""
+    only = caller.channel
+    if only is not None and named not in (None, only):
+        raise Forbidden(f"This API token speaks of the channel {only} only.", "other-channel")
+    return named or only
 
 
 class Body(NamedTuple, Generic[B]):
@@ -245,7 +250,7 @@ class _Door:
     async def answer(self, request: Request) -> Response:
         """The response to this request."""
         service = service_of(request)
-        caller = _NOBODY if self._scope is None else await caller_with(request, self._scope)
+        caller = _NOBODY if self._scope is None else await caller_with(request.scope, self._scope)
         query = self._parameters.read(request.scope["query_string"])
         body = None
         if self._body is not None:

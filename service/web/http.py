@@ -250,17 +250,20 @@ def _route_of(scope: Scope) -> str:
 _NOBODYS: Final = "This API token is unknown, revoked or expired; ask for another."
 
 
-async def caller_with(request: Request, scope: str) -> Caller:
-    """Who is calling, if the token carries this scope."""
-    token = _bearer(request.scope)
+async def caller_with(asked: Scope, needed: str) -> Caller:
+    """Who is calling, if the token carries the scope that is needed."""
+    token = _bearer(asked)
     if not token:
         raise Unauthenticated("Send an API token as `Authorization: Bearer <token>`.")
-    caller = await service_of(request).callers.of(token)
+    service: Service = asked["state"]["service"]
+    caller = await service.callers.of(token)
     if caller is None:
         raise Unauthenticated(_NOBODYS)
-    if scope not in caller.scopes:
+    if needed not in caller.scopes:
         has = ", ".join(sorted(caller.scopes))
-        raise Forbidden(f"This API token lacks the scope {scope} (it has {has}); use one that has it.", "missing-scope")
+        raise Forbidden(
+            f"This API token lacks the scope {needed} (it has {has}); use one that has it.", "missing-scope"
+        )
     return caller
 
 

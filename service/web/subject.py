@@ -4,23 +4,29 @@ import re
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
+from starlette.types import Scope
+
 from service.domain.addresses import CHANNELS
 from service.errors import BadRequest, NotFound
 from service.flows.write import normalised
+from service.store.access import Caller
 from service.store.suppressions import Subject
-from service.web.contract import Call
+from service.web.contract import Call, channel_for
 
 
 def subject_of(call: Call[Any, Any]) -> Subject:
     """The namespace, the channel and the normal form of the address in the path, which the server has percent-decoded
     once."""
-    namespace = call.namespace
-    channel = call.request.path_params["channel"]
+    return subject_in(call.request.scope, call.caller, call.namespace)
+
+
+def subject_in(asked: Scope, caller: Caller, namespace: str) -> Subject:
+    """The same, of a request that has come as far as its `path_params`."""
+    channel, address = asked["path_params"]["channel"], asked["path_params"]["address"]
     if channel not in CHANNELS:
         raise NotFound("There is no such channel; use email or sms.", "unknown-channel")
-    call.channel(channel)
-    _refuse_bad_encoding(call.request.scope.get("raw_path", b""))
-    address = call.request.path_params["address"]
+    channel_for(caller, channel)
+    _refuse_bad_encoding(asked.get("raw_path", b""))
     # A local part may hold a slash, a domain never: what follows one names something that does not exist here.
     if channel == "email" and "/" in address.rpartition("@")[2] and "@" in address:
         raise NotFound("There is nothing at this path below an address.")

@@ -6,11 +6,10 @@ from datetime import datetime
 from typing import Annotated, Final, Literal, TypeAlias
 
 import msgspec
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.domain.addresses import CHANNELS, Channel
+from service.domain.addresses import CHANNELS, LONGEST_RAW, Channel
 from service.domain.facts import EMAIL_REASONS, SMS_REASONS
 from service.domain.suppression import Purpose, Standing, Verdict, verdict
 from service.errors import KahunaSyncError, Unprocessable
@@ -20,8 +19,17 @@ from service.flows.write import Statement
 from service.store.suppressions import CauseRow, Subject
 from service.web import contract
 from service.web.contract import Answer, AnyOperation, Asked, Body, Call, Moment, Operation, Shown, Text
-from service.web.http import Ready, Service, header_in, problem_of, seconds_from, shown
-from service.web.subject import subject_of
+from service.web.http import (
+    Ready,
+    Service,
+    caller_with,
+    header_in,
+    namespace_for,
+    problem_of,
+    seconds_from,
+    shown,
+)
+from service.web.subject import subject_in, subject_of
 
 _PREFIX: Final = "/v1/suppressions/"
 _STATUS_PATH: Final = "/v1/suppressions/{channel}/{address:path}"
@@ -108,7 +116,16 @@ async def status(call: Call[Question, None]) -> Response:
         moment = _past(query.at, service.now)
         causes, policy = await state_at(service.database, subject, moment, query.basis, service.rules.policy)
     judged = verdict({row.cause.reason: row.cause for row in causes}, int(moment.timestamp()), policy, query.purpose)
-    return _tagged(call.request, _document(subject, judged, causes))
+    return _tagged(call.request.scope, _document(subject, judged, causes))
+
+
+async def _answer_usual(asked: Scope, receive: Receive, send: Send) -> None:
+    """The same for a question without parameters, which is nearly every one: past what reads and judges those."""
+    service: Service = asked["state"]["service"]
+    caller = await caller_with(asked, "read")
+    subject = subject_in(asked, caller, namespace_for(service, caller, None))
+    response = _tagged(asked, _now(service, subject, await service.lookups.ask(subject)))
+    await response(asked, receive, send)
 
 
 async def suppress(call: Call[Asked, Stop]) -> Status:
@@ -204,9 +221,9 @@ OPERATIONS: Final[list[AnyOperation]] = [
 
 
 class Shortcut:
-    """Takes the question about one address straight to its endpoint, past the router, which tries the patterns of all
-    routes, and what stands around it. Everything else goes on: an address with a slash too, since what follows the
-    slash may be a path of its own."""
+    """Answers the question about one address past the router, which tries the patterns of all routes, and what stands
+    around it. Everything else goes on: an address with a slash too, since what follows the slash may be a path of its
+    own."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -222,8 +239,9 @@ class Shortcut:
             await self._app(scope, receive, send)
             return
         scope["route"], scope["path_params"] = self._route, {"channel": channel, "address": address}
+        unusual = scope["query_string"] or len(address) > LONGEST_RAW
         try:
-            await self._endpoint(scope, receive, send)
+            await (self._endpoint if unusual else _answer_usual)(scope, receive, send)
         except KahunaSyncError as error:
             await problem_of(error)(scope, receive, send)
 
@@ -240,6 +258,8 @@ def _now(service: Service, subject: Subject, causes: list[CauseRow]) -> Status:
 
 
 def _document(subject: Subject, judged: Verdict, causes: list[CauseRow]) -> Status:
+    if not causes:  # most addresses that are asked about
+        return Status(*subject, False, None, None, [])
     rows = {row.cause.reason: row for row in causes}
     told = [cause_told(standing, rows[standing.cause.reason]) for standing in judged.standings]
     return Status(*subject, judged.suppressed, shown(judged.since), shown(judged.until), told)
@@ -247,20 +267,22 @@ def _document(subject: Subject, judged: Verdict, causes: list[CauseRow]) -> Stat
 
 def cause_told(standing: Standing, row: CauseRow) -> Cause:
     """A cause as answers show it."""
-    occurred_at = shown(standing.cause.decided[1]) if standing.cause.decided else None
-    until = shown(standing.until) if standing.active else None
-    return Cause(standing.cause.reason, standing.active, occurred_at, row.recorded_at, row.origin, row.batch_id, until)
+    cause, active, until = standing
+    decided = cause.decided
+    occurred_at = shown(decided[1]) if decided else None
+    ends_at = shown(until) if active else None
+    return Cause(cause.reason, active, occurred_at, row.recorded_at, row.origin, row.batch_id, ends_at)
 
 
 _NO_STORE: Final = (b"cache-control", b"no-store")
 
 
-def _tagged(request: Request, document: Status) -> Response:
+def _tagged(asked: Scope, document: Status) -> Response:
     """The document, or 304 if the caller has it already. The tag names the bytes, so every replica gives the same."""
     body = msgspec.json.encode(document)
     tag = f'"{hashlib.blake2b(body, digest_size=16).hexdigest()}"'
     etag = (b"etag", tag.encode())
-    given = header_in(request.scope, b"if-none-match")
+    given = header_in(asked, b"if-none-match")
     if given and not {"*", tag}.isdisjoint(one.strip().removeprefix("W/") for one in given.split(",")):
         return Ready(304, [etag, _NO_STORE])
     headers = [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")]

@@ -1,0 +1,200 @@
+"""How answers leave a connection, and when one that nobody uses ends: without a port, on a clock of our own."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from uvicorn.server import ServerState
+
+from service.front import KEEP_ALIVE, FrontConfig
+
+Header = tuple[bytes, bytes]
+ASKED = b"GET / HTTP/1.1\r\nhost: sync.test\r\n\r\n"
+LENGTH = (b"content-length", b"2")
+
+
+class Transport:
+    """Keeps what is written, piece by piece."""
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+        self.closed = False
+
+    def get_extra_info(self, _name: str, default: Any = None) -> Any:
+        return default
+
+    def write(self, piece: bytes) -> None:
+        self.pieces.append(piece)
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def close(self) -> None:
+        self.closed = True
+
+    def pause_reading(self) -> None:
+        """There is nothing on its way."""
+
+    resume_reading = pause_reading
+
+
+class Timer:
+    """Something that is to happen, unless it is cancelled."""
+
+    def __init__(self, at: float, act: Callable[[], None]) -> None:
+        self.at = at
+        self.act = act
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class Loop:
+    """The event loop, but for the time, which passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.timers: list[Timer] = []
+        self.create_task = asyncio.get_running_loop().create_task
+
+    def time(self) -> float:
+        return self.now
+
+    def call_later(self, seconds: float, act: Callable[[], None]) -> Timer:
+        self.timers.append(Timer(self.now + seconds, act))
+        return self.timers[-1]
+
+    def pass_by(self, seconds: float) -> None:
+        """So much later: what was due by then has happened."""
+        until = self.now + seconds
+        while due := [one for one in self.timers if not one.cancelled and one.at <= until]:
+            first = min(due, key=lambda one: one.at)
+            self.timers.remove(first)
+            self.now = first.at
+            first.act()
+        self.now = until
+
+
+class Line:
+    """A connection to an application that answers by these messages."""
+
+    def __init__(self, *messages: dict[str, Any]) -> None:
+        self.messages = messages
+        self.transport = Transport()
+        self.loop = Loop()
+        config = FrontConfig(self, "127.0.0.1", 80)
+        config.load()
+        made: Any = config.http_protocol_class
+        self.connection = made(config=config, server_state=ServerState(), app_state={}, _loop=self.loop)
+        self.connection.connection_made(self.transport)
+
+    async def __call__(self, _scope: Any, _receive: Any, send: Any) -> None:
+        for message in self.messages:
+            await send(message)
+
+    async def ask(self, asked: bytes = ASKED) -> list[bytes]:
+        """What was written by when the application was done."""
+        self.connection.data_received(asked)
+        while self.connection.tasks:
+            await asyncio.wait(self.connection.tasks)
+        return self.transport.pieces
+
+
+def start(*headers: Header, status: int = 200) -> dict[str, Any]:
+    return {"type": "http.response.start", "status": status, "headers": list(headers)}
+
+
+def part(body: bytes, *, more: bool = False) -> dict[str, Any]:
+    return {"type": "http.response.body", "body": body, "more_body": more}
+
+
+async def test_a_whole_answer_is_one_piece() -> None:
+    line = Line(start(LENGTH, (b"etag", b'"a"')), part(b"ok"))
+    assert await line.ask() == [b'HTTP/1.1 200 OK\r\ncontent-length: 2\r\netag: "a"\r\n\r\nok']
+    await line.ask()
+    assert line.transport.pieces[0] == line.transport.pieces[1]
+    assert not line.transport.closed
+
+
+@pytest.mark.parametrize(
+    ("messages", "asked", "written"),
+    [
+        (
+            [start(), part(b"o", more=True), part(b"k")],
+            ASKED,
+            b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\no\r\n1\r\nk\r\n0\r\n\r\n",
+        ),
+        (
+            [start(LENGTH), part(b"o", more=True), part(b"k")],
+            ASKED,
+            b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok",
+        ),
+        (
+            [start(LENGTH), part(b"ok")],
+            ASKED.replace(b"GET", b"HEAD"),
+            b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n",
+        ),
+        ([start((b"etag", b'"a"'), status=304), part(b"")], ASKED, b'HTTP/1.1 304 Not Modified\r\netag: "a"\r\n\r\n'),
+    ],
+    ids=["of no known length", "in parts", "to HEAD", "without a body"],
+)
+async def test_any_other_is_the_librarys(messages: list[dict[str, Any]], asked: bytes, written: bytes) -> None:
+    assert b"".join(await Line(*messages).ask(asked)) == written
+
+
+@pytest.mark.parametrize("asked", [ASKED.replace(b"1.1", b"1.0"), ASKED[:-2] + b"connection: close\r\n\r\n"])
+async def test_who_asks_for_the_end_is_told_of_it(asked: bytes) -> None:
+    line = Line(start(LENGTH), part(b"ok"))
+    written = b"".join(await line.ask(asked))
+    assert written == b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok"
+    assert line.transport.closed
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [start(LENGTH, (b"x", b"a\r\nset-cookie: b")), part(b"ok")],
+        [start(LENGTH, (b"x", b"a\nb")), part(b"ok")],
+        [start(LENGTH), part(b"")],
+        [start(LENGTH), part(b"more")],
+        [start(LENGTH)],
+    ],
+    ids=["a header within a header", "a line that ends early", "too short", "too long", "a head alone"],
+)
+async def test_what_is_no_answer_is_not_sent_as_one(messages: list[dict[str, Any]]) -> None:
+    line = Line(*messages)
+    written = b"".join(await line.ask())
+    assert b"cookie" not in written
+    assert not written.startswith(b"HTTP/1.1 200") or line.transport.closed
+
+
+async def test_requests_in_one_piece_are_answered_one_after_the_other() -> None:
+    line = Line(start(LENGTH), part(b"ok"))
+    pieces = await line.ask(ASKED * 3)
+    assert pieces == [b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"] * 3
+
+
+async def test_who_asks_again_and_again_is_kept_and_who_does_not_is_let_go() -> None:
+    line = Line(start(LENGTH), part(b"ok"))
+    for _ in range(5):
+        await line.ask()
+        line.loop.pass_by(KEEP_ALIVE - 1)
+    assert not line.transport.closed
+    line.loop.pass_by(1)
+    assert line.transport.closed
+
+
+async def test_the_clock_of_the_idle_ends_no_request() -> None:
+    line = Line(start(LENGTH), part(b"ok"))
+    await line.ask()
+    line.loop.pass_by(KEEP_ALIVE - 1)
+    line.connection.data_received(ASKED[:-2])
+    line.loop.pass_by(2)
+    assert not line.transport.closed
+    await line.ask(ASKED[-2:])
+    line.loop.pass_by(KEEP_ALIVE - 1)
+    assert not line.transport.closed
+    line.loop.pass_by(1)
+    assert line.transport.closed
