@@ -18,7 +18,7 @@ from service.errors import StorageBusy, StorageOutdated, StorageUnavailable
 from service.kahuna import webhook, wire
 from service.lists import chunks
 from service.settings import Namespace, Settings
-from service.store import batches, outbox, reviews, suppressions
+from service.store import batches, bulk, outbox, reviews, suppressions
 from service.store.batches import Outcome, Received, Rejected
 from service.store.database import Connection, Database, aside, until_settled
 from service.store.reviews import Held
@@ -216,7 +216,7 @@ async def take(
     ids = tuple(member.batch.id for member in members)
     source = SOURCES[shared.origin]
     provenance = Provenance(shared.namespace, shared.channel, source, shared.origin, now, ids)
-    merged = await suppressions.apply(connection, rows, provenance, rules.policy)
+    merged = await bulk.apply(connection, rows, provenance, rules.policy)
     taken = []
     for place, (member, one) in enumerate(zip(members, found, strict=True)):
         waits = one.untimed + [review for key, review in held.items() if key[0] == place]

@@ -345,7 +345,7 @@ def say_once(entries: Sequence[Entry]) -> bool:
 def columns_of(entries: Sequence[Entry]) -> dict[str, str]:
     """These entries as the columns of `ENTRIES`, in the order of their keys, which is that of all locks. The place of a
     batch counts from 1 there."""
-    entries = _in_order(entries)
+    entries = in_order(entries)
     odd = any(e.received != e.address for e in entries)
     return {
         "address": SEPARATOR.join([e.address for e in entries]),
@@ -359,7 +359,7 @@ def columns_of(entries: Sequence[Entry]) -> dict[str, str]:
     }
 
 
-def _in_order(entries: Sequence[Entry]) -> list[Entry]:
+def in_order(entries: Sequence[Entry]) -> list[Entry]:
     """By their keys. Of many, most have an address of their own, which decides alone in a third of the time; and a sort
     lets no other thread have its turn, so that it goes in runs, which merge in no time."""
     if len(entries) <= RUN:
