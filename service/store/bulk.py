@@ -9,6 +9,7 @@ and if others bring one of these addresses meanwhile, nothing was copied, and al
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from itertools import groupby, islice
 from operator import attrgetter, eq
 from typing import Final, NamedTuple
@@ -68,12 +69,11 @@ async def apply(connection: Connection, entries: Sequence[Entry], provenance: Pr
     """What `suppressions.apply` does, for however many entries."""
     if len(entries) <= MANY or not await asyncio.to_thread(_are_plain_stops, entries, provenance.channel):
         return await suppressions.apply(connection, entries, provenance, policy)
-    try:
-        # What is locked from here on is let go if this fails: the merge takes its locks in their order from the start.
+    # What is locked from here on is let go if this fails: the merge takes its locks in their order from the start.
+    with suppress(asyncpg.UniqueViolationError):
         async with connection.begin_nested():
             return await _apply(connection, entries, provenance, policy)
-    except asyncpg.UniqueViolationError:
-        return await suppressions.apply(connection, entries, provenance, policy)
+    return await suppressions.apply(connection, entries, provenance, policy)
 
 
 def _are_plain_stops(entries: Sequence[Entry], channel: Channel) -> bool:
