@@ -24,7 +24,7 @@ from service.flows.ingest import Member, Rules, Sorted
 from service.lists.chunks import LINES, Chunk
 from service.lists.columns import Asked, Line
 from service.lists.reading import Reading
-from service.store import access, batches, imports, outbox, retractions, suppressions
+from service.store import access, batches, bulk, imports, outbox, retractions
 from service.store.access import Deed
 from service.store.batches import Known, Outcome, Received, new_id
 from service.store.database import Connection, Database, until_settled
@@ -267,7 +267,7 @@ class Import:
         scope = outbox.Scope(batch.namespace, batch.channel, now, self._rules.policy)
         source = SOURCES[batch.origin]
         provenance = Provenance(batch.namespace, batch.channel, source, batch.origin, now, (batch.id,))
-        merged = await suppressions.apply(connection, stops, provenance, scope.policy)
+        merged = await bulk.apply(connection, stops, provenance, scope.policy)
         if merged.at_odds:
             await outbox.owe(connection, scope, await imports.owe_first_stops(connection, scope, merged.at_odds))
         outcome = _outcome(made, merged.new.get(batch.id, 0), said)

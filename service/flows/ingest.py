@@ -19,7 +19,7 @@ from service.kahuna import webhook, wire
 from service.lists import chunks
 from service.settings import Namespace, Settings
 from service.spans import Tracer, traceparent_in
-from service.store import batches, outbox, reviews, suppressions
+from service.store import batches, bulk, outbox, reviews, suppressions
 from service.store.batches import Outcome, Received, Rejected
 from service.store.database import Connection, Database, aside, until_settled
 from service.store.outbox import Because
@@ -259,14 +259,12 @@ async def take(
     shared = members[0].batch
     namespace = rules.namespaces[shared.namespace]
     many = sum(len(member.callback.values) for member in members)
-    opt_ins = [entry for one in found for entry in one.opt_ins]
-    everyone = await aside(many, lambda: {e.address for one in found for e in (*one.facts, *one.opt_ins)})
-    held = await _held(connection, shared.channel, opt_ins, everyone, namespace)
+    held = await _held(connection, shared.channel, found, namespace) if any(one.opt_ins for one in found) else {}
     rows = await aside(many, _rows, found, held)
     ids = tuple(member.batch.id for member in members)
     source = SOURCES[shared.origin]
     provenance = Provenance(shared.namespace, shared.channel, source, shared.origin, now, ids)
-    merged = await suppressions.apply(connection, rows, provenance, rules.policy)
+    merged = await bulk.apply(connection, rows, provenance, rules.policy)
     taken = []
     for place, (member, one) in enumerate(zip(members, found, strict=True)):
         waits = one.untimed + [review for key, review in held.items() if key[0] == place]
@@ -293,7 +291,7 @@ def because_of(members: Sequence[Member], found: Sequence[Sorted], at_odds: Set[
 def _rows(found: Sequence[Sorted], held: Collection[tuple[int, int | None]]) -> list[Entry]:
     """What is stored of these batches: facts, and opt-ins that wait."""
     rows = [entry for one in found for entry in one.facts]
-    return rows + [e._replace(awaits=(e.batch, e.entry_index) in held) for one in found for e in one.opt_ins]
+    return rows + [e._replace(awaits=True) if _place(e) in held else e for one in found for e in one.opt_ins]
 
 
 def rejected_of(members: Sequence[Member], found: Sequence[Sorted]) -> list[tuple[Received, Rejected]]:
@@ -348,26 +346,39 @@ def sort(member: Member, place: int, untimed_opt_in: Literal["hold", "receipt"])
 
 
 async def _held(
-    connection: Connection, channel: Channel, opt_ins: Sequence[Entry], everyone: Set[str], namespace: Namespace
+    connection: Connection, channel: Channel, found: Sequence[Sorted], namespace: Namespace
 ) -> dict[tuple[int, int | None], Held]:
     """Those opt-ins that a person must see first, or has seen and not approved: by batch and index."""
-    if not opt_ins:
-        return {}
+    many = sum(len(one.facts) + len(one.opt_ins) for one in found)
     if namespace.opt_in_review == "all":
-        return {(entry.batch, entry.entry_index): _as_held(entry, "all") for entry in opt_ins}
-    addresses = {entry.address for entry in opt_ins}
+        return await aside(many, lambda: {_place(e): _as_held(e, "all") for one in found for e in one.opt_ins})
+    addresses = await aside(many, lambda: {e.address for one in found for e in one.opt_ins})
     stops: dict[str, int] = {}
     if namespace.opt_in_review == "local":
         # A stop of ours that is being written right now counts: it is waited for. Everyone else of the group is locked
         # with these: taken later, they would be out of the order in which all others lock.
+        everyone = await aside(many, lambda: addresses.union(e.address for one in found for e in one.facts))
         await suppressions.make_homes(connection, namespace.name, channel, everyone)
         await suppressions.lock(connection, namespace.name, channel, everyone)
         stops = await suppressions.local_stops(connection, namespace.name, channel, addresses)
     seen = await reviews.not_approved(connection, namespace.name, channel, addresses)
-    late = [
-        e for e in opt_ins if e.occurred_at > stops.get(e.address, e.occurred_at) or (e.address, e.occurred_at) in seen
-    ]
-    return {(entry.batch, entry.entry_index): _as_held(entry, "local-stop") for entry in late}
+    return await aside(many, _late, found, stops, seen)
+
+
+def _late(
+    found: Sequence[Sorted], stops: Mapping[str, int], seen: Set[tuple[str, int]]
+) -> dict[tuple[int, int | None], Held]:
+    """The opt-ins after a stop of ours, and those that a person has not approved."""
+    late = {}
+    for entry in (entry for one in found for entry in one.opt_ins):
+        stopped_at = stops.get(entry.address)
+        if (stopped_at is not None and entry.occurred_at > stopped_at) or (entry.address, entry.occurred_at) in seen:
+            late[_place(entry)] = _as_held(entry, "local-stop")
+    return late
+
+
+def _place(entry: Entry) -> tuple[int, int | None]:
+    return entry.batch, entry.entry_index
 
 
 def _as_held(entry: Entry, why: str) -> Held:

@@ -29,6 +29,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.domain.addresses import Channel
 from service.domain.facts import Origin
+from service.store.database import aside
 from service.store.tables import batches, digests
 
 MOST_AT_ONCE: Final = 1000
@@ -153,6 +154,9 @@ _QUARANTINE: Final = text(
     bindparam("received_at", type_=ARRAY(DateTime(timezone=True))),
 )
 
+BYTES_A_ROW: Final = 100
+"""Bytes of a body that are as much work as a row is."""
+
 SLICE: Final = 2000
 """Rows with bytes that one statement binds: more would hold up the event loop."""
 
@@ -188,10 +192,12 @@ async def claim_digest(connection: AsyncConnection, batch: Received) -> Known | 
 
 async def archive(connection: AsyncConnection, rows: Sequence[tuple[Received, Outcome | None]], now: datetime) -> None:
     """Stores new batches: each applied if there is an outcome, else recorded for the sweeper."""
+    await connection.execute(_ARCHIVE, await aside(sum(len(b.body) for b, _ in rows) // BYTES_A_ROW, _rows, rows, now))
+
+
+def _rows(rows: Sequence[tuple[Received, Outcome | None]], now: datetime) -> list[dict[str, Any]]:
     compress = compressor()
-    await connection.execute(
-        _ARCHIVE, [_archived(batch, outcome, compress(batch.body), now) for batch, outcome in rows]
-    )
+    return [_archived(batch, outcome, compress(batch.body), now) for batch, outcome in rows]
 
 
 def compressor() -> Callable[[bytes], bytes]:

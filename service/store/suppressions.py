@@ -288,7 +288,6 @@ _CAUSES: Final = """
     ) as held
 """
 
-
 _UNKNOWN: Final = text(
     """
     select exists (
@@ -310,8 +309,9 @@ _UNKNOWN: Final = text(
 _HOMES: Final = text(
     """
     insert into suppressions (address, channel, namespace, reason)
-    select address, :channel, :namespace, 'do_not_call' from unnest(string_to_array(:addresses, :separator)) as address
-    order by address on conflict do nothing
+    select address, :channel, :namespace, 'do_not_call'
+    from unnest(string_to_array(:addresses, :separator)) with ordinality as given(address, place)
+    order by place on conflict do nothing
     """
 )
 
@@ -323,16 +323,13 @@ async def apply(
     if not entries:
         return Merged({}, set())
     await plan_anew(connection, len(entries))
-    once, columns = await aside(len(entries), _prepared, entries)
+    once, columns = await aside(len(entries), lambda: (say_once(entries), columns_of(entries)))
     values = columns | provenance._asdict() | {"separator": SEPARATOR, "kept": policy.soft_bounces_kept}
     rows = (await connection.execute(_APPLY_ONCE if once else _APPLY, values)).all()
     note_fed(connection)
     new = {row.batch_id: row.facts for row in rows if row.at_odds is None}
-    return Merged(new, {address for row in rows if row.at_odds is not None for address in row.at_odds.split(SEPARATOR)})
-
-
-def _prepared(entries: Sequence[Entry]) -> tuple[bool, dict[str, str]]:
-    return say_once(entries), columns_of(entries)
+    told = [row.at_odds for row in rows if row.at_odds is not None]
+    return Merged(new, await aside(len(entries), lambda: {a for some in told for a in some.split(SEPARATOR)}))
 
 
 def say_once(entries: Sequence[Entry]) -> bool:
@@ -346,7 +343,7 @@ def say_once(entries: Sequence[Entry]) -> bool:
 def columns_of(entries: Sequence[Entry]) -> dict[str, str]:
     """These entries as the columns of `ENTRIES`, in the order of their keys, which is that of all locks. The place of a
     batch counts from 1 there."""
-    entries = _in_order(entries)
+    entries = in_order(entries)
     odd = any(e.received != e.address for e in entries)
     return {
         "address": SEPARATOR.join([e.address for e in entries]),
@@ -360,17 +357,21 @@ def columns_of(entries: Sequence[Entry]) -> dict[str, str]:
     }
 
 
-def _in_order(entries: Sequence[Entry]) -> list[Entry]:
-    """By their keys. Of many, most have an address of their own, which decides alone in a third of the time; and a sort
-    lets no other thread have its turn, so that it goes in runs, which merge in no time."""
+def in_order(entries: Sequence[Entry]) -> list[Entry]:
+    """By their keys. Of many, most have an address of their own, which decides alone in a third of the time."""
     if len(entries) <= RUN:
         return sorted(entries, key=_KEY)
-    runs = [sorted(entries[start : start + RUN], key=_ADDRESS) for start in range(0, len(entries), RUN)]
-    ordered = sorted(chain.from_iterable(runs), key=_ADDRESS)
+    ordered: list[Entry] = _in_runs(entries, _ADDRESS)
     addresses = [entry.address for entry in ordered]
     if not any(map(eq, addresses, islice(addresses, 1, None))):
         return ordered
     return [entry for _, same in groupby(ordered, key=_ADDRESS) for entry in sorted(same, key=_KEY)]
+
+
+def _in_runs(values: Sequence[Any], key: Any = None) -> list[Any]:
+    """Sorted. During a sort no other thread has its turn, so that it goes in runs, which merge in no time."""
+    runs = [sorted(values[start : start + RUN], key=key) for start in range(0, len(values), RUN)]
+    return sorted(chain.from_iterable(runs), key=key)
 
 
 def _joined(values: Sequence[str | int]) -> str:
@@ -394,7 +395,7 @@ async def lock(connection: AsyncConnection, namespace: str, channel: Channel, ad
 async def make_homes(connection: AsyncConnection, namespace: str, channel: Channel, addresses: Collection[str]) -> None:
     """Sees to it that every one of these numbers has the row that whoever changes it must lock. Waits for one that is
     being made right now."""
-    given = await aside(len(addresses), sorted, addresses)
+    given = await aside(len(addresses), lambda: _in_runs(list(addresses)))
     await plan_anew(connection, len(given))
     values = {"namespace": namespace, "channel": channel, "separator": SEPARATOR}
     await connection.execute(_HOMES, values | {"addresses": SEPARATOR.join(given)})
@@ -451,14 +452,11 @@ async def any_unknown(connection: AsyncConnection, given: Sequence[Fact]) -> boo
     for start in range(0, len(given), MANY):
         part = given[start : start + MANY]
         await plan_anew(connection, len(part))
-        columns = {name: SEPARATOR.join(str(value) for value in column) for name, column in _by_column(part)}
+        by_column = zip(Fact._fields, zip(*part, strict=True), strict=True)
+        columns = {name: SEPARATOR.join(map(str, values)) for name, values in by_column}
         if (await connection.execute(_UNKNOWN, columns | {"separator": SEPARATOR})).scalar_one():
             return True
     return False
-
-
-def _by_column(given: Sequence[Fact]) -> Iterable[tuple[str, Iterable[object]]]:
-    return zip(Fact._fields, zip(*given, strict=True), strict=True)
 
 
 async def every_fact(connection: AsyncConnection) -> AsyncIterator[list[tuple[Fact, uuid.UUID | None]]]:

@@ -237,20 +237,27 @@ async def _receive(call: Call, channel: Channel) -> tuple[dict[str, Any], str]:
             take(len(body))
         # A large one takes many times its size in memory until it is stored.
         async with service.bulk if len(body) > BULK_BODY else nullcontext():
-            callback = await _read(service, namespace, channel, body, signature)
-            ingested = await service.door.ingest(_batch(call, namespace, channel, body), callback)
+            callback, digest = await _read(service, namespace, channel, body, signature)
+            ingested = await service.door.ingest(_batch(call, namespace, channel, body, digest), callback)
     finally:
         service.budget.give_back(taken)
     return _answer(service, channel, ingested, len(callback.values)), ingested.state
 
 
-async def _read(service: Service, namespace: Namespace, channel: Channel, body: bytes, signature: str) -> Callback:
+async def _read(
+    service: Service, namespace: Namespace, channel: Channel, body: bytes, signature: str
+) -> tuple[Callback, bytes]:
+    """What the body says, once it is known to be signed, and its digest."""
     words = service.rules.words[namespace.name]
     if len(body) <= SMALL_BODY:
-        return _verified(body, channel, signature, namespace, words)
+        return _verified(body, channel, signature, namespace, words), _digest(body)
     # It must not hold up the others; and one at a time, since it takes many times its size.
     async with service.reading:
-        return await asyncio.to_thread(_verified, body, channel, signature, namespace, words)
+        return await asyncio.to_thread(lambda: (_verified(body, channel, signature, namespace, words), _digest(body)))
+
+
+def _digest(body: bytes) -> bytes:
+    return hashlib.sha256(body).digest()
 
 
 def _namespace(call: Call) -> Namespace:
@@ -287,7 +294,7 @@ def _verified(
     return callback
 
 
-def _batch(call: Call, namespace: Namespace, channel: Channel, body: bytes) -> Received:
+def _batch(call: Call, namespace: Namespace, channel: Channel, body: bytes, digest: bytes) -> Received:
     headers = call.headers
     headers.pop("content-length", None)
     trace = TRACE.get()
@@ -295,7 +302,6 @@ def _batch(call: Call, namespace: Namespace, channel: Channel, body: bytes) -> R
         headers["traceparent"] = trace
     now = call.service.clock()
     batch_id = new_id(now, random.getrandbits(74))
-    digest = hashlib.sha256(body).digest()
     return Received(batch_id, namespace.name, channel, "kahuna_webhook", now, headers, body, digest)
 
 

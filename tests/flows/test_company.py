@@ -14,9 +14,11 @@ from structlog.testing import capture_logs
 
 from service.domain.addresses import Channel
 from service.flows import write
+from service.flows.ingest import apply_recorded
 from service.flows.intake import SMALL
 from service.flows.write import Statement
 from service.store import access, outbox, suppressions
+from service.store.database import MANY
 from service.store.suppressions import Entry, Provenance
 from tests.flows.speaking import World
 from tests.flows.test_ingest import counts, suppressed, unsub
@@ -110,6 +112,28 @@ async def test_a_large_one_holds_nobody_up(world: World) -> None:
     assert [counts(answer.outcome)[0] for answer in answers] == [SMALL + 1, 1, 1, 1]
     large_one = f"select xmin from batches where id = '{answers[0].batch_id}'"
     assert len(await world.query(f"select 1 from batches where xmin = ({large_one})")) == 1
+
+
+async def test_a_very_large_one_is_counted_entry_by_entry(world: World) -> None:
+    """Known, new at another time, said twice, and two that are nothing."""
+    await world.callback("email", [unsub("a0@example.com"), unsub("a1@example.com", 1_600_000_000)])
+    entries = [*(unsub(f"a{n}@example.com") for n in range(MANY + 1)), unsub("a5@example.com"), unsub("nobody")]
+    entries.insert(700, {"reason": "what", "email": "b@example.com"})
+    first = await world.callback("email", entries)
+    again = await world.callback("email", entries)
+    assert (counts(first.outcome), counts(again.outcome)) == ((MANY, 2, 2), (0, MANY + 2, 2))
+    assert len(await world.query("select 1 from facts")) == MANY + 2
+    assert len(await world.query("select 1 from quarantine")) == 2
+    assert await world.corrections() == []
+
+
+async def test_a_very_large_one_that_cannot_be_applied_is_recorded_whole(world: World) -> None:
+    entries = [unsub(f"a{n}@example.com") for n in range(MANY + 1)]
+    async with poisoned(world, "a700@example.com"):
+        assert (await world.callback("email", entries)).outcome is None
+    assert await world.query("select 1 from facts") == []
+    assert await apply_recorded(world.database, world.rules, world.clock)
+    assert len(await world.query("select 1 from facts")) == MANY + 1
 
 
 def an_entry(chance: random.Random, channel: Channel, now: int) -> Any:
