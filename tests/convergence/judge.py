@@ -44,8 +44,9 @@ def _judged(channel: Channel, address: str, found: Found, counts: Counter[str]) 
 
 
 def _stopped_last(key: tuple[Channel, str], found: Found) -> bool:
-    """Whether the last word of all on a number is a STOP that was never told."""
-    clears = [one.at for one in (*found.words[key], *found.unheard[key]) if not one.stops]
+    """Whether the last word of all on a number is a STOP that was never told. An opt-in that a person here refused is a
+    word all the same: Kahuna heard it."""
+    clears = [one.at for one in (*found.words[key], *found.unheard[key], *found.refused[key]) if not one.stops]
     return any(one.stops and one.at > max(clears, default=0) for one in found.unheard[key])
 
 

@@ -50,12 +50,13 @@ class Dies(BaseException):
 @dataclass
 class Found:
     """What there is at the end. `words` are those about each address, `unheard` what users told
-    Kahuna and it told nobody; `here` who is suppressed; `there` Kahuna's slots with their actions and times;
+    Kahuna and it told nobody, `refused` the opt-ins that a person here did not believe; `here` who is suppressed; `there` Kahuna's slots with their actions and times;
     `second` are the lines of the last runs, by address and slot; `met` counts what the way there led through."""
 
     now: int = 0
     words: defaultdict[tuple[Channel, str], list[Word]] = field(default_factory=lambda: defaultdict(list))
     unheard: defaultdict[tuple[Channel, str], list[Word]] = field(default_factory=lambda: defaultdict(list))
+    refused: defaultdict[tuple[Channel, str], list[Word]] = field(default_factory=lambda: defaultdict(list))
     here: dict[tuple[Channel, str], bool] = field(default_factory=dict)
     there: defaultdict[tuple[Channel, str], dict[str | None, tuple[str, int]]] = field(
         default_factory=lambda: defaultdict(dict)
@@ -324,6 +325,7 @@ class Stage(World):
             if decision == "refused":
                 refused = [w for w in self.found.words[key] if not w.stops and w.kahuna and w.at == row["occurred_at"]]
                 self.found.words[key] = [word for word in self.found.words[key] if word not in refused]
+                self.found.refused[key] += refused
 
     async def _agree(self) -> None:
         """The faults have ended: what is late is sent, one run of each kind is approved, and another looks."""
