@@ -50,8 +50,9 @@ class Dies(BaseException):
 @dataclass
 class Found:
     """What there is at the end. `words` are those about each address, `unheard` what users told
-    Kahuna and it told nobody, `refused` the opt-ins that a person here did not believe; `here` who is suppressed; `there` Kahuna's slots with their actions and times;
-    `second` are the lines of the last runs, by address and slot; `met` counts what the way there led through."""
+    Kahuna and it told nobody, `refused` the opt-ins that a person here did not believe; `here` who is suppressed;
+    `there` Kahuna's slots with their actions and times; `second` are the lines of the last runs, by address and slot;
+    `met` counts what the way there led through."""
 
     now: int = 0
     words: defaultdict[tuple[Channel, str], list[Word]] = field(default_factory=lambda: defaultdict(list))
