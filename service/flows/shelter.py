@@ -13,7 +13,7 @@ from uuid import UUID
 
 from service.errors import KahunaSyncError, StorageUnavailable
 from service.flows.ingest import Ingested, Rules, read_again
-from service.flows.intake import SHARED, WAITING, Intake
+from service.flows.intake import LEAST, SHARED, WAITING, Intake
 from service.flows.together import Together
 from service.flows.weather import Weather
 from service.kahuna import webhook
@@ -29,9 +29,9 @@ IDLE: Final = 5.0
 FIRST_PAUSE: Final = 0.5
 """Seconds before what failed is tried again; doubles each time, up to `IDLE`."""
 
-TOGETHER: Final = 32
-"""Files that are taken to the database at a time: they share transactions, with each other and with what comes in, and
-leave half of each to the latter."""
+TOGETHER: Final = LEAST
+"""Files that are taken to the database at a time. They share a transaction, with each other and with what comes in; more
+would be parted, and the later half might overtake the other."""
 
 FAILURES: Final = 8
 """Files that fail one after the other until the rest is left for the next time: then it is not the files."""
