@@ -17,8 +17,12 @@ SAYS = {
 """What is written into fields of these names; into others, why it is done."""
 
 FORMS = """
-() => [...document.querySelectorAll("form[method=post]")].map((one, at) => [at, new URL(one.action).pathname])
+() => [...document.querySelectorAll("form[method=post]")].map((one, at) =>
+  [at, one.getAttribute("action").replace(/[?].*/, "")])
 """
+
+BEGINS = "/console/plans/start"
+"""What is asked for again and again: a plan is decided once, one way."""
 
 MOST_STEPS = 4
 """Pages that lead from one form to the next."""
@@ -44,6 +48,10 @@ class Actor:
     def left(self) -> list[str]:
         """The actions of the console that no page has offered."""
         return sorted({action.path for action in ACTIONS} - self.done)
+
+    def begin_again(self) -> None:
+        """Has what leads to more be sent once more."""
+        self.done.discard(BEGINS)
 
     async def act_on(self, url: str) -> None:
         """Every form of this page that was not sent yet, one after the other."""
