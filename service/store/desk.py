@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, String, bindparam, func, select, update
+from sqlalchemy import ColumnElement, Select, String, and_, bindparam, func, select, true, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.store.database import among
@@ -55,10 +55,13 @@ async def listed(
     return rows, rows[-1].id if len(rows) == limit else floor or None
 
 
-async def tallied(connection: AsyncConnection, wanted: Wanted, most: int) -> int:
-    """How many of these there are, counted up to `most`."""
-    some = _meant(wanted).with_only_columns(corrections.c.id).limit(most).subquery()
-    return int((await connection.execute(select(func.count()).select_from(some))).scalar_one())
+async def tallied(connection: AsyncConnection, wanted: Wanted, scanned: int = SCANNED) -> tuple[int, bool]:
+    """How many of these corrections in a state there are, and whether these are all: so many rows are looked at."""
+    state = select(corrections).where(corrections.c.namespace == wanted.namespace, _is(wanted.state or ""))
+    some = state.limit(scanned).subquery()
+    meant = func.count().filter(and_(true(), *_asked(wanted, some.c)))
+    row = (await connection.execute(select(meant, func.count()).select_from(some))).one()
+    return row[0], row[1] < scanned
 
 
 async def one(connection: AsyncConnection, correction_id: int) -> Any:
@@ -109,19 +112,23 @@ async def discard(
 
 
 def _meant(wanted: Wanted) -> Select[Any]:
-    table = corrections.c
-    conditions: list[ColumnElement[bool]] = [table.namespace == wanted.namespace]
+    conditions: list[ColumnElement[bool]] = [corrections.c.namespace == wanted.namespace]
     if wanted.state is not None:
         conditions.append(_is(wanted.state))
+    return select(corrections).where(*conditions, *_asked(wanted, corrections.c))
+
+
+def _asked(wanted: Wanted, table: Any) -> list[ColumnElement[bool]]:
+    """What else is asked of the columns of this table."""
     equal = ((table.channel, wanted.channel), (table.slot, wanted.slot), (table.action, wanted.action))
-    conditions += [column == value for column, value in (*equal, (table.reason, wanted.reason)) if value is not None]
+    conditions = [column == value for column, value in (*equal, (table.reason, wanted.reason)) if value is not None]
     if wanted.since is not None:
         conditions.append(table.created_at >= wanted.since)
     if wanted.until is not None:
         conditions.append(table.created_at < wanted.until)
     if wanted.addresses is not None:
         conditions.append(among(table.address, wanted.addresses))
-    return select(corrections).where(*conditions)
+    return conditions
 
 
 def _is(state: str) -> ColumnElement[bool]:

@@ -5,6 +5,7 @@ deciding the same.
 """
 
 import uuid
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -45,14 +46,20 @@ async def listed(connection: AsyncConnection, asked: Asked, before: Place | None
     return (await connection.execute(newest.limit(limit))).all()
 
 
-async def tallied(connection: AsyncConnection, asked: Asked, most: int) -> list[tuple[str, int]]:
-    """How many of these entries there are by the reason for which they were refused, the most frequent first: of the
-    newest `most` of them."""
+async def tallied(connection: AsyncConnection, asked: Asked, most: int) -> tuple[dict[str, int], bool]:
+    """How many of these entries there are by the reason for which they were refused, the most frequent first, and
+    whether these are all: the newest `most` in their state are looked at."""
     table = quarantine.c
-    newest = select(table.error).where(*_meant(asked)).order_by(table.received_at.desc()).limit(most).subquery()
-    count = func.count().label("entries")
-    query = select(newest.c.error, count).group_by(newest.c.error).order_by(count.desc(), newest.c.error)
-    return [(row.error, row.entries) for row in await connection.execute(query)]
+    # A rare channel or reason must not make a search of it.
+    there = select(table.error, table.channel).where(*_meant(asked._replace(channel=None, error=None)))
+    newest = there.order_by(table.received_at.desc()).limit(most).subquery()
+    query = select(newest.c.error, newest.c.channel, func.count().label("entries")).group_by(*newest.c)
+    rows = (await connection.execute(query)).all()
+    found: Counter[str] = Counter()
+    for row in rows:
+        if asked.channel in (None, row.channel):
+            found[row.error] += row.entries
+    return dict(found.most_common()), sum(row.entries for row in rows) < most
 
 
 async def one(connection: AsyncConnection, batch_id: uuid.UUID, entry_index: int) -> Any:

@@ -7,6 +7,8 @@ import httpx
 import pytest
 
 from service.settings import Settings
+from service.store import desk, quarantine
+from service.store.desk import Wanted
 from tests.console.browsing import Person, browsing, signed_in
 from tests.console.pressing import Read, press, walk
 from tests.web.harness import address_path
@@ -145,6 +147,17 @@ async def test_all_of_a_filter_are_decided_about(person: Person) -> None:
     assert "4 wait to be sent now" in Read(done).text
     assert (await states(person))[ids[0]] == "dead"
     assert len(await audited(person, "correction.requeued")) == 4
+
+
+async def test_as_many_as_are_counted_at_most_are_told_as_so_many_at_least(person: Person) -> None:
+    await stopped(person, *(f"a{n}@example.com" for n in range(4)))
+    wanted = Wanted("default", "pending", channel="email")
+    async with person.site.database.read() as connection:
+        assert await desk.tallied(connection, wanted) == (4, True)
+        assert await desk.tallied(connection, wanted._replace(channel="sms")) == (0, True)
+        assert await desk.tallied(connection, wanted, 3) == (3, False)
+        meant = quarantine.Asked("default", "open", "sms")
+        assert await quarantine.tallied(connection, meant, 1) == ({}, True)
 
 
 async def test_a_decision_without_anything_meant_is_refused(person: Person) -> None:

@@ -163,6 +163,16 @@ async def test_a_run_without_a_plan_is_called_off(person: Person) -> None:
     assert [actor for actor, _ in await audited(person, "reconciliation.rejected")] == ["ann"]
 
 
+async def test_a_run_that_has_become_a_plan_is_not_called_off_unseen(person: Person) -> None:
+    place = await drifted(person)
+    await person.site.execute("update reconciliations set state = 'running', planned_at = null")
+    before = await person.get(place)
+    await person.site.execute("update reconciliations set state = 'planned', planned_at = created_at")
+    answer = await press(person, before, "Call this run off")
+    assert (answer.status_code, "There is a plan by now" in answer.text) == (409, True)
+    assert await lines(person) == {ANN: "proposed"}
+
+
 async def test_a_run_is_taken_back_with_its_numbers_told_first(person: Person) -> None:
     page = await person.get(await drifted(person))
     assert "0 lines were recorded" in Read(page).text

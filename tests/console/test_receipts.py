@@ -211,7 +211,7 @@ async def test_a_requeue_of_very_many_goes_on_where_it_stopped(person: Person) -
     page = await press(person, await person.get("/console/quarantine"), "Read them again")
     assert f"{BATCHES} entries were read again" in Read(page).text
     rest = await press(person, page, "Go on")
-    assert "1 entries were read again" in Read(rest).text
+    assert "1 entry was read again" in Read(rest).text
 
 
 # Reviews.

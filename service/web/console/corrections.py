@@ -25,9 +25,6 @@ from service.web.corrections import (
     wanted_of,
 )
 
-COUNTED: Final = 10_000
-"""Corrections of a filter that are counted."""
-
 RESULTS_SHOWN: Final = 100
 
 STATES: Final = {
@@ -102,7 +99,7 @@ async def corrections(visit: Visit) -> Response:
     async with visit.service.database.read() as connection:
         depth = await outbox.depth(connection)
         wanted = wanted_of(visit.namespace, query, None)
-        matching = await desk.tallied(connection, wanted, COUNTED) if decidable else 0
+        matching, is_all = await desk.tallied(connection, wanted) if decidable else (0, True)
     values: dict[str, Any] = {
         "asked": asked,
         "state": query.state,
@@ -110,7 +107,7 @@ async def corrections(visit: Visit) -> Response:
         "depth": {state: depth.get((visit.namespace, state), 0) for state in outbox.UNSETTLED},
         "corrections": found.corrections,
         "matching": matching,
-        "is_all": matching < COUNTED,
+        "is_all": is_all,
         "decidable": decidable,
         "circuits": circuits.circuits,
         "further": further(visit, _PATH, asked, found.next),
@@ -135,9 +132,9 @@ async def choose(visit: Visit, form: Form) -> Response:
     async with visit.service.database.read() as connection:
         if body.filter is None:
             rows = await desk.rows_of(connection, visit.namespace, body.ids or ())
-            by_state = Counter(row.state for row in rows)
+            by_state, is_all = Counter(row.state for row in rows), True
         else:
-            count = await desk.tallied(connection, wanted_of(visit.namespace, body.filter, None), COUNTED)
+            count, is_all = await desk.tallied(connection, wanted_of(visit.namespace, body.filter, None))
             by_state = Counter({form["state"]: count})
     values: dict[str, Any] = {
         "fields": choice.fields,
@@ -145,7 +142,7 @@ async def choose(visit: Visit, form: Form) -> Response:
         "count": by_state.total(),
         "states": STATES,
     }
-    return visit.page("corrections_chosen.html", title="Decide about corrections", most=COUNTED, **values)
+    return visit.page("corrections_chosen.html", title="Decide about corrections", is_all=is_all, **values)
 
 
 async def requeue(visit: Visit, form: Form) -> Response:

@@ -11,7 +11,7 @@ from service.domain.addresses import CHANNELS
 from service.domain.drift import KINDS
 from service.domain.runs import DECIDABLE, LINE_STATES, RUN_STATES
 from service.domain.runs import REVERTIBLE as REVERTIBLE_STATES
-from service.errors import Unprocessable
+from service.errors import Conflict, Unprocessable
 from service.web import reconciliations as routes
 from service.web import report
 from service.web.console.asking import Filter, as_body, call, filtered, further, ticked, written
@@ -140,10 +140,18 @@ async def approve(visit: Visit, form: Form) -> Response:
 
 
 async def reject(visit: Visit, form: Form) -> Response:
-    """Has the lines that are meant never carried out; calls a run off that is not planned yet."""
+    """Has the lines that are meant never carried out."""
     body = as_body(LineDecision, _body(_fields(form)) | written(form, "note"))
     decided = await routes.reject_run(call(visit, Asked(namespace=visit.namespace), body))
     return _decided(visit, decided, "rejected; nothing is done about them")
+
+
+async def call_off(visit: Visit, form: Form) -> Response:
+    """Ends a run that is no plan yet: nobody has seen lines of it, so none may be decided by this."""
+    if (await _run(visit)).planned_at is not None:
+        raise Conflict("There is a plan by now. Go back to it, look at its lines, and reject those that you mean.")
+    await routes.reject_run(call(visit, Asked(namespace=visit.namespace), as_body(LineDecision, written(form, "note"))))
+    return visit.back(f"{_PATH}/{visit.request.path_params['id']}", "The run is called off.")
 
 
 def _decided(visit: Visit, decided: LinesDecided, what: str) -> Response:
@@ -178,5 +186,6 @@ ACTIONS: Final = (
     Action(f"{_PATH}/{{id}}/choose", choose, audited=False),
     Action(f"{_PATH}/{{id}}/approve", approve),
     Action(f"{_PATH}/{{id}}/reject", reject),
+    Action(f"{_PATH}/{{id}}/call-off", call_off),
     Action(f"{_PATH}/{{id}}/revert", revert),
 )

@@ -88,14 +88,13 @@ async def entries(visit: Visit) -> Response:
     found = await archive.list_entries(call(visit, query, None))
     meant = quarantine.Asked(visit.namespace, query.state, query.channel, None, query.batch_id)
     async with visit.service.database.read() as connection:
-        by_error = await quarantine.tallied(connection, meant, COUNTED)
-    counted = sum(count for _, count in by_error)
+        by_error, is_all = await quarantine.tallied(connection, meant, COUNTED)
     values: dict[str, Any] = {
         "asked": asked,
         "entries": found.entries,
         "by_error": by_error,
-        "meant": sum(count for error, count in by_error if query.error in (None, error)),
-        "is_all": counted < COUNTED,
+        "meant": sum(count for error, count in by_error.items() if query.error in (None, error)),
+        "is_all": is_all,
         "further": further(visit, "/console/quarantine", asked, found.next),
         "channels": CHANNELS,
     }
@@ -139,7 +138,8 @@ async def requeue_all(visit: Visit, form: Form) -> Response:
 
 def _requeued(done: RequeuedShown) -> str:
     failed = f" {done.failed} batches could not be applied: the log says why." if done.failed else ""
-    return f"{done.entries} entries were read again, {done.requeued} of them understood ({done.new} new).{failed}"
+    entries = "1 entry was" if done.entries == 1 else f"{done.entries:,} entries were"
+    return f"{entries} read again, {done.requeued:,} of them understood ({done.new:,} new).{failed}"
 
 
 PAGES: Final = (
