@@ -77,6 +77,13 @@ class Intake:
         """The same, sharing with nobody: for a batch that may be taken in twice at the same time."""
         return await ingest(self._database, batch, callback, self._rules, self._clock)
 
+    async def ingest_again(self, member: Member) -> Ingested:
+        """The same for one that was read again, in company if it may: none that is taken in twice at the same time is
+        taken twice, for its companions are parted then."""
+        if isinstance(member.callback, webhook.Callback):
+            return await self.ingest(member.batch, member.callback)
+        return await self.ingest_alone(member.batch, member.callback)
+
     def abandon(self) -> None:
         """Ends the shared transactions under way, for the database will not: who waits for them has been told."""
         for group in self._groups.values():

@@ -7,8 +7,8 @@ and blocks no other.
 """
 
 import asyncio
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, TypeVar
 from uuid import UUID
 
 from service.errors import KahunaSyncError, StorageUnavailable
@@ -21,11 +21,17 @@ from service.store.batches import Received
 from service.store.spool import Spool, Stock, Torn, batch_id_of
 from service.telemetry import logger
 
+T = TypeVar("T")
+
 IDLE: Final = 5.0
 """Seconds between two looks at a spool that nothing was put in: a process that shares it may have died."""
 
 FIRST_PAUSE: Final = 0.5
 """Seconds before what failed is tried again; doubles each time, up to `IDLE`."""
+
+TOGETHER: Final = 32
+"""Files that are taken to the database at a time: they share transactions, with each other and with what comes in, and
+leave half of each to the latter."""
 
 FAILURES: Final = 8
 """Files that fail one after the other until the rest is left for the next time: then it is not the files."""
@@ -110,34 +116,45 @@ class Shelter:
     async def _drain(self, names: Sequence[str]) -> tuple[int, int]:
         """How many were taken to the database, and how many failed."""
         drained = failed = in_a_row = 0
-        for name in names:
-            try:
-                drained += await self._take(name)
-                in_a_row = 0
-            except Exception as error:  # noqa: BLE001 (one bad file must not keep the others waiting)
-                failed, in_a_row = failed + 1, in_a_row + 1
-                self._failures[name] = self._failures.get(name, 0) + 1
-                if not isinstance(error, KahunaSyncError):
-                    logger().error("spool.failed", batch_id=batch_id_of(name), exc_info=error)
-                if self.weather.away or in_a_row == FAILURES:
-                    break
+        for start in range(0, len(names), TOGETHER):
+            some = names[start : start + TOGETHER]
+            for name, came in zip(some, await self._take(some), strict=True):
+                if isinstance(came, BaseException):
+                    failed, in_a_row = failed + 1, in_a_row + 1
+                    self._note_failure(name, came)
+                else:
+                    drained, in_a_row = drained + came, 0
+            if self.weather.away or in_a_row >= FAILURES:
+                break
         return drained, failed
 
-    async def _take(self, name: str) -> bool:
-        """Takes one file to the database; tells whether it was there to be taken."""
-        try:
-            batch = await asyncio.to_thread(self.spool.load, name)
-        except FileNotFoundError:
+    def _note_failure(self, name: str, error: BaseException) -> None:
+        self._failures[name] = self._failures.get(name, 0) + 1
+        if not isinstance(error, KahunaSyncError):
+            logger().error("spool.failed", batch_id=batch_id_of(name), exc_info=error)
+
+    async def _take(self, names: Sequence[str]) -> list[bool | BaseException]:
+        """Takes files to the database; of each whether it was there to be taken, or why it keeps its place: one bad
+        file must not keep the others waiting."""
+        loaded = await asyncio.to_thread(_each, self.spool.load, names)
+        came = await asyncio.gather(*map(self._take_one, names, loaded), return_exceptions=True)
+        taken = [name for name, one in zip(names, came, strict=True) if one is True]
+        removed = dict(zip(taken, await asyncio.to_thread(_each, self.spool.remove, taken), strict=True))
+        return [removed.get(name) or one for name, one in zip(names, came, strict=True)]
+
+    async def _take_one(self, name: str, batch: Received | Exception) -> bool:
+        if isinstance(batch, FileNotFoundError):
             return False
-        except Torn:
+        if isinstance(batch, Torn):
             await self._set_aside(name)
             return False
+        if isinstance(batch, Exception):
+            raise batch
         if batch.namespace not in self._rules.namespaces:
             self._strand(name, batch.namespace)
             return False
         member = await read_again(batch, self._rules)
-        await self.weather.trusting(lambda: self._intake.ingest_alone(member.batch, member.callback))
-        await asyncio.to_thread(self.spool.remove, name)
+        await self.weather.trusting(lambda: self._intake.ingest_again(member))
         return True
 
     async def _set_aside(self, name: str) -> None:
@@ -161,3 +178,15 @@ class Shelter:
                 await self._full.wait()
         except TimeoutError:
             return
+
+
+def _each(work: Callable[[str], T], names: Sequence[str]) -> list[T | Exception]:
+    """What the work made of each name, or what it raised."""
+
+    def tried(name: str) -> T | Exception:
+        try:
+            return work(name)
+        except Exception as error:  # noqa: BLE001 (whoever asked judges each by itself)
+            return error
+
+    return [tried(name) for name in names]

@@ -147,20 +147,27 @@ class Bench:
         self._note(work, idle_mb=before, peak_over_idle_mb=memory_of(pid, "VmHWM") - before)
 
     async def growth(self, addresses: int) -> None:
-        """What a callback of one, and a question about one address, cost while the list grows to so many addresses."""
-        small = await self._costs_at(SMALL_LIST)
-        large = await self._costs_at(addresses)
-        for work, before, after in zip(("callback", "status"), small, large, strict=True):
-            ratio = before.per_second / after.per_second
-            self._note(f"cost of a {work} at {addresses:,}", per_second=after.per_second, ratio=ratio)
+        """What a callback of one, and a question about one address, cost while the list grows to so many addresses.
 
-    async def _costs_at(self, addresses: int) -> tuple[Taken, Taken]:
+        Minutes lie between both, in which a machine's pace changes: each cost is that beside the bare row of its time.
+        """
+        small = await self._rates_at(SMALL_LIST)
+        large = await self._rates_at(addresses)
+        for work, before, after in zip(("callback", "status"), small, large, strict=True):
+            self._note(f"cost of a {work} at {addresses:,}", ratio=before / after)
+
+    async def _rates_at(self, addresses: int) -> tuple[float, float]:
+        """The rates of callbacks and of questions with so many addresses in the list, as shares of the bare rows'."""
         await self._grow(addresses)
-        asked = [callbacks(30_000, 1) for _ in range(3)]
-        called = [await self._pump(self._service, some) for some in asked]
+        posts, gets = [request("POST", "/", b"x" * 80)] * 200_000, [request("GET", "/")] * 200_000
         calls = self._calls(addresses)
-        answered = [await self._pump(self._service, calls) for _ in range(3)]
-        return _median(called), _median(answered)
+        called = [await self._beside_bare(posts, callbacks(30_000, 1)) for _ in range(3)]
+        answered = [await self._beside_bare(gets, calls) for _ in range(3)]
+        return statistics.median(called), statistics.median(answered)
+
+    async def _beside_bare(self, plain: list[bytes], asked: list[bytes]) -> float:
+        bare_rate = (await self._pump(self._beside, plain)).per_second
+        return (await self._pump(self._service, asked)).per_second / bare_rate
 
     def _calls(self, listed: int) -> list[bytes]:
         """Questions about single addresses, of a list of so many."""
@@ -171,10 +178,6 @@ class Bench:
     async def _grow(self, addresses: int) -> None:
         await grow(self._connection, addresses)
         await settled(self._connection)
-
-
-def _median(runs: list[Taken]) -> Taken:
-    return sorted(runs, key=lambda run: run.per_second)[len(runs) // 2]
 
 
 async def grow(connection: AsyncConnection, addresses: int) -> None:
@@ -198,6 +201,7 @@ _GROW = text(
     """
     with given as (
         select 'g' || md5(n::text) || '@example.com' as address from generate_series(cast(:first as int), :last) as n
+        order by address
     ),
     fresh as (
         insert into facts (address, channel, namespace, reason, action, occurred_at, source, origin, batch_id,

@@ -18,7 +18,7 @@ from service.domain.addresses import Channel
 from service.errors import StorageUnavailable
 from service.flows.ingest import Ingested, rules_of
 from service.flows.intake import AT_ONCE, Intake
-from service.flows.shelter import FAILURES, Shelter
+from service.flows.shelter import TOGETHER, Shelter
 from service.flows.weather import Weather
 from service.kahuna import webhook
 from service.settings import Settings
@@ -129,7 +129,8 @@ async def times(world: World) -> list[tuple[str, int]]:
 
 
 async def applied_in_order(world: World) -> list[str]:
-    rows = await world.query("select id from batches order by applied_at, xmin::text::bigint")
+    """By transaction; within one nothing has an order but that of receipt."""
+    rows = await world.query("select id from batches order by applied_at, xmin::text::bigint, received_at")
     return [str(row.id) for row in rows]
 
 
@@ -179,6 +180,15 @@ async def test_a_burst_is_spooled_and_applied_in_order_when_it_is_back(house: Ho
     ]
     assert len(events(log, "batch.spooled")) == 60
     assert "example.com" not in str(log)
+
+
+async def test_what_is_drained_shares_transactions(house: House) -> None:
+    house.relay.cut()
+    await asyncio.gather(*(house.callback([unsub(f"a{n}@example.com")]) for n in range(2 * TOGETHER)))
+    await house.drained()
+    rows = await house.world.query("select xmin::text from batches")
+    assert len(rows) == 2 * TOGETHER
+    assert len(set(rows)) <= TOGETHER / 4
 
 
 async def test_an_untimed_stop_keeps_its_time_of_receipt(house: House) -> None:
@@ -316,7 +326,7 @@ async def test_a_poisoned_batch_is_recorded_and_blocks_nobody(house: House) -> N
 
 async def test_one_that_cannot_even_be_recorded_waits_and_blocks_nobody(house: House) -> None:
     house.relay.cut()
-    bad = [(await house.callback([unsub(f"bad{n}@example.com")])).batch_id for n in range(FAILURES + 1)]
+    bad = [(await house.callback([unsub(f"bad{n}@example.com")])).batch_id for n in range(TOGETHER + 1)]
     house.world.clock.sleep(1)
     await house.callback([unsub("good@example.com")])
     quoted = ", ".join(f"'{one}'" for one in bad)
@@ -325,7 +335,7 @@ async def test_one_that_cannot_even_be_recorded_waits_and_blocks_nobody(house: H
     await house.shelter.weather.back()
     assert not await house.shelter.drain_once(), "so many failures in a row end it"
     assert not await house.shelter.drain_once(), "those that did not fail go first"
-    assert len(house.files()) == FAILURES + 1
+    assert len(house.files()) == TOGETHER + 1
     assert await times(house.world) == [("good@example.com", 1_700_000_000)]
     await house.world.execute("alter table batches drop constraint poison")
     assert await house.shelter.drain_once()
