@@ -24,7 +24,7 @@ KEYS = {"KAHUNA_API_KEY": "demo-api-key", "KAHUNA_SECRET_KEY": "demo-secret-key"
 
 TROUBLES = (
     """update corrections set state = 'dead', reason = 'bad-request', attempts = 3, settled_at = now()
-       where id in (select id from corrections order by id limit 2)""",
+       where id in (select id from corrections order by id desc limit 3)""",
     """insert into circuits (namespace, channel, reason, opened_at, probe_at)
        values ('default', 'email', 'credentials-refused', now(), now() + interval '1 hour')""",
     """update suppressions set held_stop_at = null where address in (

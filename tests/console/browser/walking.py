@@ -122,8 +122,6 @@ class Walk:
         """All that pages offer to do, several times over: what was begun has something to offer the next time."""
         actor = Actor(page, self._judge)
         for _ in range(ROUNDS):
-            if not actor.left:
-                break
             actor.begin_again()
             self.seen.clear()
             await self._follow(page)
