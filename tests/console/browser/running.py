@@ -28,7 +28,7 @@ TROUBLES = (
     """insert into circuits (namespace, channel, reason, opened_at, probe_at)
        values ('default', 'email', 'credentials-refused', now(), now() + interval '1 hour')""",
     """update suppressions set held_stop_at = null where address in (
-           select address from suppressions where channel = 'email' and held_stop_at = stop_at order by 1 limit 9)""",
+           select address from suppressions where channel = 'email' and held_stop_at = stop_at order by 1 limit 120)""",
 )
 """What is amiss on this site, so that every page has something to show and every action something to do."""
 

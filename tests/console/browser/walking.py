@@ -20,7 +20,7 @@ LOOKS = tuple(
 MOST_PAGES = 60
 
 ROUNDS = 4
-"""How often everything is gone over that offers something to do."""
+"""How often everything that offers something to do is gone over."""
 
 REFUSED = "the server responded with a status of 4"
 """What the browser says of an answer such as 409, which a deed may well get."""
