@@ -50,13 +50,17 @@ async def make(database: Database, wanted: Wanted, by: Caller, clock: Callable[[
 
 def _check(wanted: Wanted, now: datetime) -> None:
     if not wanted.name.strip() or len(wanted.name) > LONGEST_NAME:
-        raise Unprocessable(f"The name must say who will use the token, in at most {LONGEST_NAME} characters.")
+        raise Unprocessable(
+            f"The name must say who will use the token, in at most {LONGEST_NAME} characters.", "invalid-body"
+        )
     if not wanted.scopes or set(wanted.scopes) - set(SCOPES):
-        raise Unprocessable(f"Choose at least one scope, of {', '.join(SCOPES)}.")
+        raise Unprocessable(f"Choose at least one scope, of {', '.join(SCOPES)}.", "invalid-body")
     if wanted.channel is not None and "admin" in wanted.scopes:
-        raise Unprocessable("The scope admin is about both channels: take it out, or let the token speak of both.")
+        raise Unprocessable(
+            "The scope admin is about both channels: take it out, or let the token speak of both.", "invalid-body"
+        )
     if wanted.expires_at is not None and wanted.expires_at <= now:
-        raise Unprocessable("The token would have ended already; choose a time to come.")
+        raise Unprocessable("The token would have ended already; choose a time to come.", "invalid-body")
 
 
 def _check_against(wanted: Wanted, by: Caller) -> None:
@@ -72,7 +76,9 @@ def _check_against(wanted: Wanted, by: Caller) -> None:
         )
     if by.expires_at is not None and (wanted.expires_at is None or wanted.expires_at > by.expires_at):
         ends = f"{by.expires_at:%Y-%m-%d %H:%M}"
-        raise Forbidden(f"Your own token ends on {ends} UTC, and one that it makes must not outlive it.")
+        raise Forbidden(
+            f"Your own token ends on {ends} UTC, and one that it makes must not outlive it.", "missing-scope"
+        )
 
 
 async def end(database: Database, token_id: uuid.UUID, by: Caller, clock: Callable[[], datetime]) -> str:

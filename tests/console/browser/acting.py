@@ -17,8 +17,12 @@ SAYS = {
 """What is written into fields of these names; into others, why it is done."""
 
 FORMS = """
-() => [...document.querySelectorAll("form[method=post]")].map((one, at) => [at, new URL(one.action).pathname])
+() => [...document.querySelectorAll("form[method=post]")].map((one, at) =>
+  [at, one.getAttribute("action").replace(/[?].*/, "")])
 """
+
+BEGINS = {"/console/plans/start", "/console/plans/{id}/choose", "/console/corrections/choose"}
+"""What is asked for again and again: it leads to several ways to decide, of which one is taken at a time."""
 
 MOST_STEPS = 4
 """Pages that lead from one form to the next."""
@@ -45,6 +49,10 @@ class Actor:
         """The actions of the console that no page has offered."""
         return sorted({action.path for action in ACTIONS} - self.done)
 
+    def begin_again(self) -> None:
+        """Has what leads to more be sent once more."""
+        self.done -= BEGINS
+
     async def act_on(self, url: str) -> None:
         """Every form of this page that was not sent yet, one after the other."""
         while True:
@@ -70,8 +78,8 @@ class Actor:
             return False
         self.done.add(action)
         await self._tick(form)
-        for field in await form.locator("input:not([type=hidden], [type=checkbox], [type=radio]), textarea").all():
-            if await field.is_editable() and not await field.input_value():
+        for field in await form.locator("input[required], textarea[required]").all():
+            if not await field.input_value():
                 await field.fill(SAYS.get(await field.get_attribute("name") or "", "looked at in a browser"))
         async with self._page.expect_navigation():
             await buttons.first.click()
@@ -79,10 +87,7 @@ class Actor:
         return True
 
     async def _tick(self, form: Any) -> None:
-        """The first of the boxes that belong to a form, wherever they stand."""
-        name = await form.get_attribute("id")
-        box = (
-            self._page.locator(f"input[type=checkbox][form='{name}']") if name else form.locator("input[type=checkbox]")
-        )
-        if await box.count() and not await box.first.is_checked():
+        """The first row of the list that a form is about: its boxes stand outside of it."""
+        box = self._page.locator(f"input[type=checkbox][form='{await form.get_attribute('id')}']")
+        if await box.count():
             await box.first.check()

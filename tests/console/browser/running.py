@@ -24,10 +24,11 @@ KEYS = {"KAHUNA_API_KEY": "demo-api-key", "KAHUNA_SECRET_KEY": "demo-secret-key"
 
 TROUBLES = (
     """update corrections set state = 'dead', reason = 'bad-request', attempts = 3, settled_at = now()
-       where id in (select id from corrections order by id limit 2)""",
+       where id in (select id from corrections order by id desc limit 3)""",
     """insert into circuits (namespace, channel, reason, opened_at, probe_at)
        values ('default', 'email', 'credentials-refused', now(), now() + interval '1 hour')""",
-    "update suppressions set held_stop_at = null where address in (select min(address) from suppressions)",
+    """update suppressions set held_stop_at = null where address in (
+           select address from suppressions where channel = 'email' and held_stop_at = stop_at order by 1 limit 120)""",
 )
 """What is amiss on this site, so that every page has something to show and every action something to do."""
 

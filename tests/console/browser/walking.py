@@ -19,6 +19,12 @@ LOOKS = tuple(
 
 MOST_PAGES = 60
 
+ROUNDS = 4
+"""How often everything that offers something to do is gone over."""
+
+REFUSED = "the server responded with a status of 4"
+"""What the browser says of an answer such as 409, which a deed may well get."""
+
 
 FILES = ("/body", "/report")
 """How the paths of what is no page end."""
@@ -49,7 +55,7 @@ class Walk:
         context = await self.browser.new_context(**self.options)
         try:
             page = await context.new_page()
-            page.on("console", lambda message: self._complain(message.text, message.type == "error"))
+            page.on("console", self._on_message)
             page.on("pageerror", lambda error: self._complain(str(error)))
             await self._sign_in(page)
             await self._follow(page)
@@ -60,6 +66,10 @@ class Walk:
         finally:
             await context.close()
         return self.faults
+
+    def _on_message(self, message: Any) -> None:
+        expected = self.acts and REFUSED in message.text
+        self._complain(message.text, message.type == "error" and not expected)
 
     def _complain(self, what: str, holds: bool = True) -> None:
         if holds:
@@ -109,9 +119,10 @@ class Walk:
         await self._judge(page, "/console/address (found)")
 
     async def _act(self, page: Any) -> None:
-        """All that pages offer to do, twice over: what was begun the first time may have something to offer then."""
+        """All that pages offer to do, several times over: what was begun has something to offer the next time."""
         actor = Actor(page, self._judge)
-        for _ in range(2):
+        for _ in range(ROUNDS):
+            actor.begin_again()
             self.seen.clear()
             await self._follow(page)
             for path in list(self.seen.values()):
