@@ -30,7 +30,7 @@ FIRST_PAUSE: Final = 0.5
 """Seconds before what failed is tried again; doubles each time, up to `IDLE`."""
 
 TOGETHER: Final = LEAST
-"""Files that are taken to the database at a time. They share a transaction, with each other and with what comes in; more
+"""Files that are taken to the database at a time. They share a transaction with each other and with what comes in; more
 would be parted, and the later half might overtake the other."""
 
 FAILURES: Final = 8
