@@ -35,7 +35,7 @@ def _judged(channel: Channel, address: str, found: Found, counts: Counter[str]) 
     too_much = channel == "sms" and not here and held.get(None) == "stop" and None not in beyond
     if too_much and not _unheard(key, None, found, counts):
         faults.append("Kahuna holds a stop that it should not")
-    if held.get(None) != "stop" and _stopped_last(key, found):
+    if held.get(None) != "stop" and _stopped_last(key, found) and not _like_ours(key, found, counts):
         faults.append("Kahuna lost a STOP that nobody ever told")
     silent = {word for word in must.unsayable if lines.get(word) != "unsupported"}
     if silent:
@@ -48,6 +48,16 @@ def _stopped_last(key: tuple[Channel, str], found: Found) -> bool:
     word all the same: Kahuna heard it."""
     clears = [one.at for one in (*found.words[key], *found.unheard[key], *found.refused[key]) if not one.stops]
     return any(one.stops and one.at > max(clears, default=0) for one in found.unheard[key])
+
+
+def _like_ours(key: tuple[Channel, str], found: Found, counts: Counter[str]) -> bool:
+    """Whether that STOP has the very second of a stop of ours that Kahuna was told. In its slot the two are one: a
+    consent that takes ours back takes back both, and neither side can know of the other."""
+    last = max(one.at for one in found.unheard[key] if one.stops)
+    if (key[1], last) not in found.ours:
+        return False
+    counts.update(("a STOP never told in the second of a stop of ours",))
+    return True
 
 
 def _unheard(key: tuple[Channel, str], word: str | None, found: Found, counts: Counter[str]) -> bool:

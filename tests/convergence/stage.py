@@ -52,7 +52,7 @@ class Found:
     """What there is at the end. `words` are those about each address, `unheard` what users told
     Kahuna and it told nobody, `refused` the opt-ins that a person here did not believe; `here` who is suppressed;
     `there` Kahuna's slots with their actions and times; `second` are the lines of the last runs, by address and slot;
-    `met` counts what the way there led through."""
+    `ours` the stops by text that we told Kahuna, by number and time; `met` counts what the way there led through."""
 
     now: int = 0
     words: defaultdict[tuple[Channel, str], list[Word]] = field(default_factory=lambda: defaultdict(list))
@@ -64,6 +64,7 @@ class Found:
     )
     second: defaultdict[tuple[Channel, str], dict[str, str]] = field(default_factory=lambda: defaultdict(dict))
     open_corrections: list[tuple[str, str]] = field(default_factory=list)
+    ours: set[tuple[str, int]] = field(default_factory=set)
     met: Counter[str] = field(default_factory=Counter)
 
 
@@ -374,6 +375,8 @@ class Stage(World):
             held[slot["word"]] = (slot["action"], slot["timestamp"])
         rows = await self.query("select address, state from corrections where state in ('pending', 'sending')")
         self.found.open_corrections = [(row.address, row.state) for row in rows]
+        told = "select address, occurred_at from corrections where channel = 'sms' and action = 'suppress'"
+        self.found.ours = {(row.address, row.occurred_at) for row in await self.query(told)}
         await digest(self)
 
 
