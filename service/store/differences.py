@@ -143,11 +143,13 @@ _THIN: Final = text(
     """
 ).bindparams(bindparam("run_id", type_=Uuid))
 
-# Of runs that ended without being carried out. What was recorded stays: undo goes by it.
+# Of runs that ended without being carried out. What was recorded stays: undo goes by it. Whoever goes on with a failed
+# run at this moment holds it, and keeps its lines.
 _DROP_ENDED: Final = text(
     """
     with ended as materialized (
         select id from reconciliations where state in ('failed', 'rejected', 'abandoned') and finished_at < :before
+        for update skip locked
     ), spent as materialized (
         select d.run_id, d.address, d.slot from ended cross join lateral (
             select run_id, address, slot from differences
