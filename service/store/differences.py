@@ -148,8 +148,11 @@ _THIN: Final = text(
 _DROP_ENDED: Final = text(
     """
     with ended as materialized (
-        select id from reconciliations where state in ('failed', 'rejected', 'abandoned') and finished_at < :before
-        for update skip locked
+        select id from reconciliations as r
+        where state in ('failed', 'rejected', 'abandoned') and finished_at < :before
+          and exists (select from differences where run_id = r.id and audit_id is null and batch_id is null
+                                                and state not in ('applied', 'on_its_way'))
+        for update of r skip locked
     ), spent as materialized (
         select d.run_id, d.address, d.slot from ended cross join lateral (
             select run_id, address, slot from differences
