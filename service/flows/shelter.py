@@ -30,8 +30,8 @@ FIRST_PAUSE: Final = 0.5
 """Seconds before what failed is tried again; doubles each time, up to `IDLE`."""
 
 TOGETHER: Final = 32
-"""Small files that are taken to the database at a time: they share transactions, with each other and with what comes in,
-and leave half of each to the latter."""
+"""Small files that are taken to the database at a time: they share transactions, with each other and with what comes
+in, and leave half of each to the latter."""
 
 FAILURES: Final = 8
 """Files that fail one after the other until the rest is left for the next time: then it is not the files."""

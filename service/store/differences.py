@@ -132,7 +132,9 @@ _THIN: Final = text(
         ) as d limit :limit
     ), gone as (
         delete from differences as d using spent
-        where d.run_id = spent.run_id and d.address = spent.address and d.slot = spent.slot returning d.run_id
+        where d.run_id = spent.run_id and d.address = spent.address and d.slot = spent.slot
+          and d.state in ('proposed', 'proved', 'moot', 'refused', 'unsupported') -- also once it was waited for
+        returning d.run_id
     ), noted as (
         update reconciliations as r
         set counts = r.counts || jsonb_build_object(

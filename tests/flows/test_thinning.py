@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
 
+from sqlalchemy import text
+
 from service.flows import upkeep
 from service.flows.thinning import Doing, Kept, thin
 from service.flows.upkeep import Retention
@@ -14,7 +16,16 @@ from service.store.database import Connection
 from service.store.differences import Decided, Part, Selection
 from service.store.merges import Note
 from tests.flows.planning import approved as carried_out
-from tests.flows.planning import asked, carried_on, decided, found, lines, load_behind_our_back, only_kahuna_knows
+from tests.flows.planning import (
+    asked,
+    carried_on,
+    decided,
+    found,
+    lines,
+    load_behind_our_back,
+    only_kahuna_knows,
+    planned,
+)
 from tests.flows.speaking import World
 from tests.flows.test_desk import waiting_for_a_lock
 from tests.flows.test_rebuild import DAY
@@ -96,6 +107,24 @@ async def test_a_failed_run_that_is_approved_at_this_moment_keeps_its_lines(worl
         waits.cancel()
     await thinned
     assert await lines(world, run.id) == {"ann@example.com": "approved"}
+
+
+async def test_a_line_that_waits_again_at_this_moment_stays(world: World) -> None:
+    await load_behind_our_back(world, ["ann@example.com"])
+    old = await carried_out(world, (await planned(world)).id)
+    await world.execute("update differences set state = 'refused', decided_by = null")
+    newer = reconciliations.as_run(await planned(world))
+
+    async def thinned() -> int:
+        async with world.database.begin() as connection:
+            return await differences.thin(connection, newer, 0, 10)
+
+    async with world.database.begin() as connection:
+        await connection.execute(text("update differences set state = 'applied'"))
+        thinning = asyncio.create_task(thinned())
+        await waiting_for_a_lock(world)
+    assert await thinning == 0
+    assert await lines(world, old.id) == {"ann@example.com": "applied"}
 
 
 async def test_merges_go_after_their_time(world: World) -> None:
