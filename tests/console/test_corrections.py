@@ -200,6 +200,16 @@ async def test_an_open_circuit_is_told_with_what_to_do_and_reset(person: Person)
     assert "was not open" in Read(await press(person, page, "Reset the circuit of email")).text
 
 
+async def test_what_can_be_no_id_means_nothing_and_never_all(person: Person) -> None:
+    [one] = await stopped(person, "ann@example.com")
+    await given_up(person)
+    for verb in ("choose", "requeue", "discard"):
+        for name in ("id-", "id-abc", "id-1234567890123456789"):
+            answer = await person.act(f"{PATH}/{verb}", state="dead", because="x", **{name: "on"})
+            assert (answer.status_code, "Nothing is ticked" in answer.text) == (422, True), (verb, name)
+    assert await states(person) == {one: "dead"}
+
+
 async def test_nothing_of_it_is_seen_or_decided_from_another_namespace(settings: Settings) -> None:
     async with signed_in(settings, namespace="default") as person:
         [one] = await stopped(person, "ann@example.com")

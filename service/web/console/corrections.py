@@ -69,12 +69,17 @@ class Choice(NamedTuple):
     @property
     def body(self) -> dict[str, Any]:
         """The same as the API takes it."""
-        ids = [int(name) for name in ticked(self.fields, "id-") if name.isdecimal() and len(name) < 18]
+        ids = [int(name) for name in _ids(self.fields)]
         if ids:
             return {"ids": ids}
         meant = {name: value for name, value in self.fields.items() if name in _FIELDS}
         found: dict[str, Any] = {"filter": meant}
         return found | ({"cursor": self.fields["cursor"]} if "cursor" in self.fields else {})
+
+
+def _ids(form: Form) -> list[str]:
+    """The ids that were ticked, as they stand in the form; what can be no id is none."""
+    return [name for name in ticked(form, "id-") if name.isdecimal() and len(name) < 18]
 
 
 def _choice(form: Form) -> Choice:
@@ -83,7 +88,7 @@ def _choice(form: Form) -> Choice:
         if form.get("state") not in DECIDABLE:
             raise Unprocessable(f"All of a state can be decided about if it is one of {', '.join(DECIDABLE)}.")
         return Choice(written(form, "which", *_FIELDS, "cursor"))
-    chosen = {f"id-{name}": "on" for name in ticked(form, "id-")}
+    chosen = {f"id-{name}": "on" for name in _ids(form)}
     if not chosen:
         raise Unprocessable("Nothing is ticked. Go back, and tick the corrections that you mean.", "nothing-chosen")
     return Choice(chosen)
