@@ -35,6 +35,14 @@ async def test_a_form_needs_what_its_session_wrote_into_the_page(settings: Setti
         assert (await person.get("/console")).status_code == 303
 
 
+async def test_who_signs_in_again_is_not_told_that_they_are_signed_out(settings: Settings) -> None:
+    async with signed_in(settings) as person:
+        await person.act("/console/sign-out")
+        assert "You are signed out." in (await person.get("/console/sign-in")).text
+        await person.sign_in()
+        assert "You are signed out." not in (await person.get("/console")).text
+
+
 @pytest.mark.parametrize("origin", ["https://evil.test", "http://sync.test", "null", ""])
 async def test_a_form_of_another_origin_is_refused(settings: Settings, origin: str) -> None:
     async with signed_in(settings) as person:

@@ -19,7 +19,7 @@ from service.errors import BadRequest, Forbidden, TooManyCalls
 from service.store import access, sessions
 from service.store.access import Caller, Deed
 from service.telemetry import logger
-from service.web.console.visiting import HEADERS, TEMPLATES, Form, Visitor, keep, note_in, sent_to
+from service.web.console.visiting import HEADERS, NOTE, TEMPLATES, Form, Visitor, keep, note_in, sent_to
 from service.web.http import read_body, service_of
 
 COOKIE: Final = "__Host-ks-session"
@@ -125,7 +125,10 @@ def _digest(key: str) -> bytes:
 def sign_in_page(request: Request, wanted: str = "", fault: str = "", status: int = 200) -> Response:
     """The form that asks for a token. `wanted` is the page to go on to."""
     values = {"fault": fault, "wanted": wanted, "note": note_in(request)}
-    return Response(TEMPLATES.get_template("sign_in.html").render(values), status, HEADERS, "text/html")
+    response = Response(TEMPLATES.get_template("sign_in.html").render(values), status, HEADERS, "text/html")
+    if values["note"]:
+        keep(response, NOTE, "", 0)
+    return response
 
 
 def inside(path: str) -> str:
