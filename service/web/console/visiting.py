@@ -59,9 +59,11 @@ _HERE: Final = Path(__file__).parent
 FILES: Final = {"style.css": "text/css", "keys.js": "text/javascript", "icon.svg": "image/svg+xml"}
 """What pages load, and its media type."""
 
+# Read once: what is served must be what its version says, also while the files of a release are being replaced.
+_CONTENTS: Final = {name: (_HERE / name).read_bytes() for name in FILES}
+_VERSIONS: Final = {name: hashlib.sha256(content).hexdigest()[:12] for name, content in _CONTENTS.items()}
 
-def _version(name: str) -> str:
-    return hashlib.sha256((_HERE / name).read_bytes()).hexdigest()[:12]
+_KEPT: Final = "public, max-age=31536000, immutable"
 
 
 def _when(moment: datetime | int | str | None) -> Markup:
@@ -93,7 +95,7 @@ def _environment() -> Environment:
         auto_reload=False,
     )
     made.filters |= {"when": _when, "count": _count}
-    made.globals |= {"navigation": NAVIGATION, "files": {name: f"/console/{name}?{_version(name)}" for name in FILES}}
+    made.globals |= {"navigation": NAVIGATION, "files": {name: f"/console/{name}?{_VERSIONS[name]}" for name in FILES}}
     return made
 
 
@@ -209,7 +211,16 @@ def note_in(request: Request) -> str:
         return ""
 
 
-def file(name: str) -> Response:
-    """A file that pages load: its address changes with it, so it may be kept."""
-    kept = {"Cache-Control": "public, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
-    return Response((_HERE / name).read_bytes(), 200, kept, FILES[name])
+def guarded(response: Response) -> Response:
+    """The same, with what every page is sent with, as far as it says nothing of its own: a handler of the API that made
+    it need not know that a browser is to be told not to keep it."""
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
+    return response
+
+
+def file(name: str, version: str) -> Response:
+    """A file that pages load. Its address changes with it, so it may be kept; but not if another version is asked for:
+    while a release goes out, a page of the one may ask a replica of the other."""
+    kept = {"Cache-Control": _KEPT if version == _VERSIONS[name] else "no-store", "X-Content-Type-Options": "nosniff"}
+    return Response(_CONTENTS[name], 200, kept, FILES[name])
