@@ -51,6 +51,9 @@ async def make(database: Database, wanted: Wanted, by: Caller, clock: Callable[[
 def _check(wanted: Wanted, now: datetime) -> None:
     if not wanted.name.strip() or len(wanted.name) > LONGEST_NAME:
         raise Unprocessable(f"The name must say who will use the token, in at most {LONGEST_NAME} characters.")
+    if not wanted.name.isprintable():
+        # It stands in the audit log: what cannot be seen would let one name pass for another.
+        raise Unprocessable("The name holds a character that cannot be seen, such as a line break; take it out.")
     if not wanted.scopes or set(wanted.scopes) - set(SCOPES):
         raise Unprocessable(f"Choose at least one scope, of {', '.join(SCOPES)}.")
     if wanted.channel is not None and "admin" in wanted.scopes:

@@ -62,6 +62,8 @@ async def test_a_token_ends_and_the_list_tells_who_uses_which(settings: Settings
     [
         ({"name": " ", "scope-read": "yes", "days": ""}, 422, "who will use"),
         ({"name": "x" * 101, "scope-read": "yes", "days": ""}, 422, "who will use"),
+        ({"name": "a\u202eb", "scope-read": "yes", "days": ""}, 422, "cannot be seen"),
+        ({"name": "a\nb", "scope-read": "yes", "days": ""}, 422, "cannot be seen"),
         ({"name": "x", "days": ""}, 422, "at least one scope"),
         ({"name": "x", "scope-admin": "yes", "channel": "sms", "days": ""}, 422, "about both channels"),
         ({"name": "x", "scope-read": "yes", "channel": "fax", "days": ""}, 422, "no such channel"),
