@@ -158,6 +158,8 @@ async def test_an_action_is_audited_before_it_is_done_with_the_page_that_it_came
         await person.act("/console/tokens/create", name="x" * 300)
         query = "select actor, action, namespace, detail ->> 'path' from audit where action = 'console.action'"
         assert await person.site.query(query) == [("ann", "console.action", "default", "/console/tokens/create")]
+        query = "select 1 from audit join tokens on tokens.id::text = detail ->> 'token_id' and tokens.name = actor"
+        assert await person.site.query(query) == [(1,)]
 
 
 async def test_a_namespace_is_chosen_among_those_that_the_token_may_see(settings: Settings) -> None:

@@ -175,8 +175,10 @@ def _visit(request: Request, visitor: Visitor, scope: str | None) -> Visit:
 
 
 async def _audit(visit: Visit, action: Action) -> None:
-    """Notes that somebody asked for it here. What came of it, the flow itself writes down."""
-    detail = {"path": action.path, "request_id": REQUEST_ID.get()} | dict(visit.request.path_params)
+    """Notes that somebody asked for it here, and with which token: names may be alike. What came of it, the flow itself
+    writes down."""
+    detail = {"path": action.path, "token_id": str(visit.visitor.caller.token_id), "request_id": REQUEST_ID.get()}
+    detail |= visit.request.path_params
     deed = Deed(visit.actor, "console.action", visit.namespace, detail=detail)
     async with visit.service.database.begin() as connection:
         await access.write_down(connection, deed, visit.service.now)

@@ -10,6 +10,7 @@ Every template escapes whatever it is given, and fails on a name that it was not
 
 import base64
 import hashlib
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -63,6 +64,8 @@ FILES: Final = {"style.css": "text/css", "keys.js": "text/javascript", "icon.svg
 _CONTENTS: Final = {name: (_HERE / name).read_bytes() for name in FILES}
 _VERSIONS: Final = {name: hashlib.sha256(content).hexdigest()[:12] for name, content in _CONTENTS.items()}
 
+_UNSEEN: Final = re.compile("[\u00ad\u061c\u115f\u1160\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0]")
+
 _KEPT: Final = "public, max-age=31536000, immutable"
 
 
@@ -80,6 +83,16 @@ def _when(moment: datetime | int | str | None) -> Markup:
     )
 
 
+def _seen(text: str) -> Markup:
+    """A text of others, with a mark for each character that would have a browser write what follows backwards, or that
+    cannot be seen: one address must not look like another."""
+    return Markup(_UNSEEN.sub(_mark, str(escape(text))))  # noqa: S704 (escaped)
+
+
+def _mark(found: re.Match[str]) -> str:
+    return f'<span class="mark">U+{ord(found[0]):04X}</span>'
+
+
 def _count(number: float) -> str:
     """A number with its thousands apart."""
     return f"{number:,.0f}" if float(number).is_integer() else f"{number:,.2f}"
@@ -94,7 +107,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    made.filters |= {"when": _when, "count": _count}
+    made.filters |= {"when": _when, "count": _count, "seen": _seen}
     made.globals |= {"navigation": NAVIGATION, "files": {name: f"/console/{name}?{_VERSIONS[name]}" for name in FILES}}
     return made
 
