@@ -21,6 +21,7 @@ from service.web.console import address, corrections, health, overview, plans, r
 from service.web.console.signing_in import (
     Failures,
     check_form,
+    check_origin,
     form_of,
     inside,
     sign_in,
@@ -146,10 +147,11 @@ def _doing(action: Action) -> Handler:
     async def answer(request: Request) -> Response:
         visitor = None
         try:
-            form = await form_of(request)
+            check_origin(request)
             visitor = await visitor_of(request)
             if visitor is None:
                 return sent_to("/console/sign-in", "Your session has ended. Sign in, and do it again.")
+            form = await form_of(request)
             check_form(form, visitor)
             visit = _visit(request, visitor, action.scope)
             if action.audited:
