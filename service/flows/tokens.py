@@ -33,6 +33,9 @@ async def make(database: Database, wanted: Wanted, by: Caller, clock: Callable[[
     _check(wanted, now)
     _check_against(wanted, by)
     async with database.begin() as connection:
+        # Whoever revokes a token that was stolen must not be outrun by one that it makes.
+        if by.token_id is not None and not await access.stands(connection, by.token_id, now):
+            raise Forbidden("Your own token has ended meanwhile, so it cannot make another.")
         token = await access.create_token(
             connection,
             wanted.name,

@@ -6,12 +6,14 @@ from dataclasses import replace
 import httpx
 import pytest
 
+from service.app import build, desk_of
 from service.settings import Settings
 from service.web.console.frame import PAGES
 from service.web.console.visiting import NAVIGATION
-from tests.console.browsing import Seen, browsing, signed_in
+from tests.console.browsing import ORIGIN, Seen, browsing, signed_in
 from tests.console.seeding import seed
-from tests.web.harness import is_problem, opened
+from tests.flows.speaking import Clock
+from tests.web.harness import is_problem, opened, with_state
 
 PLAIN = sorted({page.path for page in PAGES if "{" not in page.path})
 
@@ -179,6 +181,17 @@ async def test_with_an_admin_port_the_public_one_has_no_console(settings: Settin
     async with opened(replace(settings, admin_port=8709)) as site, browsing(site) as person:
         assert (await person.get("/console")).status_code == 404
         assert (await person.get("/console/sign-in")).status_code == 404
+
+
+async def test_with_an_admin_port_the_console_is_there(settings: Settings) -> None:
+    application = build(replace(settings, admin_port=8709), Clock())
+    async with application.router.lifespan_context(application) as state:
+        desk = desk_of(application)
+        assert desk is not None
+        transport = httpx.ASGITransport(app=with_state(desk, dict(state or {})))
+        async with httpx.AsyncClient(transport=transport, base_url=ORIGIN) as client:
+            check(await client.get("/console/sign-in"))
+            assert (await client.get("/console")).headers["Location"] == "/console/sign-in"
 
 
 def test_the_navigation_leads_to_pages_that_there_are() -> None:
