@@ -1,9 +1,9 @@
 """What stands when something is taken back, and what a large plan needs: log records that were taken as evidence of a
 callback, both notes of a run, a decision that is carried on slice by slice, and indexes by which lines are found.
 
-Expand only: a new table, nullable columns, indexes of the lines that wait for Kahuna, of those that were turned down and
-of the opt-ins in their order, and two of some kilobytes by time. To make those of lines the table `differences` is read twice, and whoever wants
-to write to it waits for that: about a second for each few million lines.
+Expand only: a new table, nullable columns, indexes of the lines that wait for Kahuna, of those that were turned down
+and of the opt-ins in their order, and two of some kilobytes by time. To make those of lines the table `differences` is
+read twice, and whoever wants to write to it waits for that: about a second for each few million lines.
 """
 
 import sqlalchemy as sa
