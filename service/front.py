@@ -32,6 +32,10 @@ FRAMES: Final = 8
 """Bytes that may come beside a body, and for each of its bytes: one a chunk has six."""
 
 
+_CONTROLS: Final = bytes({*range(0x20), 0x7F} - {ord("\t")})
+"""Characters that no header may hold; those that end a line among them."""
+
+
 class FrontConfig(uvicorn.Config):
     """How the web process listens: request line and headers in at most `head_limit` bytes and `head_seconds`."""
 
@@ -75,11 +79,13 @@ class _Whole:
             self._head = message
             return
         head, self._head = self._head, None
-        if head is not None:
-            if message["type"] == "http.response.body" and self._goes_whole(head, message):
-                return
-            await self._send(head)
-        await self._send(message)
+        if head is None or message["type"] != "http.response.body" or not self._goes_whole(head, message):
+            if head is not None:
+                await self._send(head)
+            await self._send(message)
+        if self._cycle.response_complete:
+            # Else the two would hold each other, and what came with the request, until garbage is looked for.
+            vars(self._cycle).pop("send", None)
 
     def _goes_whole(self, head: HTTPResponseStartEvent, body: HTTPResponseBodyEvent) -> bool:
         """Sends both, unless there is more to mind than that."""
@@ -91,6 +97,7 @@ class _Whole:
             return False
         cycle.transport.write(written + content)
         cycle.response_started = cycle.response_complete = True
+        cycle.waiting_for_100_continue = False
         cycle.message_event.set()
         cycle.on_response()
         return True
@@ -101,7 +108,8 @@ def _says_its_length(head: HTTPResponseStartEvent) -> bool:
 
 
 def _written(status: int, headers: Sequence[tuple[bytes, bytes]], length: int) -> bytes | None:
-    """The head of an answer of this length; None if it says otherwise, or what would end a line before its end."""
+    """The head of an answer of this length; None if it says otherwise, or holds a control character beside the ends of
+    its lines."""
     lines = [STATUS_LINE[status]]
     for name, value in headers:
         if name == b"connection" or (name == b"content-length" and int(value) != length):
@@ -109,7 +117,7 @@ def _written(status: int, headers: Sequence[tuple[bytes, bytes]], length: int) -
         lines += (name, b": ", value, b"\r\n")
     lines.append(b"\r\n")
     written, ends = b"".join(lines), len(headers) + 2
-    return written if written.count(b"\n") == written.count(b"\r") == ends else None
+    return written if len(written) - len(written.translate(None, _CONTROLS)) == ends * len(b"\r\n") else None
 
 
 class _Connection(HttpToolsProtocol):
