@@ -2,10 +2,12 @@
 may take, and what becomes of one that is no HTTP.
 
 The library reads HTTP and bounds neither. Whoever holds a connection without a request under way is watched by one
-clock, so that none stays open for ever. Refuses to know what is asked: a body's bounds are those of its route.
+clock, and whoever takes nothing of an answer by another, so that none stays open for ever. Refuses to know what is
+asked: a body's bounds are those of its route.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final
 
 import httptools
@@ -26,6 +28,8 @@ KEEP_ALIVE: Final = 75
 """Seconds between two requests: longer than load balancers keep an idle connection, for whoever closes first must not
 be us."""
 
+STALLED: Final = 60.0
+"""Seconds after which one who has taken nothing of what waits to be sent is given up."""
 
 BESIDE_BODY: Final = 1024 * 1024
 FRAMES: Final = 8
@@ -131,6 +135,8 @@ class _Connection(HttpToolsProtocol):
         self._raw_bytes = self._body_bytes = self._chunk = 0
         self._idle_since = 0.0
         self._clock: Any = None
+        self._reader_clock: Any = None
+        self._answering: RequestResponseCycle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Somebody has connected, and has so long to ask for something."""
@@ -138,8 +144,13 @@ class _Connection(HttpToolsProtocol):
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nobody is there any more."""
+        """Nobody is there any more. The library tells it to the request that came last; one before it may still be
+        under way."""
         self._stop_clock()
+        self._stop_reader_clock()
+        if self._answering is not None and not self._answering.response_complete:
+            self._answering.disconnected = True
+            self._answering.message_event.set()
         self._unset_keepalive_if_required()
         super().connection_lost(exc)
 
@@ -218,6 +229,7 @@ class _Connection(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         # The library makes its cycles by itself, and gives away what they send by.
         cycle.send = _Whole(cycle).send  # type: ignore[method-assign]
+        self._answering = cycle
         super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
@@ -286,6 +298,35 @@ class _Connection(HttpToolsProtocol):
             self._keep_alive_for(left)
         else:
             self.transport.close()
+            self._watch_reader()
+
+    def pause_writing(self) -> None:
+        """Much waits to be sent: answers wait until it is taken, but not for one who takes nothing."""
+        super().pause_writing()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        """It was taken, most of it."""
+        self._stop_reader_clock()
+        super().resume_writing()
+
+    def _watch_reader(self) -> None:
+        self._stop_reader_clock()
+        waiting = self.transport.get_write_buffer_size()
+        if waiting:
+            self._reader_clock = self.loop.call_later(STALLED, partial(self._look_at_reader, waiting))
+
+    def _look_at_reader(self, waited: int) -> None:
+        # Answers wait meanwhile, so that it grows no more.
+        if self.transport.get_write_buffer_size() < waited:
+            self._watch_reader()
+        else:
+            self.transport.abort()
+
+    def _stop_reader_clock(self) -> None:
+        if self._reader_clock is not None:
+            self._reader_clock.cancel()
+            self._reader_clock = None
 
     def _on_time_out(self) -> None:
         self._clock = None

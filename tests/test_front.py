@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from uvicorn.server import ServerState
 
-from service.front import KEEP_ALIVE, FrontConfig
+from service.front import KEEP_ALIVE, STALLED, FrontConfig
 
 Header = tuple[bytes, bytes]
 ASKED = b"GET / HTTP/1.1\r\nhost: sync.test\r\n\r\n"
@@ -21,7 +21,14 @@ class Transport:
 
     def __init__(self) -> None:
         self.pieces: list[bytes] = []
-        self.closed = False
+        self.closed = self.aborted = False
+        self.waiting = 0
+
+    def get_write_buffer_size(self) -> int:
+        return self.waiting
+
+    def abort(self) -> None:
+        self.closed = self.aborted = True
 
     def get_extra_info(self, _name: str, default: Any = None) -> Any:
         return default
@@ -232,3 +239,56 @@ async def test_after_its_answer_nobody_is_told_to_go_on() -> None:
     pieces = await line.ask(ASKED.replace(b"GET", b"POST")[:-2] + b"expect: 100-continue\r\ncontent-length: 2\r\n\r\n")
     assert pieces == [b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nno"]
     assert heard == ["http.disconnect"]
+
+
+async def test_who_takes_nothing_is_given_up_and_who_takes_little_is_not() -> None:
+    line = Line(start(LENGTH), part(b"ok"))
+    line.transport.waiting = 100_000
+    line.connection.pause_writing()
+    asking = asyncio.create_task(line.ask())
+    await asyncio.sleep(0)
+    for taken in (1, 1, 1, 0):
+        line.transport.waiting -= taken
+        line.loop.pass_by(STALLED)
+        assert line.transport.aborted is (taken == 0)
+    line.connection.connection_lost(None)
+    assert await asking == []
+
+
+async def test_who_takes_it_in_the_end_is_answered() -> None:
+    line = Line(start(LENGTH), part(b"ok"))
+    line.transport.waiting = 100_000
+    line.connection.pause_writing()
+    asking = asyncio.create_task(line.ask())
+    await asyncio.sleep(0)
+    line.connection.resume_writing()
+    assert b"".join(await asking).endswith(b"ok")
+    line.loop.pass_by(STALLED)
+    assert not line.transport.aborted
+
+
+async def test_what_nobody_takes_keeps_no_idle_connection() -> None:
+    line = Line(start(LENGTH), part(b"ok"))
+    await line.ask()
+    line.transport.waiting = 10
+    line.loop.pass_by(KEEP_ALIVE)
+    assert (line.transport.closed, line.transport.aborted) == (True, False)
+    line.loop.pass_by(STALLED)
+    assert (line.transport.closed, line.transport.aborted) == (True, True)
+
+
+async def test_when_the_caller_goes_it_is_the_request_under_way_that_hears_of_it() -> None:
+    heard: list[str] = []
+
+    async def wait(_scope: Any, receive: Any, _send: Any) -> None:
+        while not heard or heard[-1] != "http.disconnect":
+            heard.append((await receive())["type"])
+
+    line = Line(application=wait)
+    asking = asyncio.create_task(line.ask(ASKED * 2))
+    await asyncio.sleep(0)
+    line.connection.connection_lost(None)
+    async with asyncio.timeout(5):
+        await asking
+    assert heard[-1] == "http.disconnect"
+    assert heard.count("http.disconnect") == 1
