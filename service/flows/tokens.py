@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 from service.domain.addresses import Channel
-from service.errors import Forbidden, NotFound, Unprocessable
+from service.errors import Forbidden, NotFound, Unauthenticated, Unprocessable
 from service.store import access
 from service.store.access import SCOPES, Caller, Deed
 from service.store.database import Connection, Database
@@ -28,14 +28,15 @@ class Wanted(NamedTuple):
 
 
 async def make(database: Database, wanted: Wanted, by: Caller, clock: Callable[[], datetime]) -> str:
-    """A new token, which can be read this once. Forbidden if it could do more than the token of whoever asks."""
+    """A new token, which can be read this once. Forbidden if it could do more than the token of whoever asks, and
+    Unauthenticated if that one has ended."""
     now = clock()
     _check(wanted, now)
     _check_against(wanted, by)
     async with database.begin() as connection:
         # Whoever revokes a token that was stolen must not be outrun by one that it makes.
         if by.token_id is not None and not await access.stands(connection, by.token_id, now):
-            raise Forbidden("Your own token has ended meanwhile, so it cannot make another.")
+            raise Unauthenticated("Your own token has ended meanwhile, so it cannot make another.")
         token = await access.create_token(
             connection,
             wanted.name,

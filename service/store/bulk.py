@@ -70,7 +70,9 @@ async def apply(connection: Connection, entries: Sequence[Entry], provenance: Pr
     if len(entries) <= MANY or not await asyncio.to_thread(_are_plain_stops, entries, provenance.channel):
         return await suppressions.apply(connection, entries, provenance, policy)
     # What is locked from here on is let go if this fails: the merge takes its locks in their order from the start.
-    with suppress(asyncpg.UniqueViolationError):
+    # `COPY` stores partition by partition, some at a time, so that two that bring the same new facts at once may wait
+    # for each other; the server ends the wait of one.
+    with suppress(asyncpg.UniqueViolationError, asyncpg.DeadlockDetectedError):
         async with connection.begin_nested():
             return await _apply(connection, entries, provenance, policy)
     return await suppressions.apply(connection, entries, provenance, policy)

@@ -40,6 +40,7 @@ PROBLEMS: Final[Mapping[str, Problem]] = {
     "unknown-channel": Problem(404, "There is no such channel; use email or sms."),
     "method-not-allowed": Problem(405, "This path does not take this method; the Allow header names those it takes."),
     "already-decided": Problem(409, "It was decided before; a decision stands."),
+    "being-decided": Problem(409, "A decision about many lines of this run goes on; ask again when it is through."),
     "no-plan": Problem(409, "The run is no plan whose lines can be decided; the detail says what it is."),
     "not-revertible": Problem(409, "The run is in no state in which it can be taken back; the detail says in which."),
     "batch-gone": Problem(409, "The batch has passed its retention; what it said cannot be read again."),

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from service.errors import Forbidden
+from service.errors import Unauthenticated
 from service.flows.tokens import Wanted, make
 from service.settings import Settings
 from service.store import access
@@ -112,7 +112,7 @@ async def test_a_token_that_is_revoked_meanwhile_makes_no_other(settings: Settin
             making = asyncio.create_task(make(person.site.database, wanted, by, person.site.clock))
             await asyncio.sleep(0.05)
             assert not making.done()
-        with pytest.raises(Forbidden, match="has ended meanwhile"):
+        with pytest.raises(Unauthenticated, match="has ended meanwhile"):
             await making
         assert await person.site.query("select name from tokens") == [("ann",)]
 
