@@ -51,7 +51,7 @@ from service.web import suppressions as queries
 from service.web.callers import Callers
 from service.web.console import frame as console
 from service.web.contract import AnyOperation
-from service.web.http import Budget, Service, Telling, on_error, on_http_exception
+from service.web.http import Budget, Service, Telling, on_error, on_fault, on_http_exception
 from service.web.tracing import Tracing
 
 Application: TypeAlias = Starlette
@@ -195,13 +195,16 @@ def _application(
     """What answers these operations, and shows these pages. The last of the shortcuts is asked first."""
     made = Starlette(
         routes=[*contract.routes(operations), *pages],
-        exception_handlers={KahunaSyncError: on_error, HTTPException: on_http_exception},
+        exception_handlers={
+            KahunaSyncError: on_error,
+            HTTPException: on_http_exception,
+            Exception: console.on_fault if pages else on_fault,
+        },
         lifespan=lifespan,
     )
     # A path with one slash too many is no path of ours: it is told so, not sent elsewhere.
     made.router.redirect_slashes = False
-    # Around all of it, the library's own page for what nobody foresaw too: that one is never reached, and the busiest
-    # routes pass by everything but these.
+    # Around all of it: it logs what nobody foresaw, and the busiest routes pass by everything else.
     inner = made.build_middleware_stack()
     for shortcut in shortcuts:
         inner = shortcut(inner)

@@ -520,8 +520,7 @@ def _check_numbers(settings: Settings) -> None:
         value = getattr(settings, field.name)
         if isinstance(value, int | float) and value == 0:
             raise SettingsError(f"{name} must be more than 0.")
-        if name.endswith("_DAYS") and (value or 0) > MOST_DAYS:
-            raise SettingsError(f"{name} must be at most {MOST_DAYS}; leave it out where there is to be no end.")
+        _check_time(name, value or 0)
     for name in ("PORT", "ADMIN_PORT", "WORKER_PORT"):
         if (getattr(settings, name.lower()) or 0) > 65_535:
             raise SettingsError(f"{name} must be at most 65535.")
@@ -536,6 +535,13 @@ def _check_numbers(settings: Settings) -> None:
         raise SettingsError(
             f"PUSH_LEASE_SECONDS must be at least {SHORTEST_LEASE}, or a claim ends before it is renewed."
         )
+
+
+def _check_time(name: str, value: Any) -> None:
+    if name.endswith("_DAYS") and value > MOST_DAYS:
+        raise SettingsError(f"{name} must be at most {MOST_DAYS}; leave it out where there is to be no end.")
+    if name.endswith("_HOURS") and value > 24 * MOST_DAYS:
+        raise SettingsError(f"{name} must be at most {24 * MOST_DAYS}.")
 
 
 def _check_traces(settings: Settings) -> None:

@@ -417,6 +417,15 @@ def test_proxies_are_addresses_and_networks() -> None:
         load({"TRUSTED_PROXIES": "nginx"})
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("CONSOLE_SESSION_HOURS", "1e12"), ("RECONCILE_EVERY_HOURS", "1e12"), ("CALLS_RETENTION_DAYS", "36501")],
+)
+def test_no_time_goes_beyond_what_a_calendar_has(name: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=f"{name} must be at most"):
+        load({name: value})
+
+
 @pytest.mark.parametrize("name", ["PORT", "ADMIN_PORT", "WORKER_PORT"])
 def test_a_port_can_exist(name: str) -> None:
     with pytest.raises(SettingsError, match=f"{name} must be at most 65535"):

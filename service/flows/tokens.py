@@ -33,6 +33,9 @@ async def make(database: Database, wanted: Wanted, by: Caller, clock: Callable[[
     _check(wanted, now)
     _check_against(wanted, by)
     async with database.begin() as connection:
+        # Whoever revokes a token that was stolen must not be outrun by one that it makes.
+        if by.token_id is not None and not await access.stands(connection, by.token_id, now):
+            raise Forbidden("Your own token has ended meanwhile, so it cannot make another.")
         token = await access.create_token(
             connection,
             wanted.name,
@@ -52,6 +55,11 @@ def _check(wanted: Wanted, now: datetime) -> None:
     if not wanted.name.strip() or len(wanted.name) > LONGEST_NAME:
         raise Unprocessable(
             f"The name must say who will use the token, in at most {LONGEST_NAME} characters.", "invalid-body"
+        )
+    if not wanted.name.isprintable():
+        # It stands in the audit log: what cannot be seen would let one name pass for another.
+        raise Unprocessable(
+            "The name holds a character that cannot be seen, such as a line break; take it out.", "invalid-body"
         )
     if not wanted.scopes or set(wanted.scopes) - set(SCOPES):
         raise Unprocessable(f"Choose at least one scope, of {', '.join(SCOPES)}.", "invalid-body")

@@ -122,6 +122,13 @@ async def end_token(
     return name
 
 
+async def stands(connection: AsyncConnection, token_id: uuid.UUID, now: datetime) -> bool:
+    """Whether the token of this id lives; until the commit nobody can end it."""
+    alive = (tokens.c.revoked_at.is_(None), or_(tokens.c.expires_at.is_(None), tokens.c.expires_at > now))
+    query = select(tokens.c.id).where(tokens.c.id == token_id, *alive).with_for_update(read=True)
+    return (await connection.execute(query)).first() is not None
+
+
 class Deed(NamedTuple):
     """What somebody did. `detail` may hold evidence and notes, never a key.
 

@@ -192,6 +192,11 @@ async def on_http_exception(_request: Request, error: Exception) -> Response:
     return problem(error.status_code, slug, detail, error.headers)
 
 
+async def on_fault(_request: Request, _error: Exception) -> Response:
+    """The problem that a fault of ours is. Whoever called it raises the fault again, so that it is logged."""
+    return problem(500, "internal-error", PROBLEMS["internal-error"].says)
+
+
 class Telling:
     """Outermost: gives every request its id, every answer the header, and notes how long it took by route.
 

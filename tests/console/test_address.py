@@ -193,6 +193,26 @@ async def test_a_token_without_the_scope_write_may_look_and_say_nothing(settings
             assert (await looked_up(other, ANN)).status_code == 403
 
 
+async def test_a_token_without_the_scope_read_is_shown_no_address_by_what_it_writes(settings: Settings) -> None:
+    async with signed_in(settings, "write", "admin") as person:
+        await unsubscribed(person, "ann@example.com")
+        for path in ("/console/address", "/console/address/suppress", "/console/address/reactivate"):
+            answer = await person.act(path, subject="email ann@example.com")
+            assert (answer.status_code, "lacks the scope read" in answer.text) == (403, True)
+            assert "Timeline" not in answer.text
+
+
+async def test_characters_that_turn_or_hide_others_are_marked(person: Person) -> None:
+    await unsubscribed(person, "a\u202emoc@example.com", "a\u200bnn@example.com")
+    page = await looked_up(person, "a\u202emoc@example.com")
+    assert '<strong class="address">a<span class="mark">U+202E</span>moc@example.com</strong>' in page.text
+    assert 'name="subject" value="email a\u202emoc@example.com"' in page.text
+    page = await looked_up(person, "a\u200bnn@example.com")
+    assert "aU+200Bnn@example.com" in page.text.replace('<span class="mark">', "").replace("</span>", "")
+    [(batch,)] = await person.site.query("select id from batches limit 1")
+    assert "\u202e" not in (await person.get(f"/console/batches/{batch}")).text
+
+
 async def test_a_token_of_one_namespace_sees_nothing_of_another(settings: Settings) -> None:
     async with signed_in(settings, namespace="default") as person:
         await person.site.deliver("email", [{"email": ANN, "reason": "unsub"}])

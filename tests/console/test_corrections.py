@@ -200,6 +200,25 @@ async def test_an_open_circuit_is_told_with_what_to_do_and_reset(person: Person)
     assert "was not open" in Read(await press(person, page, "Reset the circuit of email")).text
 
 
+async def test_so_many_are_counted_and_no_more(person: Person) -> None:
+    await person.site.execute(
+        "insert into corrections (namespace, channel, address, slot, address_received, action, occurred_at, state, "
+        "next_attempt_at, created_at) select 'default', 'email', n, 'manual', n, 'suppress', 1, 'dead', now(), now() "
+        f"from (select n::text from generate_series(1, {desk.SCANNED + 5}) as n) as many"
+    )
+    assert f"dead at least {desk.SCANNED:,}" in Read(await person.get(PATH)).links
+
+
+async def test_what_can_be_no_id_means_nothing_and_never_all(person: Person) -> None:
+    [one] = await stopped(person, "ann@example.com")
+    await given_up(person)
+    for verb in ("choose", "requeue", "discard"):
+        for name in ("id-", "id-abc", "id-1234567890123456789"):
+            answer = await person.act(f"{PATH}/{verb}", state="dead", because="x", **{name: "on"})
+            assert (answer.status_code, "Nothing is ticked" in answer.text) == (422, True), (verb, name)
+    assert await states(person) == {one: "dead"}
+
+
 async def test_nothing_of_it_is_seen_or_decided_from_another_namespace(settings: Settings) -> None:
     async with signed_in(settings, namespace="default") as person:
         [one] = await stopped(person, "ann@example.com")

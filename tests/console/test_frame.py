@@ -6,12 +6,14 @@ from dataclasses import replace
 import httpx
 import pytest
 
+from service.app import build, desk_of
 from service.settings import Settings
 from service.web.console.frame import PAGES
 from service.web.console.visiting import NAVIGATION
-from tests.console.browsing import Seen, browsing, signed_in
+from tests.console.browsing import ORIGIN, Seen, browsing, signed_in
 from tests.console.seeding import seed
-from tests.web.harness import opened
+from tests.flows.speaking import Clock
+from tests.web.harness import is_problem, opened, with_state
 
 PLAIN = sorted({page.path for page in PAGES if "{" not in page.path})
 
@@ -93,6 +95,47 @@ async def test_the_files_of_a_page_are_there_for_everybody_and_are_kept(settings
             assert "immutable" in answer.headers["Cache-Control"]
 
 
+async def test_a_file_of_another_release_is_not_kept_under_its_name(settings: Settings) -> None:
+    async with opened(settings) as site:
+        for query in ("", "?0123456789ab"):
+            answer = await site.client.get(f"/console/style.css{query}")
+            assert (answer.status_code, answer.headers["Cache-Control"]) == (200, "no-store")
+
+
+async def test_what_a_page_saves_is_kept_by_no_cache(settings: Settings) -> None:
+    async with signed_in(settings) as person:
+        await person.site.deliver("email", [{"email": "ann@example.com", "reason": "unsub"}])
+        ((batch_id,),) = await person.site.query("select id from batches")
+        answer = await person.get(f"/console/batches/{batch_id}/body")
+        assert b"ann@example.com" in answer.content
+        assert answer.headers["Content-Disposition"] == "attachment"
+        assert (answer.headers["Cache-Control"], answer.headers["X-Content-Type-Options"]) == ("no-store", "nosniff")
+        assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+
+
+@pytest.mark.parametrize("word", ["%00", "x" * 65, "%EF%BC%91", "%0Aa"])
+async def test_what_can_be_no_id_is_not_found_and_not_written_down(settings: Settings, word: str) -> None:
+    async with signed_in(settings) as person:
+        for path in (f"/console/batches/{word}/replay", f"/console/quarantine/{word}/0/requeue"):
+            answer = await person.act(path)
+            assert (answer.status_code, "There is no such page" in answer.text) == (404, True)
+        assert await person.site.query("select count(*) from audit where action = 'console.action'") == [(0,)]
+
+
+async def test_a_fault_of_ours_is_a_page_without_a_detail_and_a_problem_elsewhere(settings: Settings) -> None:
+    async with signed_in(settings) as person:
+        headers = await person.site.token("admin")
+        start = {"number": "15550100001", "timestamp": 0, "opt-in": True}
+        assert (await person.site.deliver("sms", [start])).status_code == 200
+        await person.site.execute("alter table reviews alter column why type integer using 0")
+        answer = await person.get("/console/reviews")
+        assert (answer.status_code, "fault of ours" in answer.text) == (500, True)
+        assert "why" not in answer.text
+        check(answer)
+        answer = await person.site.client.get("/v1/admin/reviews", headers=headers)
+        assert is_problem(answer, 500, "internal-error")
+
+
 async def test_what_was_done_is_said_once(settings: Settings) -> None:
     async with signed_in(settings) as person:
         await person.act("/console/tokens/create", name="Jürgen <b>", **{"scope-read": "yes"})
@@ -117,6 +160,8 @@ async def test_an_action_is_audited_before_it_is_done_with_the_page_that_it_came
         await person.act("/console/tokens/create", name="x" * 300)
         query = "select actor, action, namespace, detail ->> 'path' from audit where action = 'console.action'"
         assert await person.site.query(query) == [("ann", "console.action", "default", "/console/tokens/create")]
+        query = "select 1 from audit join tokens on tokens.id::text = detail ->> 'token_id' and tokens.name = actor"
+        assert await person.site.query(query) == [(1,)]
 
 
 async def test_a_namespace_is_chosen_among_those_that_the_token_may_see(settings: Settings) -> None:
@@ -136,6 +181,17 @@ async def test_with_an_admin_port_the_public_one_has_no_console(settings: Settin
     async with opened(replace(settings, admin_port=8709)) as site, browsing(site) as person:
         assert (await person.get("/console")).status_code == 404
         assert (await person.get("/console/sign-in")).status_code == 404
+
+
+async def test_with_an_admin_port_the_console_is_there(settings: Settings) -> None:
+    application = build(replace(settings, admin_port=8709), Clock())
+    async with application.router.lifespan_context(application) as state:
+        desk = desk_of(application)
+        assert desk is not None
+        transport = httpx.ASGITransport(app=with_state(desk, dict(state or {})))
+        async with httpx.AsyncClient(transport=transport, base_url=ORIGIN) as client:
+            check(await client.get("/console/sign-in"))
+            assert (await client.get("/console")).headers["Location"] == "/console/sign-in"
 
 
 def test_the_navigation_leads_to_pages_that_there_are() -> None:

@@ -257,6 +257,14 @@ async def test_reviews_are_walked_through_without_a_gap(person: Person) -> None:
     assert found == [f"/console/batches/{one}" for (one,) in batches]
 
 
+async def test_a_batch_that_is_too_deep_to_be_read_is_shown_all_the_same(person: Person) -> None:
+    deep = b'[{"email": "a@example.com", "reason": "unsub", "x": ' + b"[" * 20_000 + b"]" * 20_000 + b"}]"
+    assert (await person.site.deliver_bytes("email", deep)).json()["rejected"] == 1
+    [(batch,)] = await person.site.query("select id from batches")
+    page = await person.get(f"/console/batches/{batch}")
+    assert (page.status_code, "entry 0" in Read(page).links) == (200, True)
+
+
 # Whose business it is.
 
 

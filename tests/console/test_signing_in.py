@@ -8,8 +8,8 @@ import pytest
 
 from service.settings import Settings
 from service.store import sessions
-from tests.console.browsing import Seen, browsing, csrf_in, signed_in
-from tests.web.harness import opened
+from tests.console.browsing import ORIGIN, Seen, browsing, csrf_in, signed_in
+from tests.web.harness import Endless, opened
 
 
 async def test_a_token_is_exchanged_for_a_session_that_no_script_and_no_other_site_can_use(settings: Settings) -> None:
@@ -33,6 +33,14 @@ async def test_a_form_needs_what_its_session_wrote_into_the_page(settings: Setti
         answer = await person.post("/console/sign-out", csrf=csrf)
         assert (answer.status_code, answer.headers["Location"]) == (303, "/console/sign-in")
         assert (await person.get("/console")).status_code == 303
+
+
+async def test_who_signs_in_again_is_not_told_that_they_are_signed_out(settings: Settings) -> None:
+    async with signed_in(settings) as person:
+        await person.act("/console/sign-out")
+        assert "You are signed out." in (await person.get("/console/sign-in")).text
+        await person.sign_in()
+        assert "You are signed out." not in (await person.get("/console")).text
 
 
 @pytest.mark.parametrize("origin", ["https://evil.test", "http://sync.test", "null", ""])
@@ -101,11 +109,32 @@ async def test_a_session_has_an_end_and_is_removed_after_it(settings: Settings) 
         assert await person.site.query("select count(*) from sessions") == [(1,)]
 
 
+async def test_who_signs_in_again_ends_the_session_that_they_had(settings: Settings) -> None:
+    async with signed_in(settings) as person:
+        old = dict(person.client.cookies)
+        await person.sign_in()
+        assert await person.site.query("select count(*) from sessions") == [(1,)]
+        person.client.cookies.clear()
+        person.client.cookies.update(old)
+        assert (await person.get("/console")).status_code == 303
+
+
+async def test_of_a_form_by_nobody_nothing_is_read_and_little_of_a_sign_in(settings: Settings) -> None:
+    async with opened(settings) as site, browsing(site) as person:
+        headers = {"Origin": ORIGIN, "Content-Type": "application/x-www-form-urlencoded"}
+        body = Endless()
+        answer = await person.client.post("/console/tokens/create", content=body, headers=headers)
+        assert (answer.status_code, body.read) == (303, 0)
+        answer = await person.client.post("/console/sign-in", content=body, headers=headers)
+        assert (answer.status_code, body.read) == (413, 17_000)
+
+
 async def test_a_token_has_so_many_sessions_at_most(settings: Settings) -> None:
     async with signed_in(settings) as person:
         oldest = dict(person.client.cookies)
         for _ in range(sessions.MOST_OF_A_TOKEN):
             person.site.clock.sleep(1)
+            person.client.cookies.clear()
             assert (await person.sign_in()).status_code == 303
         assert await person.site.query("select count(*) from sessions") == [(sessions.MOST_OF_A_TOKEN,)]
         assert (await person.get("/console")).status_code == 200
@@ -137,7 +166,14 @@ async def test_who_guesses_has_to_wait_and_a_minute_later_may_try_again(settings
 
 async def test_what_follows_a_sign_in_is_a_page_of_the_console(settings: Settings) -> None:
     async with opened(settings) as site, browsing(site) as person:
-        for elsewhere in ("https://evil.test/", "//evil.test", "/v1/changes", "/console/../v1", "/console/x\\evil"):
+        for elsewhere in (
+            "https://evil.test/",
+            "//evil.test",
+            "/v1/changes",
+            "/console/../v1",
+            "/console/x\\evil",
+            f"/console/{'x' * 2000}",
+        ):
             answer = await person.post("/console/sign-in", token=person.token, next=elsewhere)
             assert answer.headers["Location"] == "/console"
         deep = "/console/batches?channel=sms&since=2026-01-31T12%3A00"

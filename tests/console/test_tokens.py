@@ -1,11 +1,15 @@
 """Tokens on the console: made, shown once, ended; and never more than whoever makes them has."""
 
+import asyncio
 from datetime import timedelta
 
 import pytest
 
+from service.errors import Forbidden
+from service.flows.tokens import Wanted, make
 from service.settings import Settings
 from service.store import access
+from service.store.access import Caller
 from tests.console.browsing import Person, Seen, signed_in
 
 
@@ -62,6 +66,8 @@ async def test_a_token_ends_and_the_list_tells_who_uses_which(settings: Settings
     [
         ({"name": " ", "scope-read": "yes", "days": ""}, 422, "who will use"),
         ({"name": "x" * 101, "scope-read": "yes", "days": ""}, 422, "who will use"),
+        ({"name": "a\u202eb", "scope-read": "yes", "days": ""}, 422, "cannot be seen"),
+        ({"name": "a\nb", "scope-read": "yes", "days": ""}, 422, "cannot be seen"),
         ({"name": "x", "days": ""}, 422, "at least one scope"),
         ({"name": "x", "scope-admin": "yes", "channel": "sms", "days": ""}, 422, "about both channels"),
         ({"name": "x", "scope-read": "yes", "channel": "fax", "days": ""}, 422, "no such channel"),
@@ -94,6 +100,21 @@ async def test_nobody_gets_more_by_making_a_token_than_they_have(settings: Setti
         for lasts in ("", "30"):
             answer = await person.act("/console/tokens/create", **read, days=lasts)
             assert (answer.status_code, "must not outlive it" in answer.text) == (403, True)
+
+
+async def test_a_token_that_is_revoked_meanwhile_makes_no_other(settings: Settings) -> None:
+    async with signed_in(settings) as person:
+        ((token_id,),) = await person.site.query("select id from tokens")
+        by = Caller("ann", frozenset({"read"}), None, None, token_id)
+        wanted = Wanted("late", ["read"], None, None, None)
+        async with person.site.database.begin() as ending:
+            await access.end_token(ending, token_id, None, person.site.clock())
+            making = asyncio.create_task(make(person.site.database, wanted, by, person.site.clock))
+            await asyncio.sleep(0.05)
+            assert not making.done()
+        with pytest.raises(Forbidden, match="has ended meanwhile"):
+            await making
+        assert await person.site.query("select name from tokens") == [("ann",)]
 
 
 async def test_who_may_see_one_namespace_sees_and_ends_its_tokens_only(settings: Settings) -> None:

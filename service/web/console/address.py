@@ -59,6 +59,7 @@ async def look(visit: Visit, form: Form) -> Response:
 
 async def suppress(visit: Visit, form: Form) -> Response:
     """Stops messages to an address, by the word of whoever asks."""
+    asking.require(visit, "read")  # the answer is the whole page of the address
     subject = _subject(visit, form)
     try:
         said = asking.as_body(Stop, asking.written(form, "reason", "occurred_at", "note"))
@@ -72,6 +73,7 @@ async def suppress(visit: Visit, form: Form) -> Response:
 
 async def reactivate(visit: Visit, form: Form) -> Response:
     """Ends the stops of an address by a new consent."""
+    asking.require(visit, "read")  # the answer is the whole page of the address
     subject = _subject(visit, form)
     try:
         given = asking.written(form, "evidence", "occurred_at")

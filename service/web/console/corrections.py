@@ -12,6 +12,7 @@ from service.domain.addresses import CHANNELS
 from service.domain.facts import EMAIL_REASONS, SMS_REASONS
 from service.errors import Unprocessable
 from service.store import desk, outbox
+from service.store.desk import Wanted
 from service.web import corrections as routes
 from service.web.console.asking import as_body, call, filtered, further, ticked, written
 from service.web.console.visiting import Action, Form, Page, Visit
@@ -69,12 +70,17 @@ class Choice(NamedTuple):
     @property
     def body(self) -> dict[str, Any]:
         """The same as the API takes it."""
-        ids = [int(name) for name in ticked(self.fields, "id-") if name.isdecimal() and len(name) < 18]
+        ids = [int(name) for name in _ids(self.fields)]
         if ids:
             return {"ids": ids}
         meant = {name: value for name, value in self.fields.items() if name in _FIELDS}
         found: dict[str, Any] = {"filter": meant}
         return found | ({"cursor": self.fields["cursor"]} if "cursor" in self.fields else {})
+
+
+def _ids(form: Form) -> list[str]:
+    """The ids that were ticked, as they stand in the form; what can be no id is none."""
+    return [name for name in ticked(form, "id-") if name.isdecimal() and len(name) < 18]
 
 
 def _choice(form: Form) -> Choice:
@@ -83,7 +89,7 @@ def _choice(form: Form) -> Choice:
         if form.get("state") not in DECIDABLE:
             raise Unprocessable(f"All of a state can be decided about if it is one of {', '.join(DECIDABLE)}.")
         return Choice(written(form, "which", *_FIELDS, "cursor"))
-    chosen = {f"id-{name}": "on" for name in ticked(form, "id-")}
+    chosen = {f"id-{name}": "on" for name in _ids(form)}
     if not chosen:
         raise Unprocessable("Nothing is ticked. Go back, and tick the corrections that you mean.", "nothing-chosen")
     return Choice(chosen)
@@ -97,14 +103,14 @@ async def corrections(visit: Visit) -> Response:
     circuits = await routes.list_circuits(call(visit, Asked(namespace=visit.namespace), None))
     decidable = query.state in DECIDABLE
     async with visit.service.database.read() as connection:
-        depth = await outbox.depth(connection)
+        depth = {state: await desk.tallied(connection, _all(visit, state)) for state in outbox.UNSETTLED}
         wanted = wanted_of(visit.namespace, query, None)
         matching, is_all = await desk.tallied(connection, wanted) if decidable else (0, True)
     values: dict[str, Any] = {
         "asked": asked,
         "state": query.state,
         "states": STATES,
-        "depth": {state: depth.get((visit.namespace, state), 0) for state in outbox.UNSETTLED},
+        "depth": depth,
         "corrections": found.corrections,
         "matching": matching,
         "is_all": is_all,
@@ -116,6 +122,11 @@ async def corrections(visit: Visit) -> Response:
         "meant": written(asked.said, *_FIELDS) | {"state": query.state},
     }
     return visit.page("corrections.html", title="Corrections", **values)
+
+
+def _all(visit: Visit, state: str) -> Wanted:
+    """All corrections in a state."""
+    return wanted_of(visit.namespace, Corrections(state=state), None)  # type: ignore[arg-type]
 
 
 async def correction(visit: Visit) -> Response:

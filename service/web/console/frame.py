@@ -3,6 +3,7 @@
 Refuses to know what any page shows.
 """
 
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeAlias
 from urllib.parse import quote
@@ -11,14 +12,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from service.errors import Forbidden, KahunaSyncError, StorageUnavailable, TooManyCalls
+from service.errors import Forbidden, KahunaSyncError, NotFound, StorageUnavailable, TooManyCalls
 from service.store import access
 from service.store.access import Deed
 from service.telemetry import REQUEST_ID
+from service.web import http
 from service.web.console import address, corrections, health, overview, plans, receipts, reviews, tokens
 from service.web.console.signing_in import (
     Failures,
     check_form,
+    check_origin,
     form_of,
     inside,
     sign_in,
@@ -26,7 +29,19 @@ from service.web.console.signing_in import (
     sign_out,
     visitor_of,
 )
-from service.web.console.visiting import FILES, HEADERS, TEMPLATES, Action, Page, Visit, Visitor, file, note_in, sent_to
+from service.web.console.visiting import (
+    FILES,
+    HEADERS,
+    TEMPLATES,
+    Action,
+    Page,
+    Visit,
+    Visitor,
+    file,
+    guarded,
+    note_in,
+    sent_to,
+)
 from service.web.http import namespace_for, service_of
 
 PAGES: Final[Sequence[Page]] = (
@@ -52,6 +67,11 @@ ACTIONS: Final[Sequence[Action]] = (
 )
 
 Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
+
+_ID: Final = re.compile(r"[0-9A-Za-z-]{1,64}", re.ASCII)
+"""What may stand in a path where an id does: it is written into the audit log and into the way back, as it came."""
+
+_NO_PAGE: Final = "There is no such page; those that there are stand above."
 
 _TITLES: Final = {
     400: "That was not understood",
@@ -92,8 +112,8 @@ _SIGN_OUT: Final = Action("/console/sign-out", _out, audited=False)
 
 
 def _serving(name: str) -> Handler:
-    async def serve(_request: Request) -> Response:
-        return file(name)
+    async def serve(request: Request) -> Response:
+        return file(name, request.url.query)
 
     return serve
 
@@ -104,7 +124,7 @@ async def _asking(request: Request) -> Response:
 
 async def _nothing(request: Request) -> Response:
     async def show(visit: Visit) -> Response:
-        return visit.problem(404, "Not found", "There is no such page; those that there are stand above.")
+        return visit.problem(404, "Not found", _NO_PAGE)
 
     return await _showing(Page("", show))(request)
 
@@ -116,7 +136,7 @@ def _showing(page: Page) -> Handler:
             visitor = await visitor_of(request)
             if visitor is None:
                 return _to_sign_in(request)
-            return await page.show(_visit(request, visitor, page.scope))
+            return guarded(await page.show(_visit(request, visitor, page.scope)))
         except KahunaSyncError as error:
             return _told(request, visitor, error)
 
@@ -127,15 +147,16 @@ def _doing(action: Action) -> Handler:
     async def answer(request: Request) -> Response:
         visitor = None
         try:
-            form = await form_of(request)
+            check_origin(request)
             visitor = await visitor_of(request)
             if visitor is None:
                 return sent_to("/console/sign-in", "Your session has ended. Sign in, and do it again.")
+            form = await form_of(request)
             check_form(form, visitor)
             visit = _visit(request, visitor, action.scope)
             if action.audited:
                 await _audit(visit, action)
-            return await action.do(visit, form)
+            return guarded(await action.do(visit, form))
         except KahunaSyncError as error:
             return _told(request, visitor, error)
 
@@ -144,6 +165,8 @@ def _doing(action: Action) -> Handler:
 
 def _visit(request: Request, visitor: Visitor, scope: str | None) -> Visit:
     service = service_of(request)
+    if not all(_ID.fullmatch(value) for value in request.path_params.values()):
+        raise NotFound(_NO_PAGE)
     if scope is not None and not visitor.may(scope):
         raise Forbidden(f"Your token lacks the scope {scope}. Sign in with one that has it.", "missing-scope")
     given = request.query_params.get("namespace")
@@ -154,8 +177,10 @@ def _visit(request: Request, visitor: Visitor, scope: str | None) -> Visit:
 
 
 async def _audit(visit: Visit, action: Action) -> None:
-    """Notes that somebody asked for it here. What came of it, the flow itself writes down."""
-    detail = {"path": action.path, "request_id": REQUEST_ID.get()} | dict(visit.request.path_params)
+    """Notes that somebody asked for it here, and with which token: names may be alike. What came of it, the flow itself
+    writes down."""
+    detail = {"path": action.path, "token_id": str(visit.visitor.caller.token_id), "request_id": REQUEST_ID.get()}
+    detail |= visit.request.path_params
     deed = Deed(visit.actor, "console.action", visit.namespace, detail=detail)
     async with visit.service.database.begin() as connection:
         await access.write_down(connection, deed, visit.service.now)
@@ -165,6 +190,15 @@ def _to_sign_in(request: Request) -> Response:
     query = f"?{request.url.query}" if request.url.query else ""
     wanted = inside(request.url.path + query)
     return sent_to("/console/sign-in" if wanted == "/console" else f"/console/sign-in?next={quote(wanted)}")
+
+
+async def on_fault(request: Request, error: Exception) -> Response:
+    """What nobody foresaw, as a page if it was one that was asked for, and else as the problem that it is."""
+    if not f"{request.scope['path']}/".startswith("/console/"):
+        return await http.on_fault(request, error)
+    sentence = "This is a fault of ours. It is in the log of the service, with the id X-Request-ID of this answer."
+    text = TEMPLATES.get_template("alone.html").render(title="That did not work", sentence=sentence)
+    return Response(text, 500, HEADERS, "text/html")
 
 
 def _told(request: Request, visitor: Visitor | None, error: KahunaSyncError) -> Response:

@@ -51,12 +51,12 @@ async def batch(visit: Visit) -> Response:
 
 def _entries(found: WholeBatch) -> list[tuple[int, str, str | None]]:
     """The first entries of a callback, each with its index and the error that sent it to quarantine, if one did; none
-    of a body that is no array, or is too long to be read in passing."""
+    of a body that is no array, or is too long or too deep to be read in passing."""
     if found.body_encoding != "utf-8" or found.body_bytes > SMALL_BODY:
         return []
     try:
         decoded = msgspec.json.decode(found.body, type=list[msgspec.Raw])
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     errors = {error.index: error.error for error in found.errors}
     return [(n, bytes(raw).decode()[:SHOWN], errors.get(n)) for n, raw in enumerate(decoded[:ENTRIES_SHOWN])]

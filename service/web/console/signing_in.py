@@ -19,13 +19,17 @@ from service.errors import BadRequest, Forbidden, TooManyCalls
 from service.store import access, sessions
 from service.store.access import Caller, Deed
 from service.telemetry import logger
-from service.web.console.visiting import HEADERS, TEMPLATES, Form, Visitor, keep, note_in, sent_to
+from service.web.console.visiting import HEADERS, NOTE, TEMPLATES, Form, Visitor, keep, note_in, sent_to
 from service.web.http import read_body, service_of
 
 COOKIE: Final = "__Host-ks-session"
 
 FORM_LIMIT: Final = 256 * 1024
-"""Bytes of a form."""
+SIGN_IN_LIMIT: Final = 16 * 1024
+"""Bytes of a form, and of the one that anybody may send: reading takes the whole process some time."""
+
+LONGEST_WAY: Final = 2000
+"""Characters of the page to go on to."""
 
 MOST_FIELDS: Final = 1000
 
@@ -63,14 +67,13 @@ class Failures:
         self._of.setdefault(place, []).append(now)
 
 
-async def form_of(request: Request) -> Form:
-    """The fields of a form that a page of this origin has sent."""
-    _check_origin(request)
+async def form_of(request: Request, limit: int = FORM_LIMIT) -> Form:
+    """The fields of a form, of so many bytes at most. Ask `check_origin` before."""
     kind = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if kind != "application/x-www-form-urlencoded":
         raise BadRequest("Send the form as application/x-www-form-urlencoded.")
     declared, seconds = request.headers.get("Content-Length", ""), service_of(request).settings.body_timeout_seconds
-    body = await read_body(request.receive, declared, FORM_LIMIT, seconds)
+    body = await read_body(request.receive, declared, limit, seconds)
     try:
         fields = parse_qsl(body.decode("ascii"), keep_blank_values=True, max_num_fields=MOST_FIELDS, errors="strict")
     except ValueError:
@@ -80,9 +83,9 @@ async def form_of(request: Request) -> Form:
     return dict(fields)
 
 
-def _check_origin(request: Request) -> None:
-    """Browsers tell which origin a form came from. It must be this host, by TLS unless it is this machine: a proxy may
-    have ended that before us, so our own scheme says nothing."""
+def check_origin(request: Request) -> None:
+    """Refuses a form of another origin, which browsers tell. It must be this host, by TLS unless it is this machine: a
+    proxy may have ended that before us, so our own scheme says nothing."""
     if request.headers.get("Sec-Fetch-Site", "same-origin") != "same-origin":
         raise Forbidden("This form was sent from another site. Open the console itself, and do it there.")
     try:
@@ -125,17 +128,21 @@ def _digest(key: str) -> bytes:
 def sign_in_page(request: Request, wanted: str = "", fault: str = "", status: int = 200) -> Response:
     """The form that asks for a token. `wanted` is the page to go on to."""
     values = {"fault": fault, "wanted": wanted, "note": note_in(request)}
-    return Response(TEMPLATES.get_template("sign_in.html").render(values), status, HEADERS, "text/html")
+    response = Response(TEMPLATES.get_template("sign_in.html").render(values), status, HEADERS, "text/html")
+    if values["note"]:
+        keep(response, NOTE, "", 0)
+    return response
 
 
 def inside(path: str) -> str:
     """A page of the console to go to: the first, unless this is another."""
-    return path if _INSIDE.fullmatch(path) else "/console"
+    return path if len(path) <= LONGEST_WAY and _INSIDE.fullmatch(path) else "/console"
 
 
 async def sign_in(request: Request, failures: Failures) -> Response:
-    """Exchanges a token for a session."""
-    service, form = service_of(request), await form_of(request)
+    """Exchanges a token for a session, and ends the one that the browser had."""
+    check_origin(request)
+    service, form = service_of(request), await form_of(request, SIGN_IN_LIMIT)
     place, wanted = request.client.host if request.client else "", inside(form.get("next", ""))
     failures.check(place, service.now)
     caller = await service.callers.of(form.get("token", "").strip())
@@ -147,6 +154,7 @@ async def sign_in(request: Request, failures: Failures) -> Response:
     hours = service.settings.console_session_hours
     async with service.database.begin() as connection:
         now = service.now
+        await sessions.end(connection, _digest(request.cookies.get(COOKIE, "")))
         await sessions.begin(connection, _digest(key), caller.token_id, now, now + timedelta(hours=hours))
         await access.write_down(connection, Deed(caller.name, "console.sign_in", caller.namespace), now)
     logger().info("console.signed_in", token_id=str(caller.token_id), client=place)

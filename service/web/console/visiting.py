@@ -10,6 +10,7 @@ Every template escapes whatever it is given, and fails on a name that it was not
 
 import base64
 import hashlib
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -59,9 +60,13 @@ _HERE: Final = Path(__file__).parent
 FILES: Final = {"style.css": "text/css", "keys.js": "text/javascript", "icon.svg": "image/svg+xml"}
 """What pages load, and its media type."""
 
+# Read once: what is served must be what its version says, also while the files of a release are being replaced.
+_CONTENTS: Final = {name: (_HERE / name).read_bytes() for name in FILES}
+_VERSIONS: Final = {name: hashlib.sha256(content).hexdigest()[:12] for name, content in _CONTENTS.items()}
 
-def _version(name: str) -> str:
-    return hashlib.sha256((_HERE / name).read_bytes()).hexdigest()[:12]
+_UNSEEN: Final = re.compile("[\u00ad\u061c\u115f\u1160\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0]")
+
+_KEPT: Final = "public, max-age=31536000, immutable"
 
 
 def _when(moment: datetime | int | str | None) -> Markup:
@@ -78,6 +83,16 @@ def _when(moment: datetime | int | str | None) -> Markup:
     )
 
 
+def _seen(text: str) -> Markup:
+    """A text of others, with a mark for each character that would have a browser write what follows backwards, or that
+    cannot be seen: one address must not look like another."""
+    return Markup(_UNSEEN.sub(_mark, str(escape(text))))  # noqa: S704 (escaped)
+
+
+def _mark(found: re.Match[str]) -> str:
+    return f'<span class="mark">U+{ord(found[0]):04X}</span>'
+
+
 def _count(number: float) -> str:
     """A number with its thousands apart."""
     return f"{number:,.0f}" if float(number).is_integer() else f"{number:,.2f}"
@@ -92,8 +107,8 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    made.filters |= {"when": _when, "count": _count}
-    made.globals |= {"navigation": NAVIGATION, "files": {name: f"/console/{name}?{_version(name)}" for name in FILES}}
+    made.filters |= {"when": _when, "count": _count, "seen": _seen}
+    made.globals |= {"navigation": NAVIGATION, "files": {name: f"/console/{name}?{_VERSIONS[name]}" for name in FILES}}
     return made
 
 
@@ -209,7 +224,16 @@ def note_in(request: Request) -> str:
         return ""
 
 
-def file(name: str) -> Response:
-    """A file that pages load: its address changes with it, so it may be kept."""
-    kept = {"Cache-Control": "public, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
-    return Response((_HERE / name).read_bytes(), 200, kept, FILES[name])
+def guarded(response: Response) -> Response:
+    """The same, with what every page is sent with, as far as it says nothing of its own: a handler of the API that made
+    it need not know that a browser is to be told not to keep it."""
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
+    return response
+
+
+def file(name: str, version: str) -> Response:
+    """A file that pages load. Its address changes with it, so it may be kept; but not if another version is asked for:
+    while a release goes out, a page of the one may ask a replica of the other."""
+    kept = {"Cache-Control": _KEPT if version == _VERSIONS[name] else "no-store", "X-Content-Type-Options": "nosniff"}
+    return Response(_CONTENTS[name], 200, kept, FILES[name])
