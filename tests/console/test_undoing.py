@@ -37,7 +37,7 @@ async def flagged(person: Person, *domains: str, stops: int = 3) -> dict[str, st
 
 
 async def imported(person: Person, lines: str = "address\nann@example.com\nbob@example.com\n") -> str:
-    headers = await person.site.token("write") | {"Content-Type": "text/csv"}
+    headers = {**await person.site.token("write"), "Content-Type": "text/csv"}
     path = "/v1/suppressions/import?channel=email&reason=unsubscribe&file_name=x.csv"
     answer = await person.site.client.post(path, content=lines, headers=headers)
     return str(answer.json()["import_id"])

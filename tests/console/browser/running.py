@@ -93,7 +93,7 @@ async def _furnish(database_url: str) -> str:
 async def _import(site: Site) -> None:
     """A list that can be taken back."""
     path = "/v1/suppressions/import?channel=email&reason=unsubscribe&file_name=bounces.csv"
-    headers = await site.token("write") | {"Content-Type": "text/csv"}
+    headers = {**await site.token("write"), "Content-Type": "text/csv"}
     answer = await site.client.post(path, content="address\nlisted@example.com\n", headers=headers)
     assert answer.status_code == 200, answer.text
 
