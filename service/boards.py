@@ -77,6 +77,8 @@ class _Sheet:
         end = first + count * _WIDTH
         if end > SIZE - _SPARE * _WIDTH:
             return SIZE // _WIDTH - _SPARE
+        # One that was killed in the midst of this has left what it had written of its own.
+        self._memory[first:end] = bytes(end - first)
         _HEAD.pack_into(self._memory, used, len(key), count)
         self._memory[used + _HEAD.size : used + _HEAD.size + len(key)] = key
         self._used[0] = end

@@ -2,10 +2,12 @@
 may take, and what becomes of one that is no HTTP.
 
 The library reads HTTP and bounds neither. Whoever holds a connection without a request under way is watched by one
-clock, so that none stays open for ever. Refuses to know what is asked: a body's bounds are those of its route.
+clock, and whoever takes nothing of an answer by another, so that none stays open for ever. Refuses to know what is
+asked: a body's bounds are those of its route.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final
 
 import httptools
@@ -26,10 +28,16 @@ KEEP_ALIVE: Final = 75
 """Seconds between two requests: longer than load balancers keep an idle connection, for whoever closes first must not
 be us."""
 
+STALLED: Final = 60.0
+"""Seconds after which one who has taken nothing of what waits to be sent is given up."""
 
 BESIDE_BODY: Final = 1024 * 1024
 FRAMES: Final = 8
 """Bytes that may come beside a body, and for each of its bytes: one a chunk has six."""
+
+
+_CONTROLS: Final = bytes({*range(0x20), 0x7F} - {ord("\t")})
+"""Characters that no header may hold; those that end a line among them."""
 
 
 class FrontConfig(uvicorn.Config):
@@ -75,11 +83,13 @@ class _Whole:
             self._head = message
             return
         head, self._head = self._head, None
-        if head is not None:
-            if message["type"] == "http.response.body" and self._goes_whole(head, message):
-                return
-            await self._send(head)
-        await self._send(message)
+        if head is None or message["type"] != "http.response.body" or not self._goes_whole(head, message):
+            if head is not None:
+                await self._send(head)
+            await self._send(message)
+        if self._cycle.response_complete:
+            # Else the two would hold each other, and what came with the request, until garbage is looked for.
+            vars(self._cycle).pop("send", None)
 
     def _goes_whole(self, head: HTTPResponseStartEvent, body: HTTPResponseBodyEvent) -> bool:
         """Sends both, unless there is more to mind than that."""
@@ -91,6 +101,7 @@ class _Whole:
             return False
         cycle.transport.write(written + content)
         cycle.response_started = cycle.response_complete = True
+        cycle.waiting_for_100_continue = False
         cycle.message_event.set()
         cycle.on_response()
         return True
@@ -101,7 +112,8 @@ def _says_its_length(head: HTTPResponseStartEvent) -> bool:
 
 
 def _written(status: int, headers: Sequence[tuple[bytes, bytes]], length: int) -> bytes | None:
-    """The head of an answer of this length; None if it says otherwise, or what would end a line before its end."""
+    """The head of an answer of this length; None if it says otherwise, or holds a control character beside the ends of
+    its lines."""
     lines = [STATUS_LINE[status]]
     for name, value in headers:
         if name == b"connection" or (name == b"content-length" and int(value) != length):
@@ -109,7 +121,7 @@ def _written(status: int, headers: Sequence[tuple[bytes, bytes]], length: int) -
         lines += (name, b": ", value, b"\r\n")
     lines.append(b"\r\n")
     written, ends = b"".join(lines), len(headers) + 2
-    return written if written.count(b"\n") == written.count(b"\r") == ends else None
+    return written if len(written) - len(written.translate(None, _CONTROLS)) == ends * len(b"\r\n") else None
 
 
 class _Connection(HttpToolsProtocol):
@@ -123,6 +135,8 @@ class _Connection(HttpToolsProtocol):
         self._raw_bytes = self._body_bytes = self._chunk = 0
         self._idle_since = 0.0
         self._clock: Any = None
+        self._reader_clock: Any = None
+        self._answering: RequestResponseCycle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Somebody has connected, and has so long to ask for something."""
@@ -130,8 +144,13 @@ class _Connection(HttpToolsProtocol):
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nobody is there any more."""
+        """Nobody is there any more. The library tells it to the request that came last; one before it may still be
+        under way."""
         self._stop_clock()
+        self._stop_reader_clock()
+        if self._answering is not None and not self._answering.response_complete:
+            self._answering.disconnected = True
+            self._answering.message_event.set()
         self._unset_keepalive_if_required()
         super().connection_lost(exc)
 
@@ -210,6 +229,7 @@ class _Connection(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         # The library makes its cycles by itself, and gives away what they send by.
         cycle.send = _Whole(cycle).send  # type: ignore[method-assign]
+        self._answering = cycle
         super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
@@ -278,6 +298,35 @@ class _Connection(HttpToolsProtocol):
             self._keep_alive_for(left)
         else:
             self.transport.close()
+            self._watch_reader()
+
+    def pause_writing(self) -> None:
+        """Much waits to be sent: answers wait until it is taken, but not for one who takes nothing."""
+        super().pause_writing()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        """It was taken, most of it."""
+        self._stop_reader_clock()
+        super().resume_writing()
+
+    def _watch_reader(self) -> None:
+        self._stop_reader_clock()
+        waiting = self.transport.get_write_buffer_size()
+        if waiting:
+            self._reader_clock = self.loop.call_later(STALLED, partial(self._look_at_reader, waiting))
+
+    def _look_at_reader(self, waited: int) -> None:
+        # Answers wait meanwhile, so that it grows no more.
+        if self.transport.get_write_buffer_size() < waited:
+            self._watch_reader()
+        else:
+            self.transport.abort()
+
+    def _stop_reader_clock(self) -> None:
+        if self._reader_clock is not None:
+            self._reader_clock.cancel()
+            self._reader_clock = None
 
     def _on_time_out(self) -> None:
         self._clock = None

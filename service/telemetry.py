@@ -26,6 +26,11 @@ REQUEST_ID: Final[ContextVar[str | None]] = ContextVar("request_id", default=Non
 _SANE_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
+def sane_request_id(received: str | None) -> str | None:
+    """The id that a caller gave a request, if we took it for that of the request; never an e-mail address."""
+    return received if received and _SANE_REQUEST_ID.fullmatch(received) else None
+
+
 class RequestIds:
     """Ids for the requests of one process: the caller's own where it is sane, else the next of ours. A prefix that is
     drawn once and a number cost a tenth of what a draw for each request would."""
@@ -36,9 +41,7 @@ class RequestIds:
 
     def next(self, received: str) -> str:
         """The id of one more request, which came with `received` (empty if with none)."""
-        if received and _SANE_REQUEST_ID.fullmatch(received):
-            return received
-        return f"{self._prefix}{next(self._numbers):012x}"
+        return sane_request_id(received) or f"{self._prefix}{next(self._numbers):012x}"
 
 
 def set_up_logging(level: str, form: str, speaker: str | None = None) -> None:

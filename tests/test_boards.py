@@ -1,6 +1,8 @@
 """What several processes count adds up, also after one of them was killed; the processes are real elsewhere."""
 
+import mmap
 import os
+import struct
 from collections.abc import Iterator
 
 import pytest
@@ -73,3 +75,15 @@ def test_what_finds_no_room_spoils_nothing(memory: list[int]) -> None:
     assert 'things_total{which="first"} 1.0' in shown(registry)
     assert len(shown(registry)) > SIZE // 200
     assert not any(line.startswith("sizes") for line in shown(registry))
+
+
+def test_what_one_began_that_was_killed_is_not_counted(memory: list[int]) -> None:
+    """A record whose key was written, and that was not yet said to be there."""
+    Tally(CollectorRegistry(), "things", "Some", board=Board(memory, 0)).add()
+    with mmap.mmap(memory[0], SIZE) as cells:
+        (used,) = struct.unpack_from("Q", cells)
+        cells[used : used + 200] = b"k" * 200
+    registry = CollectorRegistry()
+    tally = Tally(registry, "others", "Some", board=Board(memory, 0))
+    tally.add()
+    assert shown(registry) == ["others_total 1.0"]

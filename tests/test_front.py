@@ -1,13 +1,15 @@
 """How answers leave a connection, and when one that nobody uses ends: without a port, on a clock of our own."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from uvicorn.server import ServerState
 
-from service.front import KEEP_ALIVE, FrontConfig
+from service.front import KEEP_ALIVE, STALLED, FrontConfig
 
 Header = tuple[bytes, bytes]
 ASKED = b"GET / HTTP/1.1\r\nhost: sync.test\r\n\r\n"
@@ -19,7 +21,14 @@ class Transport:
 
     def __init__(self) -> None:
         self.pieces: list[bytes] = []
-        self.closed = False
+        self.closed = self.aborted = False
+        self.waiting = 0
+
+    def get_write_buffer_size(self) -> int:
+        return self.waiting
+
+    def abort(self) -> None:
+        self.closed = self.aborted = True
 
     def get_extra_info(self, _name: str, default: Any = None) -> Any:
         return default
@@ -78,13 +87,13 @@ class Loop:
 
 
 class Line:
-    """A connection to an application that answers by these messages."""
+    """A connection to an application that answers by these messages, or to one that is given."""
 
-    def __init__(self, *messages: dict[str, Any]) -> None:
+    def __init__(self, *messages: dict[str, Any], application: Any = None) -> None:
         self.messages = messages
         self.transport = Transport()
         self.loop = Loop()
-        config = FrontConfig(self, "127.0.0.1", 80)
+        config = FrontConfig(application or self, "127.0.0.1", 80)
         config.load()
         made: Any = config.http_protocol_class
         self.connection = made(config=config, server_state=ServerState(), app_state={}, _loop=self.loop)
@@ -157,11 +166,12 @@ async def test_who_asks_for_the_end_is_told_of_it(asked: bytes) -> None:
     [
         [start(LENGTH, (b"x", b"a\r\nset-cookie: b")), part(b"ok")],
         [start(LENGTH, (b"x", b"a\nb")), part(b"ok")],
+        [start(LENGTH, (b"x", b"a\0cookie")), part(b"ok")],
         [start(LENGTH), part(b"")],
         [start(LENGTH), part(b"more")],
         [start(LENGTH)],
     ],
-    ids=["a header within a header", "a line that ends early", "too short", "too long", "a head alone"],
+    ids=["a header within a header", "a line that ends early", "a NUL", "too short", "too long", "a head alone"],
 )
 async def test_what_is_no_answer_is_not_sent_as_one(messages: list[dict[str, Any]]) -> None:
     line = Line(*messages)
@@ -198,3 +208,87 @@ async def test_the_clock_of_the_idle_ends_no_request() -> None:
     assert not line.transport.closed
     line.loop.pass_by(1)
     assert line.transport.closed
+
+
+@pytest.mark.parametrize(
+    "messages", [[start(LENGTH), part(b"ok")], [start(), part(b"o", more=True), part(b"k")]], ids=["whole", "in parts"]
+)
+async def test_nothing_of_a_request_stays_behind_its_answer(messages: list[dict[str, Any]]) -> None:
+    line = Line(*messages)
+    gc.collect()
+    gc.disable()
+    try:
+        await line.ask()
+        first = weakref.ref(line.connection.cycle)
+        await line.ask()
+        assert first() is None
+    finally:
+        gc.enable()
+
+
+async def test_after_its_answer_nobody_is_told_to_go_on() -> None:
+    """What reads on then hears that it is over, and the next answer begins where this one ended."""
+    heard: list[str] = []
+
+    async def refuse(_scope: Any, receive: Any, send: Any) -> None:
+        await send(start(LENGTH))
+        await send(part(b"no"))
+        heard.append((await receive())["type"])
+
+    line = Line(application=refuse)
+    pieces = await line.ask(ASKED.replace(b"GET", b"POST")[:-2] + b"expect: 100-continue\r\ncontent-length: 2\r\n\r\n")
+    assert pieces == [b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nno"]
+    assert heard == ["http.disconnect"]
+
+
+async def test_who_takes_nothing_is_given_up_and_who_takes_little_is_not() -> None:
+    line = Line(start(LENGTH), part(b"ok"))
+    line.transport.waiting = 100_000
+    line.connection.pause_writing()
+    asking = asyncio.create_task(line.ask())
+    await asyncio.sleep(0)
+    for taken in (1, 1, 1, 0):
+        line.transport.waiting -= taken
+        line.loop.pass_by(STALLED)
+        assert line.transport.aborted is (taken == 0)
+    line.connection.connection_lost(None)
+    assert await asking == []
+
+
+async def test_who_takes_it_in_the_end_is_answered() -> None:
+    line = Line(start(LENGTH), part(b"ok"))
+    line.transport.waiting = 100_000
+    line.connection.pause_writing()
+    asking = asyncio.create_task(line.ask())
+    await asyncio.sleep(0)
+    line.connection.resume_writing()
+    assert b"".join(await asking).endswith(b"ok")
+    line.loop.pass_by(STALLED)
+    assert not line.transport.aborted
+
+
+async def test_what_nobody_takes_keeps_no_idle_connection() -> None:
+    line = Line(start(LENGTH), part(b"ok"))
+    await line.ask()
+    line.transport.waiting = 10
+    line.loop.pass_by(KEEP_ALIVE)
+    assert (line.transport.closed, line.transport.aborted) == (True, False)
+    line.loop.pass_by(STALLED)
+    assert (line.transport.closed, line.transport.aborted) == (True, True)
+
+
+async def test_when_the_caller_goes_it_is_the_request_under_way_that_hears_of_it() -> None:
+    heard: list[str] = []
+
+    async def wait(_scope: Any, receive: Any, _send: Any) -> None:
+        while not heard or heard[-1] != "http.disconnect":
+            heard.append((await receive())["type"])
+
+    line = Line(application=wait)
+    asking = asyncio.create_task(line.ask(ASKED * 2))
+    await asyncio.sleep(0)
+    line.connection.connection_lost(None)
+    async with asyncio.timeout(5):
+        await asking
+    assert heard[-1] == "http.disconnect"
+    assert heard.count("http.disconnect") == 1

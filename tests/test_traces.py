@@ -169,6 +169,26 @@ async def test_a_batch_that_was_only_recorded_is_applied_in_its_trace(traced: Tr
     assert (applied.name, applied.place.trace_id) == ("batch.apply", int(TRACE_ID, 16))
 
 
+@pytest.mark.parametrize(
+    ("given", "kept"), [("the-balancer-s-id", "the-balancer-s-id"), ("ann@example.com", None), ("a" * 5000, None)]
+)
+async def test_what_is_applied_later_keeps_an_id_that_the_answer_carried_and_no_other(
+    traced: Traced, given: str, kept: str | None
+) -> None:
+    now = traced.world.clock.seconds
+    await traced.world.stop("sms", "15550100001", "do_not_call", at=now - 100)
+    await traced.push()
+    entry = {"number": "15550100001", "timestamp": now - 50, "opt-in": True}
+    async with traced.site.broken("facts"):
+        answer = await traced.sms(entry, **{"X-Request-ID": given})
+    assert answer.json()["state"] == "recorded"
+    assert (answer.headers["X-Request-ID"] == given) is (kept is not None)
+    rules = ingest.rules_of(traced.site.settings)
+    assert await ingest.apply_recorded(traced.world.database, rules, traced.world.clock)
+    [correction] = await traced.world.corrections("pending")
+    assert correction.request_id == kept
+
+
 async def test_questions_have_spans_without_the_address_and_probes_have_none(
     settings: Settings, database: Database
 ) -> None:

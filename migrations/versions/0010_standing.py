@@ -1,9 +1,9 @@
 """What stands when something is taken back, and what a large plan needs: log records that were taken as evidence of a
 callback, both notes of a run, a decision that is carried on slice by slice, and indexes by which lines are found.
 
-Expand only: a new table, nullable columns, indexes of the lines that wait for Kahuna and of those that were turned
-down, and two of some kilobytes by time. To make those of lines the table `differences` is read twice, and whoever wants
-to write to it waits for that: about a second for each few million lines.
+Expand only: a new table, nullable columns, indexes of the lines that wait for Kahuna, of those that were turned down
+and of the opt-ins in their order, and two of some kilobytes by time. To make those of lines the table `differences` is
+read twice, and whoever wants to write to it waits for that: about a second for each few million lines.
 """
 
 import sqlalchemy as sa
@@ -35,6 +35,7 @@ def upgrade() -> None:
     for name in ("reverted_by", "revert_note"):
         op.add_column("reconciliations", sa.Column(name, WORD))
     op.add_column("reconciliations", sa.Column("deciding", postgresql.JSONB()))
+    op.create_index("reviews_received", "reviews", ["namespace", "state", "received_at", "id"])
     op.create_index(
         "differences_turned_down",
         "differences",
@@ -52,6 +53,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     for name in ("differences_run_waits", "differences_turned_down"):
         op.drop_index(name, "differences")
+    op.drop_index("reviews_received", "reviews")
     for name in ("deciding", "revert_note", "reverted_by"):
         op.drop_column("reconciliations", name)
     op.drop_index("merges_recorded", "merges")

@@ -71,7 +71,7 @@ FOLLOWS: Final[Mapping[RunState, frozenset[RunState]]] = {
     "planned": frozenset({"approved", "applied", "proved", "rejected", "reverting", "failed", "abandoned"}),
     "approved": frozenset({"planned", "applied", "proved", "reverting", "failed"}),
     "applied": frozenset({"proved", "reverting"}),
-    "proved": frozenset({"reverting"}),
+    "proved": frozenset({"applied", "reverting"}),
     "rejected": frozenset({"reverting"}),
     "reverting": frozenset({"reverted", "failed"}),
     "reverted": frozenset(),

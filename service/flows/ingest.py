@@ -25,7 +25,7 @@ from service.store.database import Connection, Database, aside, until_settled
 from service.store.outbox import Because
 from service.store.reviews import Held
 from service.store.suppressions import Entry, Provenance
-from service.telemetry import REQUEST_ID, FilteringBoundLogger, Metrics, logger, told
+from service.telemetry import REQUEST_ID, FilteringBoundLogger, Metrics, logger, sane_request_id, told
 
 SMALL_BODY: Final = 16 * 1024
 """Bytes up to which an archived body is read on the spot."""
@@ -283,7 +283,7 @@ def because_of(members: Sequence[Member], found: Sequence[Sorted], at_odds: Set[
     because: dict[str, Because] = {}
     for member, one in zip(members, found, strict=True):
         headers = member.batch.headers
-        mine = Because(member.request_id or headers.get("x-request-id"), traceparent_in(headers))
+        mine = Because(member.request_id or sane_request_id(headers.get("x-request-id")), traceparent_in(headers))
         because |= {e.address: mine for e in (*one.facts, *one.opt_ins) if e.address in at_odds}
     return because
 

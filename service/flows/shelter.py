@@ -13,7 +13,7 @@ from uuid import UUID
 
 from service.errors import KahunaSyncError, StorageUnavailable
 from service.flows.ingest import Ingested, Rules, read_again
-from service.flows.intake import LEAST, SHARED, WAITING, Intake
+from service.flows.intake import LEAST, SHARED, SMALL_BODY, WAITING, Intake
 from service.flows.together import Together
 from service.flows.weather import Weather
 from service.kahuna import webhook
@@ -30,8 +30,8 @@ FIRST_PAUSE: Final = 0.5
 """Seconds before what failed is tried again; doubles each time, up to `IDLE`."""
 
 TOGETHER: Final = LEAST
-"""Files that are taken to the database at a time. They share a transaction with each other and with what comes in; more
-would be parted, and the later half might overtake the other."""
+"""Small files that are taken to the database at a time: they share a transaction, with each other and with what comes
+in. More would be parted, and the later half might overtake the other."""
 
 FAILURES: Final = 8
 """Files that fail one after the other until the rest is left for the next time: then it is not the files."""
@@ -116,9 +116,12 @@ class Shelter:
     async def _drain(self, names: Sequence[str]) -> tuple[int, int]:
         """How many were taken to the database, and how many failed."""
         drained = failed = in_a_row = 0
-        for start in range(0, len(names), TOGETHER):
-            some = names[start : start + TOGETHER]
-            for name, came in zip(some, await self._take(some), strict=True):
+        start = 0
+        while start < len(names):
+            loaded = await asyncio.to_thread(self._load, names[start : start + TOGETHER])
+            some = names[start : start + len(loaded)]
+            start += len(some)
+            for name, came in zip(some, await self._take(some, loaded), strict=True):
                 if isinstance(came, BaseException):
                     failed, in_a_row = failed + 1, in_a_row + 1
                     self._note_failure(name, came)
@@ -133,10 +136,23 @@ class Shelter:
         if not isinstance(error, KahunaSyncError):
             logger().error("spool.failed", batch_id=batch_id_of(name), exc_info=error)
 
-    async def _take(self, names: Sequence[str]) -> list[bool | BaseException]:
+    def _load(self, names: Sequence[str]) -> list[Received | Exception]:
+        """The first of these files, or what each raised: small ones, or a large one by itself, since dozens of those
+        would not fit into memory."""
+        loaded: list[Received | Exception] = []
+        for name in names:
+            [batch] = _each(self.spool.load, [name])
+            is_large = isinstance(batch, Received) and len(batch.body) > SMALL_BODY
+            if is_large and loaded:
+                break  # its turn comes next
+            loaded.append(batch)
+            if is_large:
+                break
+        return loaded
+
+    async def _take(self, names: Sequence[str], loaded: Sequence[Received | Exception]) -> list[bool | BaseException]:
         """Takes files to the database; of each whether it was there to be taken, or why it keeps its place: one bad
         file must not keep the others waiting."""
-        loaded = await asyncio.to_thread(_each, self.spool.load, names)
         came = await asyncio.gather(*map(self._take_one, names, loaded), return_exceptions=True)
         taken = [name for name, one in zip(names, came, strict=True) if one is True]
         removed = dict(zip(taken, await asyncio.to_thread(_each, self.spool.remove, taken), strict=True))

@@ -186,6 +186,8 @@ async def _copy(
     entries: Sequence[Entry],
     lines: Callable[[Sequence[Entry]], str],
 ) -> None:
+    if not entries:  # all are known
+        return
     driver = await driver_of(connection)
     await driver.copy_to_table(table, source=_ahead(entries, lines), columns=columns, format="text", null="")
 

@@ -132,7 +132,9 @@ _THIN: Final = text(
         ) as d limit :limit
     ), gone as (
         delete from differences as d using spent
-        where d.run_id = spent.run_id and d.address = spent.address and d.slot = spent.slot returning d.run_id
+        where d.run_id = spent.run_id and d.address = spent.address and d.slot = spent.slot
+          and d.state in ('proposed', 'proved', 'moot', 'refused', 'unsupported') -- also once it was waited for
+        returning d.run_id
     ), noted as (
         update reconciliations as r
         set counts = r.counts || jsonb_build_object(
@@ -143,11 +145,16 @@ _THIN: Final = text(
     """
 ).bindparams(bindparam("run_id", type_=Uuid))
 
-# Of runs that ended without being carried out. What was recorded stays: undo goes by it.
+# Of runs that ended without being carried out. What was recorded stays: undo goes by it. Whoever goes on with a failed
+# run at this moment holds it, and keeps its lines.
 _DROP_ENDED: Final = text(
     """
     with ended as materialized (
-        select id from reconciliations where state in ('failed', 'rejected', 'abandoned') and finished_at < :before
+        select id from reconciliations as r
+        where state in ('failed', 'rejected', 'abandoned') and finished_at < :before
+          and exists (select from differences where run_id = r.id and audit_id is null and batch_id is null
+                                                and state not in ('applied', 'on_its_way'))
+        for update of r skip locked
     ), spent as materialized (
         select d.run_id, d.address, d.slot from ended cross join lateral (
             select run_id, address, slot from differences

@@ -29,7 +29,8 @@ COLUMNS: Final = (
     "address_received",
 )
 
-_IN_UTC: Final = text("set local timezone = 'UTC'")
+_SPELT: Final = text("select set_config('timezone', 'UTC', true), set_config('datestyle', 'ISO', true)")
+"""How the server writes times, whatever the role, the database or the server has it do otherwise."""
 
 TABLE: Final = "suppressions"
 """What a snapshot of an export must keep from being dropped."""
@@ -62,8 +63,8 @@ def _given(name: str) -> str:
 
 
 def _moment(timestamp: str) -> str:
-    """A timestamp as RFC 3339 without its Z, in a session whose time zone is UTC: to name the zone costs as much again
-    for each, and `to_char` twice that."""
+    """A timestamp as RFC 3339 without its Z, in a session that is `_SPELT`: to name the zone costs as much again for
+    each, and `to_char` twice that."""
     return f"replace(cast(cast({timestamp} as timestamp) as text), ' ', 'T')"
 
 
@@ -140,7 +141,7 @@ async def stream(
         begin_reason=begin.reason,
     )
     await plan_anew(connection)
-    await connection.execute(_IN_UTC)
+    await connection.execute(_SPELT)
     if form == "csv":
         await sink(",".join(COLUMNS).encode() + b"\n")
     await copy_out(connection, _query(wanted, policy, form), sink, as_csv=form == "csv")

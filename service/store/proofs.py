@@ -114,8 +114,8 @@ _REOPEN: Final = text(
         from again where d.run_id = again.run_id and d.address = again.address and d.slot = again.slot
         returning d.run_id
     )
-    update reconciliations as r set closed_at = null
-    where r.id in (select run_id from changed) and r.state = 'applied'
+    update reconciliations as r set closed_at = null, state = 'applied'
+    where r.id in (select run_id from changed) and r.state in ('applied', 'proved')
     """  # noqa: S608 (our own words)
 ).bindparams(_NOW, _IDS, bindparam("waits_as", type_=ARRAY(BigInteger)))
 
@@ -174,7 +174,8 @@ async def lock_runs_of(connection: AsyncConnection, ids: Collection[int]) -> Non
 
 async def reopen(connection: AsyncConnection, waits_as: Mapping[int, int | None], now: datetime) -> None:
     """Has lines that were turned down with a correction wait again, for the correction that says it now; None: both
-    sides agree by now, and the line is moot. Their runs, locked before, are looked at again."""
+    sides agree by now, and the line is moot. Their runs, locked before, are looked at again: none is proved meanwhile,
+    as one may be whose line was discarded."""
     if waits_as:
         values = {"ids": list(waits_as), "waits_as": list(waits_as.values()), "now": now}
         await connection.execute(_REOPEN, values)

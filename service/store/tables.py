@@ -240,6 +240,7 @@ reviews = Table(
         unique=True,
         postgresql_where=text("occurred_at is null and state = 'pending'"),
     ),
+    Index("reviews_received", "namespace", "state", "received_at", "id"),
     comment="Opt-ins that wait for a person, or were decided by one",
 )
 

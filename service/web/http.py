@@ -212,11 +212,7 @@ class Telling:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        received = b""
-        for name, value in scope["headers"]:
-            if name == b"x-request-id":
-                received = value
-        request_id = self._ids.next(received.decode("latin-1"))
+        request_id = self._ids.next(header_in(scope, b"x-request-id"))
         token = REQUEST_ID.set(request_id)
         started = perf_counter()
         status = 0

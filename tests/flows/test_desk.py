@@ -612,6 +612,23 @@ async def test_a_discarded_line_is_declined_at_once_and_waits_again_when_requeue
     assert await lines(world, run.id) == {ANN: "proved (accepted)"}
 
 
+async def test_a_run_is_not_proved_while_a_discarded_line_waits_again(world: World) -> None:
+    await load_behind_our_back(world, [ANN])
+    run = await approved(world, (await planned(world)).id)
+    [pending] = await world.corrections("pending")
+    await discard(world, pending.id)
+    await prove.prove(world.database, world.clock)
+    assert (await found(world, run.id)).state == "proved"
+    await requeue(world, pending.id, anyway=True)
+    row = await found(world, run.id)
+    assert (row.state, row.closed_at) == ("applied", None)
+    await world.fault(reject=[ANN], times=1)
+    await pushed(world)
+    await prove.prove(world.database, world.clock)
+    assert (await found(world, run.id)).state == "applied"
+    assert await lines(world, run.id) == {ANN: "refused (refused-by-kahuna)"}
+
+
 async def test_a_small_look_goes_round_over_all_that_waits(world: World) -> None:
     names = [f"{n}@example.com" for n in range(7)]
     await load_behind_our_back(world, names)

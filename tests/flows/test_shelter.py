@@ -17,7 +17,7 @@ from service.app import build
 from service.domain.addresses import Channel
 from service.errors import StorageUnavailable
 from service.flows.ingest import Ingested, rules_of
-from service.flows.intake import AT_ONCE, Intake
+from service.flows.intake import AT_ONCE, SMALL_BODY, Intake
 from service.flows.shelter import TOGETHER, Shelter
 from service.flows.weather import Weather
 from service.kahuna import webhook
@@ -189,6 +189,38 @@ async def test_what_is_drained_shares_transactions(house: House) -> None:
     rows = await house.world.query("select xmin::text from batches")
     assert len(rows) == 2 * TOGETHER
     assert len(set(rows)) <= TOGETHER / 4
+
+
+class Weighed(Spool):
+    """Notes how many bytes of bodies were taken out, and not let go of yet, each time that one more was."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, 2**20)
+        self.held: dict[str, int] = {}
+        self.weights: list[int] = []
+        self.largest = 0
+
+    def load(self, name: str) -> Received:
+        batch = super().load(name)
+        self.held[name] = len(batch.body)
+        self.largest = max(self.largest, len(batch.body))
+        self.weights.append(sum(self.held.values()))
+        return batch
+
+    def remove(self, name: str) -> None:
+        super().remove(name)
+        self.held.pop(name)
+
+
+async def test_large_ones_are_drained_one_after_the_other(house: House) -> None:
+    """Dozens of ten megabytes, read and understood at once, would not fit."""
+    house.relay.cut()
+    for n in range(6):
+        await house.callback([unsub(f"a{n}-{m}@example.com") for m in range(1 if n == 2 else 1500)])
+    spool = house.shelter.spool = Weighed(house.folder)
+    await house.drained()
+    assert [row[0] for row in await house.world.query("select count(*) from facts")] == [5 * 1500 + 1]
+    assert SMALL_BODY < max(spool.weights) < 1.5 * spool.largest
 
 
 async def test_an_untimed_stop_keeps_its_time_of_receipt(house: House) -> None:

@@ -178,3 +178,12 @@ async def test_a_row_that_cannot_be_stored_leaves_nothing(database: Database) ->
         await applied(database, entries)
     assert await count(database, "facts") == 0
     assert (await applied(database, plain())).new == {BATCHES[0]: SIZE}
+
+
+async def test_all_that_is_known_is_merged(database: Database) -> None:
+    """Nothing is left to copy then."""
+    await applied(database, plain())
+    assert (await applied(database, plain())).new == {}
+    later = [entry._replace(occurred_at=2_000) for entry in plain()]
+    assert (await applied(database, later)).new == {BATCHES[0]: SIZE}
+    assert await count(database, "suppressions where stop_at = 2000") == SIZE

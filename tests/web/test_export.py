@@ -20,7 +20,7 @@ from service.domain.suppression import Cause, merge, standing
 from service.flows.ingest import policy_of
 from service.settings import Settings
 from service.store.database import single_connection
-from service.store.export import COLUMNS
+from service.store.export import COLUMNS, Format, Wanted, stream
 from service.store.tables import suppressions
 from tests.flows.speaking import Clock
 from tests.web.harness import Headers, Site, is_problem, opened, with_state
@@ -170,6 +170,30 @@ async def test_every_cause_stands_as_the_rules_say(settings: Settings, limits: d
             assert [seconds(row["occurred_at"]) for row in found] == list(cause.bounces or (cause.decided[1],))
             cleared = cause.decided[0] == "clear" and not cause.bounces
             assert {seconds(row["until"]) for row in found} == {cause.decided[1] if cleared else stands.until}, cause
+
+
+async def test_a_bounce_that_was_cleared_a_moment_ahead_of_our_clock_is_no_cause(site: Site, reader: Headers) -> None:
+    now = int(site.clock.now.timestamp())
+    await held(site, [Cause("soft_bounce", None, now + 200), Cause("hard_bounce", now, now + 200)])
+    rows = await exported(site, reader)
+    assert [(row["active"], seconds(row["until"])) for row in rows] == [(False, now + 200)] * 2
+
+
+@pytest.mark.parametrize("form", ["csv", "ndjson"])
+async def test_times_are_spelt_alike_however_the_server_spells_them(site: Site, reader: Headers, form: Format) -> None:
+    await held(site, [Cause("manual", AT), Cause("manual", AT, AT + 1), Cause("soft_bounce", AT, None, (AT - 1, AT))])
+    wanted, policy = Wanted("default", AT, ordered=True), policy_of(site.settings)
+    parts: list[bytes] = []
+
+    async def keep(part: bytes) -> None:
+        parts.append(part)
+
+    async with site.database.snapshot("suppressions") as connection:
+        for name, value in (("timezone", "Asia/Kolkata"), ("datestyle", "SQL, DMY")):
+            await connection.execute(text(f"set local {name} = '{value}'"))
+        await stream(connection, wanted, policy, form, keep)
+    asked = {"format": form, "order": "key"}
+    assert b"".join(parts) == (await site.client.get(PATH, headers=reader, params=asked)).content
 
 
 async def test_addresses_come_out_as_they_are(site: Site, reader: Headers) -> None:

@@ -401,6 +401,9 @@ async def test_an_unfit_request_id_is_replaced(site: Site, given: str) -> None:
 async def test_a_fit_request_id_is_answered(site: Site) -> None:
     answer = await site.client.post(PATH, headers={"X-Request-ID": "trace:1-2.3_4"})
     assert answer.headers["X-Request-ID"] == "trace:1-2.3_4"
+    # Of several it is the first, as in what is kept of a batch.
+    answer = await site.client.post(PATH, headers=[("X-Request-ID", "first"), ("X-Request-ID", "second")])
+    assert answer.headers["X-Request-ID"] == "first"
 
 
 async def test_two_requests_have_two_ids(site: Site) -> None:
