@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from time import monotonic
 from typing import Any, Final
 
 from service.domain.facts import Fact
@@ -32,6 +33,9 @@ ROWS: Final = 20_000
 
 MOST_BATCHES: Final = 50
 """Batches of a surge that are read for a page."""
+
+PATIENCE: Final = 3.0
+"""Seconds after which no further batch is read for a page."""
 
 MOST_PEOPLE: Final = 100
 """Stops of a surge that one page shows."""
@@ -93,14 +97,14 @@ async def glance(database: Database, rules: Rules, surge_id: uuid.UUID) -> Glanc
             raise NotFound("There is no such surge; list them with GET /v1/admin/surges.")
         count, some = await surges.batches_of(connection, surge_id, MOST_BATCHES)
     what = Retraction(uuid.uuid4(), row.namespace, row.channel, "surge", surge_id, "", "", only_of(row))
-    looked, standing, said = 0, 0, list[Fact]()
+    looked, standing, said, begun = 0, 0, list[Fact](), monotonic()
     for batch_id in some:
         async with database.read() as connection:
             words = await words_of(connection, what, [(batch_id, True)], rules)
             standing += sum([await withdrawals.standing(connection, what, word.said) for word in words])
         looked += len(words)
         said += [one.fact for word in words for one in word.said]
-        if len(said) >= MOST_PEOPLE:
+        if len(said) >= MOST_PEOPLE or monotonic() - begun > PATIENCE:
             break
     return Glance(count, looked, len(said), standing, said[:MOST_PEOPLE])
 

@@ -76,6 +76,16 @@ async def test_of_many_surges_some_are_pointed_at_and_the_rest_is_said_to_be(per
     assert (text.count("in a burst were flagged"), text.count("More surges wait")) == (3, 1)
 
 
+async def test_a_surge_of_one_minute_is_pointed_at_and_taken_back_by_its_reason(person: Person) -> None:
+    found = await flagged(person, "one.example")
+    await person.site.execute("update surges set kind = 'minute', key = '2026-03-01T12:01:00+00:00'")
+    page = Read(await person.get("/console"))
+    assert "3 stops for complaint within one minute were flagged: look at it" in page.links
+    asked = Read(await person.get(f"/console/surges/{found['one.example']}/decide"))
+    assert "within the minute 2026-03-01 12:01:00 UTC" in asked.text
+    assert "3 stops are meant" in asked.text
+
+
 async def test_a_surge_shows_who_is_in_it_and_is_taken_back_with_the_numbers_said(person: Person) -> None:
     found = await flagged(person, "one.example")
     listed = await person.get("/console/surges")
