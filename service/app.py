@@ -254,7 +254,12 @@ def _lifespan(service: Service, desk: _Desk) -> Lifespan:
     async def lifespan(_app: Starlette) -> AsyncIterator[dict[str, Service]]:
         spooling = service.shelter is not None
         logger().info(
-            "web.started", host=settings.host, port=settings.port, namespaces=len(settings.namespaces), spool=spooling
+            "web.started",
+            host=settings.host,
+            port=settings.port,
+            namespaces=len(settings.namespaces),
+            spool=spooling,
+            traces=settings.traces_to,
         )
         try:
             async with service.feed.running(), _beside(service):

@@ -73,7 +73,7 @@ async def several(
     up.stop_on_signals(stop)
     watch = asyncio.create_task(up.watch_parent(parent, stop.set))
     closing = asyncio.create_task(_close_after(stop, sockets))
-    logger().info("web.sharing", workers=len(counting), host=loaded.host, port=loaded.port)
+    logger().info("web.sharing", workers=len(counting), host=loaded.host, port=loaded.port, traces=loaded.traces_to)
     code = await up.run(
         commands, environ, stop, fds=(*listening, *counting), grace=DRAIN + (loaded.stop_delay_seconds or 0.0)
     )

@@ -294,6 +294,11 @@ class Settings:
         return None
 
     @property
+    def traces_to(self) -> str:
+        """The host that traces go to, for logs; `off` without one."""
+        return urlsplit(self.traces_url or "").hostname or "off"
+
+    @property
     def main_namespace(self) -> Namespace | None:
         """The namespace that the vendor's example paths serve."""
         if len(self.namespaces) == 1 and self.default_namespace is None:

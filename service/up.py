@@ -39,6 +39,7 @@ class Child:
     command: Sequence[str]
     fds: Sequence[int] = ()
     grace: float = GRACE
+    number: int = 1
     process: asyncio.subprocess.Process | None = field(default=None)
 
 
@@ -52,7 +53,7 @@ async def run(
 ) -> int:
     """Runs these commands of the service until `stop` is set; returns the exit code. The children inherit `fds`, and
     are killed if they have not ended `grace` seconds after they were told to."""
-    children = [Child(command, fds, grace) for command in commands]
+    children = [Child(command, fds, grace, number) for number, command in enumerate(commands, 1)]
     keepers = [asyncio.create_task(_keep(child, environ, stop)) for child in children]
     stopped = asyncio.create_task(stop.wait())
     await asyncio.wait([stopped, *keepers], return_when=asyncio.FIRST_COMPLETED)
@@ -116,11 +117,12 @@ async def _keep(child: Child, environ: Mapping[str, str], stop: asyncio.Event) -
         code = await child.process.wait()
         if stop.is_set():
             return None
+        ids = {"command": child.command[0], "child": child.number, "pid": child.process.pid, "code": code}
         deaths = deaths + 1 if monotonic() - born < YOUNG else 1
         if deaths >= QUICK_DEATHS:
-            logger().error("process.given_up", command=child.command[0], code=code)
+            logger().error("process.given_up", **ids)
             return None
-        logger().warning("process.restarted", command=child.command[0], code=code)
+        logger().warning("process.restarted", **ids)
         await asyncio.sleep(0.1 * deaths)
     return None
 

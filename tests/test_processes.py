@@ -264,7 +264,10 @@ def test_several_processes_share_the_ports_and_their_figures_add_up(shared: Runn
     assert {figure(shared, APPLIED) for _ in range(10)} == {41}
     told = [json.loads(line) for line in shared.log.read_text().splitlines()]
     assert {line["process"] for line in told if line["event"] == "batch.applied"} <= {"web-1", "web-2"}
-    assert [line["code"] for line in told if line["event"] == "process.restarted"] == [-signal.SIGKILL]
+    (restarted,) = [line for line in told if line["event"] == "process.restarted"]
+    assert (restarted["command"], restarted["pid"], restarted["code"]) == ("web", first, -signal.SIGKILL)
+    assert restarted["child"] in (1, 2)
+    assert {line["traces"] for line in told if line["event"] == "web.sharing"} == {"off"}
 
 
 def test_told_to_end_all_of_them_drain(shared: Running) -> None:

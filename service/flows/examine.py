@@ -197,7 +197,7 @@ async def _of_outbox(connection: Connection, only: str | None) -> list[Check]:
     for (namespace, state), count in (await outbox.depth(connection)).items():
         if state not in ("dead", "rejected") or only not in (None, namespace):
             continue
-        do = "see docs/operating.md, A correction is given up"
+        do = "see docs/operating.md, A correction is dead, or rejected"
         checks.append(Check(f"corrections/{namespace}", "warn", f"{count} are {state}", do))
     return checks or [Check("corrections", "ok", "none was given up, and nothing is in their way")]
 

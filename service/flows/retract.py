@@ -12,13 +12,14 @@ from typing import Final
 
 from service.errors import Conflict, NotFound, StorageBusy, StorageUnavailable
 from service.flows.ingest import Rules
+from service.flows.surges import only_of
 from service.flows.taking_back import AT_ONCE, LEASE, Counts, Course, NotYet, Progress, carry_out
 from service.flows.underway import TakenOver
 from service.flows.words import words_of
 from service.store import access, imports, leases, retractions, withdrawals
 from service.store import surges as surge_store
 from service.store.database import Connection, Database
-from service.store.retractions import Evidence, Only, Retraction
+from service.store.retractions import Evidence, Retraction
 from service.telemetry import logger, told
 
 SILENT: Final = timedelta(minutes=15)
@@ -80,8 +81,7 @@ async def request_surge(
         raise NotFound("There is no such surge; list them with GET /v1/admin/surges.")
     if row.state == "kept":
         raise Conflict("This surge is kept already; a decision stands.", "already-decided")
-    only = Only(row.reason, row.key if row.kind == "domain" else None)
-    asked = Retraction(uuid.uuid4(), row.namespace, row.channel, "surge", surge_id, actor, reason, only)
+    asked = Retraction(uuid.uuid4(), row.namespace, row.channel, "surge", surge_id, actor, reason, only_of(row))
     if row.state == "flagged":
         await surge_store.decide(connection, surge_id, "reverted", actor, reason, now)
     return await request(connection, asked, None, now)

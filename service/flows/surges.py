@@ -9,15 +9,20 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from time import monotonic
 from typing import Any, Final
 
+from service.domain.facts import Fact
 from service.errors import Conflict, NotFound
+from service.flows.ingest import Rules
 from service.flows.underway import TakenOver
+from service.flows.words import words_of
 from service.settings import Settings
-from service.store import access, changes, leases, surges
+from service.store import access, changes, leases, surges, withdrawals
 from service.store.changes import Position
 from service.store.database import Connection, Database, until_settled
 from service.store.leases import Lease
+from service.store.retractions import Only, Retraction
 from service.store.surges import Group, Part, Size, Span
 from service.telemetry import logger
 
@@ -25,6 +30,15 @@ LEASE: Final = timedelta(minutes=5)
 
 ROWS: Final = 20_000
 """Rows of the feed that one statement looks at."""
+
+MOST_BATCHES: Final = 50
+"""Batches of a surge that are read for a page."""
+
+PATIENCE: Final = 3.0
+"""Seconds after which no further batch is read for a page."""
+
+MOST_PEOPLE: Final = 100
+"""Stops of a surge that one page shows."""
 
 LATE: Final = timedelta(minutes=2)
 """So long before a stretch of the feed what is told there may have been recorded: a transaction takes its time."""
@@ -56,6 +70,48 @@ async def look(database: Database, limits: Limits, clock: Callable[[], datetime]
         seen = await _look(connection, limits, now)
     await until_settled(database, lambda connection: _write_down(connection, lease, seen, clock()))
     return seen.whole
+
+
+@dataclass(frozen=True, slots=True)
+class Glance:
+    """Who is in a surge, as far as its first batches tell: `looked` of all its `batches` were read. Of what they say,
+    `said` is meant, so many facts are `standing` on that now, and the first are among `people`."""
+
+    batches: int
+    looked: int
+    said: int
+    standing: int
+    people: list[Fact]
+
+    @property
+    def is_all(self) -> bool:
+        """Whether nobody is left out."""
+        return self.looked == self.batches and len(self.people) == self.said
+
+
+async def glance(database: Database, rules: Rules, surge_id: uuid.UUID) -> Glance:
+    """Reads as many of a surge's batches as a page needs. Nothing is written, nor decided."""
+    async with database.read() as connection:
+        row = await surges.one(connection, surge_id)
+        if row is None:
+            raise NotFound("There is no such surge; list them with GET /v1/admin/surges.")
+        count, some = await surges.batches_of(connection, surge_id, MOST_BATCHES)
+    what = Retraction(uuid.uuid4(), row.namespace, row.channel, "surge", surge_id, "", "", only_of(row))
+    looked, standing, said, begun = 0, 0, list[Fact](), monotonic()
+    for batch_id in some:
+        async with database.read() as connection:
+            words = await words_of(connection, what, [(batch_id, True)], rules)
+            standing += sum([await withdrawals.standing(connection, what, word.said) for word in words])
+        looked += len(words)
+        said += [one.fact for word in words for one in word.said]
+        if len(said) >= MOST_PEOPLE or monotonic() - begun > PATIENCE:
+            break
+    return Glance(count, looked, len(said), standing, said[:MOST_PEOPLE])
+
+
+def only_of(row: Any) -> Only:
+    """What a surge means of all that its batches say."""
+    return Only(row.reason, row.key if row.kind == "domain" else None)
 
 
 async def keep(

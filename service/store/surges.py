@@ -209,6 +209,19 @@ async def newest(
     return (await connection.execute(newest_first.limit(limit))).all()
 
 
+async def one(connection: AsyncConnection, surge_id: uuid.UUID) -> Any | None:
+    """One surge."""
+    return (await connection.execute(select(surges).where(surges.c.id == surge_id))).first()
+
+
+async def batches_of(connection: AsyncConnection, surge_id: uuid.UUID, limit: int) -> tuple[int, list[uuid.UUID]]:
+    """How many batches a surge came in, and the first of them."""
+    table = surge_evidence.c
+    query = select(table.batch_id, func.count().over()).where(table.surge_id == surge_id)
+    rows = (await connection.execute(query.order_by(table.batch_id).limit(limit))).all()
+    return (rows[0][1] if rows else 0), [row[0] for row in rows]
+
+
 async def lock(connection: AsyncConnection, surge_id: uuid.UUID) -> Any | None:
     """One surge, locked for a decision."""
     return (await connection.execute(select(surges).where(surges.c.id == surge_id).with_for_update())).first()

@@ -44,9 +44,15 @@ class Waits(Interpolated, frozen=True, kw_only=True):
     condition: str
 
 
+class EnvFile(Interpolated, frozen=True, kw_only=True):
+    path: str
+    required: bool = True
+
+
 class ComposeService(Interpolated, frozen=True, kw_only=True):
     image: str
     build: Build | None = None
+    env_file: list[EnvFile] = []
     restart: str = ""
     read_only: bool = False
     tmpfs: list[str] = []

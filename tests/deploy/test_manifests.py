@@ -169,8 +169,16 @@ def test_compose_mounts_files_that_are_there(composed: Compose) -> None:
 def test_the_example_names_every_variable_that_compose_asks_for() -> None:
     asked = set(re.findall(r"\$\{(\w+)", (DEPLOY / "compose.yaml").read_text()))
     told = set(re.findall(r"(?m)^(\w+)=", (DEPLOY / ".env.example").read_text()))
-    assert asked - told <= {"KAHUNA_SYNC_VERSION"}
+    assert asked <= told
     assert told <= asked
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_any_other_setting_can_be_given_in_a_file_that_need_not_be_there(composed: Compose, name: str) -> None:
+    (file,) = composed.services[name].env_file
+    assert (file.path, file.required) == ("settings.env", False)
+    assert f"deploy/{file.path}" in (ROOT / ".gitignore").read_text()
+    assert file.path in (ROOT / "docs" / "deploying.md").read_text()
 
 
 def test_the_pooler_is_in_transaction_mode_and_takes_every_process(composed: Compose) -> None:

@@ -17,7 +17,7 @@ from service.store import access
 from service.store.access import Deed
 from service.telemetry import REQUEST_ID
 from service.web import http
-from service.web.console import address, corrections, health, overview, plans, receipts, reviews, tokens
+from service.web.console import address, corrections, health, overview, plans, receipts, reviews, tokens, undoing
 from service.web.console.signing_in import (
     Failures,
     check_form,
@@ -51,6 +51,7 @@ PAGES: Final[Sequence[Page]] = (
     *reviews.PAGES,
     *corrections.PAGES,
     *plans.PAGES,
+    *undoing.PAGES,
     *tokens.PAGES,
     *health.PAGES,
 )
@@ -62,6 +63,7 @@ ACTIONS: Final[Sequence[Action]] = (
     *reviews.ACTIONS,
     *corrections.ACTIONS,
     *plans.ACTIONS,
+    *undoing.ACTIONS,
     *tokens.ACTIONS,
     *health.ACTIONS,
 )

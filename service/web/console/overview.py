@@ -1,6 +1,6 @@
 """Owns the first page of the console: how everything stands, and how it came to that, at a glance."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from service.domain.addresses import CHANNELS
 from service.domain.drift import KINDS
-from service.store import sampling, trends
+from service.store import sampling, surges, trends
 from service.store.trends import Came, Checked, Reasons, Trend
 from service.web import figures
 from service.web.console import plots
@@ -20,6 +20,9 @@ from service.web.figures import ClockShown, Overview
 
 WINDOWS: Final = {"day": ("24 hours", "hour", 24, "%H:%M"), "month": ("28 days", "day", 28, "%b %d")}
 """What may be looked back at: its name, its steps, how many of them, and how each is called."""
+
+SURGES: Final = 3
+"""Surges that are pointed at one by one."""
 
 _LATER: Final = "Look again when there is less to do."
 
@@ -67,11 +70,12 @@ async def overview(visit: Visit) -> Response:
         trend = await trends.trend(connection, visit.namespace, step, count, service.now)  # type: ignore[arg-type]
         reasons = await trends.reasons(connection, visit.namespace)
         drift = await trends.drift(connection, visit.namespace)
+        flagged = await surges.newest(connection, visit.namespace, "flagged", None, SURGES + 1)
     return visit.page(
         "overview.html",
         title="Overview",
         now=now,
-        pointers=pointers(now),
+        pointers=pointers(now, flagged),
         windows=[(name, says, name == chosen) for name, (says, *_) in WINDOWS.items()],
         plots=plots_of(trend, WINDOWS[chosen][3]),
         estimated=trend.estimated or reasons.estimated or now.size.estimated,
@@ -94,7 +98,7 @@ def _waiting(now: Overview) -> list[tuple[str, int, str]]:
     ]
 
 
-def pointers(now: Overview) -> list[Pointer]:
+def pointers(now: Overview, flagged: Sequence[Any]) -> list[Pointer]:
     """What a person should look at, the gravest first."""
     desk, given_up = "/console/corrections", sum(now.corrections.get(state, 0) for state in ("dead", "rejected"))
     overdue = [f"Overdue at Kahuna: {one.overdue:,} {one.channel}" for one in now.clock if one.overdue]
@@ -104,10 +108,19 @@ def pointers(now: Overview) -> list[Pointer]:
     unread = ["Kahuna's logs of before this deployment were not read: run kahuna-sync backfill"]
     return [
         *(Pointer(says, desk, grave=True) for says in (*overdue, *broken, *dead)),
+        *(_surge(row._mapping) for row in flagged[:SURGES]),  # noqa: SLF001 (a row has a `count` of its own)
+        *(Pointer("More surges wait", "/console/surges") for _ in flagged[SURGES:]),
         *(Pointer(says, desk) for says in soon),
         *(Pointer(f"{name}: {count:,}", path) for name, count, path in _waiting(now) if count),
         *(Pointer(says, "/console/health") for says in unread if now.backfilled_at is None),
     ]
+
+
+def _surge(row: Mapping[str, Any]) -> Pointer:
+    """A surge that waits, where it can be decided."""
+    stops, reason = f"{row['count']:,} stops", row["reason"].replace("_", " ")
+    of = f"of {row['key']} in a burst" if row["kind"] == "domain" else f"for {reason} within one minute"
+    return Pointer(f"{stops} {of} were flagged: look at it", f"/console/surges/{row['id']}")
 
 
 def plots_of(trend: Trend, form: str) -> list[Plot]:

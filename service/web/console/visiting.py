@@ -35,6 +35,9 @@ NAVIGATION: Final = (
     ("/console/reviews", "Reviews"),
     ("/console/corrections", "Corrections"),
     ("/console/plans", "Plans"),
+    ("/console/surges", "Surges"),
+    ("/console/imports", "Imports"),
+    ("/console/retractions", "Taken back"),
     ("/console/tokens", "Tokens"),
     ("/console/health", "Health"),
 )

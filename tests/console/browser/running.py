@@ -18,7 +18,7 @@ from service.store import access, migrations
 from service.store.database import Database
 from tests.acceptance.running import free_port
 from tests.console.seeding import seed
-from tests.web.harness import opened
+from tests.web.harness import Site, opened
 
 KEYS = {"KAHUNA_API_KEY": "demo-api-key", "KAHUNA_SECRET_KEY": "demo-secret-key"}
 
@@ -29,6 +29,18 @@ TROUBLES = (
        values ('default', 'email', 'credentials-refused', now(), now() + interval '1 hour')""",
     """update suppressions set held_stop_at = null where address in (
            select address from suppressions where channel = 'email' and held_stop_at = stop_at order by 1 limit 120)""",
+    *(
+        f"""with one as (
+                insert into surges (id, namespace, channel, reason, kind, key, count, first_at, last_at, flagged_at)
+                values (gen_random_uuid(), 'default', 'email', 'unsubscribe', '{kind}', '{key}', 611,
+                        now() - interval '1 hour', now() - interval '50 minutes', now() - interval '40 minutes')
+                returning id)
+            insert into surge_evidence (surge_id, batch_id)
+            select one.id, newest.id
+            from one, (select id from batches where channel = 'email' and state = 'applied' order by id desc limit 3)
+                as newest"""
+        for kind, key in (("domain", "example.com"), ("minute", "2026-01-31T12:00:00+00:00"))
+    ),
 )
 """What is amiss on this site, so that every page has something to show and every action something to do."""
 
@@ -71,10 +83,19 @@ async def _furnish(database_url: str) -> str:
     async with opened(settings) as site:
         site.clock.now = datetime.now(UTC)
         await seed(site, days=28, callbacks=6)
+        await _import(site)
         for statement in TROUBLES:
             await site.execute(statement)
     async with Database.of(settings) as database, database.begin() as connection:
         return await access.create_token(connection, "visitor", access.SCOPES, None, datetime.now(UTC))
+
+
+async def _import(site: Site) -> None:
+    """A list that can be taken back."""
+    path = "/v1/suppressions/import?channel=email&reason=unsubscribe&file_name=bounces.csv"
+    headers = {**await site.token("write"), "Content-Type": "text/csv"}
+    answer = await site.client.post(path, content="address\nlisted@example.com\n", headers=headers)
+    assert answer.status_code == 200, answer.text
 
 
 @asynccontextmanager
