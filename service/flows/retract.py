@@ -125,6 +125,9 @@ async def preview(
         some = evidence[start : start + AT_ONCE]
         async with database.read() as connection:
             words = await words_of(connection, retraction, some, rules)
+            read = {word.evidence for word in words}
+            for left in some:  # of large batches, only as many as memory should hold come at a time
+                words += [] if left[0] in read else await words_of(connection, retraction, [left], rules)
             for one in words:
                 counts["facts"] += await withdrawals.standing(connection, retraction, one.said)
         counts["evidence"] += len(some)

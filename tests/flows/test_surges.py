@@ -10,6 +10,7 @@ from structlog.testing import capture_logs
 from service.errors import Conflict
 from service.flows import retract, surges
 from service.flows.surges import Limits
+from service.store.database import Connection
 from tests.flows.speaking import World
 from tests.flows.test_rebuild import disagreements
 from tests.flows.test_retract import carry_out, listed
@@ -72,6 +73,20 @@ async def test_a_domain_in_unusual_number_is_one_group_and_taken_back_as_one(wor
     await world.callback("email", bounces(world, "mail.example.com", 0))
     assert set(await listed(world, "a0@mail.example.com")) == {"hard_bounce"}, "a new word counts again"
     assert await disagreements(world) == []
+
+
+async def test_a_trial_counts_what_large_batches_say_too(world: World) -> None:
+    await begin(world)
+    for n in range(6):
+        await world.callback("email", bounces(world, "mail.example.com", n))
+    await world.execute("update batches set body_bytes = 20000000")
+    [found] = await look(world)
+
+    async def ask(connection: Connection) -> uuid.UUID:
+        return await retract.request_surge(connection, found.id, "tester", "tried only", None, world.clock())
+
+    counts = await retract.preview(world.database, world.rules, ask, lambda _: None)
+    assert counts["facts"] == 6
 
 
 async def test_a_minute_in_unusual_number_is_one_group(world: World) -> None:
