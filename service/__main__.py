@@ -26,6 +26,7 @@ from service import (
     desk,
     doctor,
     embedded,
+    explaining,
     operation,
     reconciling,
     reverting,
@@ -70,7 +71,14 @@ def cli() -> None:
     """Keeps a company's suppression list and Kahuna's in agreement."""
 
 
-COMMANDS = (*operation.COMMANDS, *reconciling.COMMANDS, *desk.COMMANDS, *cases.COMMANDS, reverting.revert_command)
+COMMANDS = (
+    *explaining.COMMANDS,
+    *desk.COMMANDS,
+    *cases.COMMANDS,
+    *reconciling.COMMANDS,
+    *operation.COMMANDS,
+    reverting.revert_command,
+)
 for command in (*COMMANDS, shell.kahuna, doctor.doctor_command):
     cli.add_command(command)
 

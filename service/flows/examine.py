@@ -197,8 +197,9 @@ async def _of_outbox(connection: Connection, only: str | None) -> list[Check]:
     for (namespace, state), count in (await outbox.depth(connection)).items():
         if state not in ("dead", "rejected") or only not in (None, namespace):
             continue
-        do = "see docs/operating.md, A correction is given up"
-        checks.append(Check(f"corrections/{namespace}", "warn", f"{count} are {state}", do))
+        do = "see docs/operating.md, A correction is dead, or rejected"
+        says = f"{count} {'is' if count == 1 else 'are'} {state}"
+        checks.append(Check(f"corrections/{namespace}", "warn", says, do))
     return checks or [Check("corrections", "ok", "none was given up, and nothing is in their way")]
 
 
