@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import click
+import msgspec
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Column, Table
@@ -34,7 +35,8 @@ from service.store.database import Database
 from service.store.differences import Selection
 from service.store.reconciliations import Run
 from service.web import report
-from service.web.report import GroupShown
+from service.web.asking import told
+from service.web.report import GroupShown, RunShown
 
 CHANNEL: Final = click.Choice(["email", "sms"])
 
@@ -42,6 +44,8 @@ ACTOR: Final = "shell"
 
 FEW: Final = 20
 """Lines up to which each is told of by its name."""
+
+_JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON, as the report has it.")
 
 Work = Callable[[Database, Settings], Awaitable[Any]]
 
@@ -51,7 +55,7 @@ def _now() -> datetime:
 
 
 @click.group("reconcile", invoke_without_command=True)
-@click.option("--channel", type=CHANNEL, help="Which list to compare.")
+@click.option("--channel", type=CHANNEL, help="Which list to compare; needed, unless a command follows.")
 @click.option("--source", type=click.Choice(["ledger", "logs", "profiles"]), default="ledger", show_default=True)
 @click.option("--since", type=MOMENT, help="With logs: from when on they are read again.")
 @click.option("--address", "addresses", multiple=True, help="With profiles: look this one up; repeatable.")
@@ -92,8 +96,9 @@ def _asked(channel: Channel, source: str, since: datetime | None, addresses: Seq
 @reconcile_command.command("list")
 @click.option("--state", type=click.Choice(sorted(RUN_STATES)), help="Only runs in this state.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Runs at most.")
+@_JSON
 @NAMESPACE
-def list_command(state: str | None, limit: int, namespace: str | None) -> None:
+def list_command(state: str | None, limit: int, as_json: bool, namespace: str | None) -> None:
     """The newest runs."""
     chosen = _namespace(namespace)
 
@@ -101,11 +106,18 @@ def list_command(state: str | None, limit: int, namespace: str | None) -> None:
         async with database.read() as connection:
             return await reconciliations.newest(connection, chosen, limit, state=state)
 
+    rows = with_database(work, quiet=True)
+    if as_json:
+        _print_json([told(RunShown, row) for row in rows])
+        return
+    if not rows:
+        click.echo("There is no such run: kahuna-sync reconcile --channel email asks for one.", err=True)
+        return
     # An id that is cut is of no use to who wants to copy it.
     whole = Column("id", no_wrap=True, min_width=36)
     others = [Column(name, overflow="fold") for name in ("compares", "asked for", "by", "lines", "state")]
     table = Table(whole, *others, title=f"Runs of {chosen}")
-    for row in with_database(work, quiet=True):
+    for row in rows:
         count = str(row.counts.get("differences", 0))
         asked_at = f"{row.created_at:%Y-%m-%d %H:%M}Z"
         table.add_row(str(row.id), f"{row.channel} {row.source}", asked_at, row.actor, count, row.state)
@@ -114,13 +126,22 @@ def list_command(state: str | None, limit: int, namespace: str | None) -> None:
 
 @reconcile_command.command("show")
 @click.argument("run_id", type=click.UUID)
-def show_command(run_id: uuid.UUID) -> None:
+@_JSON
+def show_command(run_id: uuid.UUID, as_json: bool) -> None:
     """One run: where it stands, and its plan as a table."""
 
     async def work(database: Database, _: Settings) -> Any:
         return await _found(database, run_id)
 
-    _show(*with_database(work, quiet=True))
+    row, groups = with_database(work, quiet=True)
+    if as_json:
+        _print_json({"run": told(RunShown, row), "groups": groups})
+        return
+    _show(row, groups)
+
+
+def _print_json(found: Any) -> None:
+    click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2))
 
 
 def _deciding(command: Any) -> Any:

@@ -9,7 +9,7 @@ import anyio
 import pytest
 from click.testing import CliRunner
 
-from service.__main__ import cli
+from service.__main__ import SECTIONS, cli
 from service.errors import SettingsError
 from service.settings import Settings
 from service.store.database import Database
@@ -67,3 +67,10 @@ async def test_nobody_knows_it_or_it_cannot_be_one(world: World) -> None:
     wrong = await run(world, "address", "nobody", "--channel", "email")
     assert isinstance(wrong.exception, SettingsError)
     assert "cannot be an address" in str(wrong.exception)
+
+
+def test_every_command_is_in_one_section_of_the_help() -> None:
+    assert sorted(name for names in SECTIONS.values() for name in names) == sorted(cli.commands)
+    shown = CliRunner().invoke(cli, ["--help"]).stdout
+    assert [line[:-1] for line in shown.splitlines() if line.endswith(":")][1:] == list(SECTIONS)
+    assert "Others" not in shown

@@ -37,6 +37,10 @@ async def ran(world: World, *words: str) -> tuple[int, str, str]:
 async def test_a_plan_from_the_shell_from_its_table_to_its_report(world: World, tmp_path: Path) -> None:
     code, out, err = await ran(world, "--channel", "email")
     assert (code, "planned" in out, "complaint" in out, "a@example.com, b@example.com" in out) == (0, True, True, True)
+    listed = json.loads((await ran(world, "list", "--json"))[1])
+    shown = json.loads((await ran(world, "show", listed[0]["id"], "--json"))[1])
+    assert (shown["run"]["state"], [group["slot"] for group in shown["groups"]]) == ("planned", ["complaint"])
+    assert "There is no such run" in (await ran(world, "list", "--state", "failed"))[2]
     run_id = re.findall(r"approve (\S+),", err)[0]
     code, out, err = await ran(world, "approve", run_id, "--line", "a@example.com", "manual")
     says = "no line of this plan is a@example.com / manual; its slots are complaint"
