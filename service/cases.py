@@ -276,7 +276,7 @@ def surges_keep(chosen: uuid.UUID, note: str | None, as_json: bool) -> None:
 
 @click.group("retractions")
 def retractions_group() -> None:
-    """What was taken back, or is being: of imports, surges and reconciliations."""
+    """What was taken back, or is being. Of imports, surges and reconciliations."""
 
 
 @retractions_group.command("list")

@@ -62,7 +62,7 @@ class Explained(NamedTuple):
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, as the history of the API.")
 @NAMESPACE
 def address_command(address: str, channel: Any, purpose: Any, limit: int, as_json: bool, namespace: str | None) -> None:
-    """Say why an address is suppressed, or why not: the rule, the causes, and all that was noted about it.
+    """Say why an address is suppressed, or why not. The rule, the causes, and all that was noted about it.
 
     ADDRESS is an e-mail address or a number; - reads it from standard input, which keeps it out of the shell's history.
     """
