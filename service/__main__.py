@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import click
 import httpx
@@ -26,6 +26,7 @@ from service import (
     desk,
     doctor,
     embedded,
+    explaining,
     operation,
     reconciling,
     reverting,
@@ -64,13 +65,44 @@ _MEANS = "--port (of up), PORT or HOST"
 _PARENT = click.option("--parent", type=int, hidden=True, help="End when this process does.")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+SECTIONS: Final = {
+    "Run": ("up", "web", "worker", "migrate", "token"),
+    "Look": ("address", "clock", "circuits", "imports", "retractions", "quality", "doctor", "export"),
+    "Decide": ("corrections", "quarantine", "reviews", "reconcile", "surges", "revert"),
+    "Bring in, repair and prove": ("import", "backfill", "replay", "rebuild", "new-epoch"),
+    "Try, and call Kahuna": ("simulator", "send", "kahuna"),
+}
+"""The commands, by what somebody is about to do."""
+
+
+class Sectioned(click.Group):
+    """Shows its commands by section, in the order of a day's work."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """One list for each section; a command that is in none would come last."""
+        named = {name for names in SECTIONS.values() for name in names}
+        others = tuple(name for name in self.list_commands(ctx) if name not in named)
+        limit = formatter.width - 6 - max(map(len, self.commands))
+        for title, names in (*SECTIONS.items(), ("Others", others)):
+            if names:
+                with formatter.section(title):
+                    formatter.write_dl([(name, self.commands[name].get_short_help_str(limit)) for name in names])
+
+
+@click.group(cls=Sectioned, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="kahuna-sync", message="kahuna-sync %(version)s")
 def cli() -> None:
     """Keeps a company's suppression list and Kahuna's in agreement."""
 
 
-COMMANDS = (*operation.COMMANDS, *reconciling.COMMANDS, *desk.COMMANDS, *cases.COMMANDS, reverting.revert_command)
+COMMANDS = (
+    *explaining.COMMANDS,
+    *desk.COMMANDS,
+    *cases.COMMANDS,
+    *reconciling.COMMANDS,
+    *operation.COMMANDS,
+    reverting.revert_command,
+)
 for command in (*COMMANDS, shell.kahuna, doctor.doctor_command):
     cli.add_command(command)
 
@@ -236,9 +268,15 @@ def token_group() -> None:
     """API tokens of the services that query."""
 
 
+SCOPES_HELP: Final = (
+    "Comma-separated, of: read (ask: status, check, export, feed, history), write (stop, reactivate, import), admin "
+    "(everything under /v1/admin: look, decide, take back, the bodies of callbacks). None includes another."
+)
+
+
 @token_group.command("create")
 @click.option("--name", required=True, help="Who will use it; shown in lists and in the audit log.")
-@click.option("--scopes", required=True, help="Comma-separated, of: read, write, admin.")
+@click.option("--scopes", required=True, help=SCOPES_HELP)
 @click.option("--namespace", help="The only namespace that it may speak of.")
 @click.option("--channel", type=click.Choice(CHANNELS), help="The only channel that it may speak of; not with admin.")
 @click.option("--expires", help="When it ends: in days (90d) or hours (12h), or a time (2027-01-31T12:00:00Z).")

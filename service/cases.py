@@ -106,7 +106,21 @@ def quarantine_requeue(
     told = archive.entry_told(_decided(again))
     _show(told, as_json=as_json)
     if told.state == "open":
+        click.echo(f"It is still not understood ({told.error}). {_to_do(told.error)}", err=True)
         raise SystemExit(1)
+
+
+def _to_do(error: str) -> str:
+    """What to do about an entry with this error."""
+    if error == "unknown-reason":
+        return (
+            "If its word is a new one of Kahuna's, give it a meaning, as EXTRA_REASONS=WORD=REASON, here and where the "
+            "service runs, and requeue it again; else: kahuna-sync quarantine discard"
+        )
+    return (
+        "Another release may understand it. If somebody must be stopped by it, say so with PUT /v1/suppressions; then: "
+        "kahuna-sync quarantine discard"
+    )
 
 
 def _requeue_all(wanted: quarantine.Asked, *, as_json: bool) -> None:
@@ -123,6 +137,10 @@ def _requeue_all(wanted: quarantine.Asked, *, as_json: bool) -> None:
     counts = _decided(again)
     _show(counts, as_json=as_json)
     if counts["failed"] or counts["requeued"] < counts["entries"]:
+        left = counts["entries"] - counts["requeued"]
+        failed = f"; batches that could not be applied: {counts['failed']} (see the log)" if counts["failed"] else ""
+        says = "kahuna-sync quarantine list says why. For a new word of Kahuna's set EXTRA_REASONS=WORD=REASON"
+        click.echo(f"Still not understood: {left}{failed}. {says}.", err=True)
         raise SystemExit(1)
 
 
@@ -258,7 +276,7 @@ def surges_keep(chosen: uuid.UUID, note: str | None, as_json: bool) -> None:
 
 @click.group("retractions")
 def retractions_group() -> None:
-    """What was taken back, or is being."""
+    """What was taken back, or is being. Of imports, surges and reconciliations."""
 
 
 @retractions_group.command("list")
@@ -271,7 +289,10 @@ def retractions_list(limit: int, as_json: bool, namespace: str | None) -> None:
     rows = _read(lambda connection: retractions.newest(connection, name, limit))
     titles = {"id": "id", "created_at": "asked", "kind": "kind", "of": "of", "actor": "by", "reason": "why"}
     titles |= {"state": "state", "counts": "counts", "error": "in the way"}
-    nothing = "Nothing was taken back yet: what kahuna-sync revert and reconcile revert take back would stand here."
+    nothing = (
+        "No fact was taken back yet: those that kahuna-sync revert and reconcile revert take back would stand here. "
+        "A reconciliation that recorded nothing here has none; see kahuna-sync reconcile show."
+    )
     _list([undo.retraction_told(row) for row in rows], titles, nothing, as_json=as_json)
 
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import secrets
 import shlex
+import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -192,9 +193,11 @@ def _try_yourself(guide: Guide, token: str, settings: Settings) -> None:
     curl = 'curl -s -H "Authorization: Bearer $TOKEN"'
     guide.console.rule("[bold green]The whole loop works. It stays up: try it[/]")
     kahuna_url = str(guide.kahuna.base_url).rstrip("/")
+    folder = shlex.quote(str(Path(sys.executable).parent))
     lines = [
         f"export TOKEN={token} DATA_DIR={shlex.quote(str(settings.data_dir))}",
         f"export KAHUNA_BASE_URL={kahuna_url} KAHUNA_API_KEY={API_KEY} KAHUNA_SECRET_KEY={SECRET_KEY}",
+        f'export PATH={folder}:"$PATH" SYNC={guide.url} AUTH="Authorization: Bearer $TOKEN"',
         f"{curl} {guide.url}/v1/suppressions/email/{ann}",
         f'{curl} -X PUT -d \'{{"reason":"manual"}}\' {guide.url}/v1/suppressions/email/you.{guide.run}@example.com',
         f"{curl} '{guide.url}/v1/admin/corrections?state=sent'",
@@ -202,7 +205,7 @@ def _try_yourself(guide: Guide, token: str, settings: Settings) -> None:
         f'curl -s {kahuna_url}/simulator/acts -d \'{{"act": "unsub", "users": [{{"username": "seeded-s-1"}}]}}\'',
         f"{curl} {guide.url}/v1/suppressions/email/seeded-s-1@example.com",
         f"curl -s {guide.url}/readyz",
-        ".venv/bin/kahuna-sync rebuild --verify",
+        "kahuna-sync rebuild --verify",
         f"curl -s {kahuna_url}/simulator/state",
     ]
     for line in lines:

@@ -73,14 +73,24 @@ def corrections_list(
                     break
         return rows
 
+    rows = with_database(read)
+    which = "in any state" if chosen is None else f"that are {chosen}"
+    others = _OTHERS if state is None and chosen is not None else ""
+    if not rows:
+        click.echo(f"There are no such corrections {which}.{others}", err=True)
+        return
+    click.echo(f"Corrections of {wanted.namespace} {which}, the newest first.{others}", err=True)
     table = Table(*(Column(title, no_wrap=True) for title in ("id", "state", "because", "channel", "address", "slot")))
     for title in ("action", "stopped", "tries", "note"):
         table.add_column(title)
-    for row in with_database(read):
+    for row in rows:
         stopped = _at(row.stopped_at) if row.stopped_at is not None else ""
         where = (row.channel, row.address, row.slot, row.action, stopped)
         table.add_row(str(row.id), row.state, row.reason or "", *where, str(row.attempts), row.note or "")
     print_table(table)
+
+
+_OTHERS: Final = f" Others: --state {', '.join(STATES)}."
 
 
 @corrections_group.command("show")
@@ -90,26 +100,45 @@ def corrections_show(correction_id: int, namespace: str | None) -> None:
     """Show one correction with every call that it was sent in."""
     name = _namespace(namespace)
 
-    async def read(database: Database) -> tuple[Any, Sequence[Any]]:
+    async def read(database: Database) -> tuple[Any, Sequence[Any], Any]:
         async with database.read() as connection:
             row = await desk.one(connection, correction_id)
             if row is None or row.namespace != name:
                 raise SettingsError("There is no such correction; see kahuna-sync corrections list.")
-            return row, await calls.of_correction(connection, row, _now())
+            later = await desk.successor(connection, row) if row.state == "superseded" else None
+            return row, await calls.of_correction(connection, row, _now()), later
 
-    row, made = with_database(read)
+    row, made, later = with_database(read)
     table = Table("field", "value", show_header=False)
     for field, value in row._asdict().items():
         if value is not None:
-            table.add_row(field.replace("_", " "), _cell(field, value))
+            table.add_row(_NAMED.get(field, field.replace("_", " ")), _cell(field, value))
+    if later is not None:
+        table.add_row("succeeded by", f"{later.id} ({later.state})")
     print_table(table)
+    if made:
+        _print_calls(made)
+    else:
+        click.echo("It was not sent yet, or retention has dropped its calls.", err=True)
+
+
+_NAMED: Final = {"request_id": "caused by request", "trace_id": "caused in trace", "reason": "because"}
+"""Fields whose own name would say too little: the request id is ours, not the one that Kahuna got."""
+
+
+def _print_calls(made: Sequence[Any]) -> None:
     table = Table(title="Calls, the newest first")
-    for title in ("answered", "outcome", "status", "entries", "accepted", "rejected", "worker", "answer"):
+    for title in ("answered", "outcome", "status", "entries", "accepted", "rejected"):
         table.add_column(title)
+    # What Kahuna's support asks for is of no use when it is cut.
+    table.add_column("request id at Kahuna", no_wrap=True)
+    table.add_column("worker")
+    table.add_column("answer", overflow="fold")
     for one in made:
         counts = (one.status, len(one.corrections), one.accepted, one.rejected)
         cells = ("" if count is None else str(count) for count in counts)
-        table.add_row(f"{one.answered_at:%Y-%m-%d %H:%M:%S}Z", one.outcome, *cells, one.worker, one.answer or "")
+        at = f"{one.answered_at:%Y-%m-%d %H:%M:%S}Z"
+        table.add_row(at, one.outcome, *cells, one.id.hex, one.worker, one.answer or "")
     print_table(table)
 
 
@@ -166,6 +195,7 @@ def _decide(
     name = _namespace(namespace)
     found: Counter[str] = Counter()
     left: list[str] = []
+    waits: list[str] = []
 
     async def run(database: Database, loaded: Settings) -> None:
         one = Desk(database, name, "shell", ingest.policy_of(loaded), _now)
@@ -174,6 +204,7 @@ def _decide(
             decided = await work(one, chosen)
             found.update(result.outcome for result in decided.results)
             left.extend(f"{r.id}: {r.outcome}" for r in decided.results if r.outcome not in _DONE and ids)
+            waits.extend(f"{r.id} waits as {r.waits_as}" for r in decided.results if r.waits_as not in (None, r.id))
             if decided.next is None:
                 return
             chosen = chosen._replace(after=decided.next)
@@ -186,10 +217,15 @@ def _decide(
     for outcome, count in sorted(found.items()):
         table.add_row(str(count), outcome, _MEANS[outcome])
     print_table(table)
+    for line in waits if len(waits) <= FEW else ():
+        click.echo(line)
     for line in left:
         click.echo(line, err=True)
     sys.exit(0 if set(found) <= _DONE else 1)
 
+
+FEW: Final = 20
+"""Corrections up to which each is told by its id."""
 
 _DONE: Final = {"requeued", "discarded", "not-owed", "sent", "superseded"}
 """After these nothing is left to be done."""
@@ -270,15 +306,23 @@ def clock_command(state: str, channel: Any, limit: int, namespace: str | None) -
             return counts, await deadlines.listed(connection, asked, None, limit)
 
     counts, rows = with_database(read)
+    _print_clock(rows, state, now, calendar)
+    for one in counts:
+        click.echo(f"{one.channel}: {one.overdue} overdue, {one.due_soon} due soon, {one.open} open", err=True)
+    sys.exit(1 if any(one.overdue for one in counts) else 0)
+
+
+def _print_clock(rows: Sequence[Any], state: str, now: int, calendar: Any) -> None:
+    if not rows:
+        says = "open: Kahuna holds every stop" if state == "open" else f"{state.replace('_', ' ')}; see --state open"
+        click.echo(f"No stop is {says}.", err=True)
+        return
     table = Table("due", "stopped", "channel", "address", "slot", "correction", "state", "because", "tries")
     for row in rows:
         due = f"{_at(due_at(row.stopped_at, calendar))} {urgency(row.stopped_at, now, calendar).replace('_', ' ')}"
         where = (row.channel, row.address, row.slot, str(row.id), row.state, row.reason or "")
         table.add_row(due, _at(row.stopped_at), *where, str(row.attempts))
     print_table(table)
-    for one in counts:
-        click.echo(f"{one.channel}: {one.overdue} overdue, {one.due_soon} due soon, {one.open} open", err=True)
-    sys.exit(1 if any(one.overdue for one in counts) else 0)
 
 
 @click.command("quality")

@@ -6,6 +6,7 @@ refuse. Refuses to show a key, a token or an address.
 """
 
 import asyncio
+import dataclasses
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -17,7 +18,7 @@ import click
 import httpx
 import msgspec
 
-from service import settings, worker
+from service import embedded, settings, worker
 from service.errors import SettingsError, StorageUnavailable
 from service.flows import ingest
 from service.flows.examine import BODY, WRONG, Check, Release, of_connection, of_settings, of_signatures, of_spool
@@ -82,9 +83,10 @@ async def examine(environ: Mapping[str, str], *, public_url: str | None, offline
     except SettingsError as error:
         yield Check("settings", "fail", str(error), "correct it in the environment or in CONFIG_FILE")
         return
+    loaded = _as_up_has_it(loaded)
     for check in (*of_settings(loaded), *of_spool(loaded), *of_signatures(loaded)):
         yield check
-    async for check in _of_database(loaded):
+    async for check in _of_embedded(loaded) if loaded.database_url is None else _of_database(loaded):
         yield check
     if not offline:
         for namespace in loaded.namespaces:
@@ -96,15 +98,32 @@ async def examine(environ: Mapping[str, str], *, public_url: str | None, offline
         yield check
 
 
+def _as_up_has_it(loaded: Settings) -> Settings:
+    """`up` keeps its spool beside the embedded database, without a setting."""
+    spool = loaded.data_dir / "spool"
+    if loaded.database_url is None and loaded.spool_dir is None and spool.is_dir():
+        return dataclasses.replace(loaded, spool_dir=spool)
+    return loaded
+
+
+async def _of_embedded(loaded: Settings) -> Checks:
+    """The database of `up`, if it runs: one that does not is not started, since nothing is changed here."""
+    if not embedded.there_is(loaded.data_dir):
+        says = f"no DATABASE_URL, and no database in {loaded.data_dir}"
+        do = "set DATABASE_URL or DATA_DIR (that of `make run` is DATA_DIR=.data/demo)"
+        yield Check("database", "warn", says, do)
+    elif not embedded.runs(loaded.data_dir):
+        says = f"the embedded one in {loaded.data_dir} does not run, so it is not looked at"
+        yield Check("database", "warn", says, "look again while kahuna-sync up (or make run) runs")
+    else:
+        says = f"no DATABASE_URL: this is the embedded one in {loaded.data_dir}, which is for trying"
+        yield Check("database/embedded", "warn", says, "set DATABASE_URL, once this is more than a trial")
+        with embedded.server(loaded.data_dir) as url:
+            async for check in _of_database(dataclasses.replace(loaded, database_url=url)):
+                yield check
+
+
 async def _of_database(loaded: Settings) -> Checks:
-    if loaded.database_url is None:
-        yield Check(
-            "database",
-            "warn",
-            "no DATABASE_URL: the embedded one is for trying, and is not looked at",
-            "set DATABASE_URL",
-        )
-        return
     try:
         release = Release(migrations.head(), migrations.revisions())
         async with asyncio.timeout(PATIENCE), Database.of(loaded) as database, database.read() as connection:

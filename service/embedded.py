@@ -45,6 +45,20 @@ def server(folder: Path) -> Iterator[str]:
                     _stop(postgres)
 
 
+def there_is(folder: Path) -> bool:
+    """Whether a database was ever made in this folder; none is made by asking."""
+    return (folder / "postgres" / "PG_VERSION").exists()
+
+
+def runs(folder: Path) -> bool:
+    """Whether the server of this folder answers now; it is not started by asking."""
+    try:
+        lines = (folder / "postgres" / "postmaster.pid").read_text().splitlines()
+        return _answers(f"{lines[4]}/.s.PGSQL.{lines[3]}")
+    except (OSError, IndexError):
+        return False
+
+
 def revive(folder: Path, url: str) -> bool:
     """Starts the server of this folder and URL again if it has died; whether it had. For one who is its user.
 
@@ -54,7 +68,7 @@ def revive(folder: Path, url: str) -> bool:
     with _alone(folder):
         if _answers(socket_path):
             return False
-        if not (folder / "postgres" / "PG_VERSION").exists():
+        if not there_is(folder):
             raise SettingsError("The embedded PostgreSQL is gone, and its files are no longer in DATA_DIR.")
         _wait_until_reaped(folder / "postgres" / "postmaster.pid")
         _started(folder / "postgres")

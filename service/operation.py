@@ -40,10 +40,16 @@ NAMESPACE = click.option("--namespace", help="Which namespace; needed only if th
 
 @contextmanager
 def started(
-    environ: Any, *, namespaces: bool = False, speaker: str | None = None, quiet: bool = False
+    environ: Any,
+    *,
+    namespaces: bool = False,
+    speaker: str | None = None,
+    quiet: bool = False,
+    makes_database: bool = True,
 ) -> Iterator[Settings]:
     """The settings, with a database behind `database_url`: the embedded one if no other is named. `speaker` is what the
-    process calls itself in the log. One that is `quiet` logs warnings alone, unless LOG_LEVEL says otherwise."""
+    process calls itself in the log. One that is `quiet` logs warnings alone, unless LOG_LEVEL says otherwise. Where
+    there is no embedded database yet, one that `makes_database` begins it; others get a SettingsError."""
     loaded = settings.load(environ)
     if namespaces:
         settings.check_namespaces(loaded)
@@ -53,19 +59,32 @@ def started(
     if loaded.database_url is not None:
         yield loaded
         return
+    if not makes_database:
+        refuse_without_database(loaded)
     with embedded.server(loaded.data_dir) as url:
         yield dataclasses.replace(loaded, database_url=url)
 
 
+def refuse_without_database(loaded: Settings) -> None:
+    """SettingsError if no database is named and there is none in DATA_DIR: a mistyped folder, or a shell without the
+    deployment's variables, must not be answered from an empty list."""
+    if loaded.database_url is None and not embedded.there_is(loaded.data_dir):
+        raise SettingsError(NO_DATABASE.format(loaded.data_dir))
+
+
+NO_DATABASE: Final = "no database in {}: set DATABASE_URL or DATA_DIR (that of `make run` is DATA_DIR=.data/demo)"
+"""What a command says that works on a database, where there is none."""
+
+
 def with_database(work: Any, *, quiet: bool = False) -> Any:
     """Runs a coroutine function on the database, and on the settings if it takes them. `quiet`: what the log would
-    tell, the command prints."""
+    tell, the command prints. It never makes a database."""
 
     async def run(loaded: Settings) -> Any:
         async with Database.of(loaded) as database:
             return await (work(database, loaded) if work.__code__.co_argcount == 2 else work(database))
 
-    with started(os.environ, quiet=quiet) as loaded:
+    with started(os.environ, quiet=quiet, makes_database=False) as loaded:
         return asyncio.run(run(loaded))
 
 

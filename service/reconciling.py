@@ -8,12 +8,13 @@ worker is quicker.
 import asyncio
 import os
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import click
+import msgspec
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Column, Table
@@ -29,16 +30,22 @@ from service.flows.approve import Verdict
 from service.flows.underway import UNFINISHED, Means
 from service.operation import MOMENT, NAMESPACE, print_table, with_database
 from service.settings import Settings
-from service.store import reconciliations
+from service.store import differences, reconciliations
 from service.store.database import Database
 from service.store.differences import Selection
 from service.store.reconciliations import Run
 from service.web import report
-from service.web.report import GroupShown
+from service.web.asking import told
+from service.web.report import GroupShown, RunShown
 
 CHANNEL: Final = click.Choice(["email", "sms"])
 
 ACTOR: Final = "shell"
+
+FEW: Final = 20
+"""Lines up to which each is told of by its name."""
+
+_JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON, as the report has it.")
 
 Work = Callable[[Database, Settings], Awaitable[Any]]
 
@@ -48,7 +55,7 @@ def _now() -> datetime:
 
 
 @click.group("reconcile", invoke_without_command=True)
-@click.option("--channel", type=CHANNEL, help="Which list to compare.")
+@click.option("--channel", type=CHANNEL, help="Which list to compare; needed, unless a command follows.")
 @click.option("--source", type=click.Choice(["ledger", "logs", "profiles"]), default="ledger", show_default=True)
 @click.option("--since", type=MOMENT, help="With logs: from when on they are read again.")
 @click.option("--address", "addresses", multiple=True, help="With profiles: look this one up; repeatable.")
@@ -89,8 +96,9 @@ def _asked(channel: Channel, source: str, since: datetime | None, addresses: Seq
 @reconcile_command.command("list")
 @click.option("--state", type=click.Choice(sorted(RUN_STATES)), help="Only runs in this state.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Runs at most.")
+@_JSON
 @NAMESPACE
-def list_command(state: str | None, limit: int, namespace: str | None) -> None:
+def list_command(state: str | None, limit: int, as_json: bool, namespace: str | None) -> None:
     """The newest runs."""
     chosen = _namespace(namespace)
 
@@ -98,11 +106,18 @@ def list_command(state: str | None, limit: int, namespace: str | None) -> None:
         async with database.read() as connection:
             return await reconciliations.newest(connection, chosen, limit, state=state)
 
+    rows = with_database(work, quiet=True)
+    if as_json:
+        _print_json([told(RunShown, row) for row in rows])
+        return
+    if not rows:
+        click.echo("There is no such run: kahuna-sync reconcile --channel email asks for one.", err=True)
+        return
     # An id that is cut is of no use to who wants to copy it.
     whole = Column("id", no_wrap=True, min_width=36)
     others = [Column(name, overflow="fold") for name in ("compares", "asked for", "by", "lines", "state")]
     table = Table(whole, *others, title=f"Runs of {chosen}")
-    for row in with_database(work, quiet=True):
+    for row in rows:
         count = str(row.counts.get("differences", 0))
         asked_at = f"{row.created_at:%Y-%m-%d %H:%M}Z"
         table.add_row(str(row.id), f"{row.channel} {row.source}", asked_at, row.actor, count, row.state)
@@ -111,13 +126,22 @@ def list_command(state: str | None, limit: int, namespace: str | None) -> None:
 
 @reconcile_command.command("show")
 @click.argument("run_id", type=click.UUID)
-def show_command(run_id: uuid.UUID) -> None:
+@_JSON
+def show_command(run_id: uuid.UUID, as_json: bool) -> None:
     """One run: where it stands, and its plan as a table."""
 
     async def work(database: Database, _: Settings) -> Any:
         return await _found(database, run_id)
 
-    _show(*with_database(work, quiet=True))
+    row, groups = with_database(work, quiet=True)
+    if as_json:
+        _print_json({"run": told(RunShown, row), "groups": groups})
+        return
+    _show(row, groups)
+
+
+def _print_json(found: Any) -> None:
+    click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2))
 
 
 def _deciding(command: Any) -> Any:
@@ -155,20 +179,47 @@ def _selection(lines: Sequence[tuple[str, str]], **filters: Any) -> Selection:
 def _decide(run_id: uuid.UUID, verdict: Verdict) -> None:
     async def work(database: Database, loaded: Settings) -> Any:
         decided = await approve.decide(database, run_id, verdict, _now, None)
-        return decided, await _watched(database, loaded, run_id)
+        missed = await _passed_over(database, run_id, decided.passed_over)
+        return decided, missed, await _watched(database, loaded, run_id)
 
-    decided, (row, groups) = _refusals_told(work)
+    decided, missed, (row, groups) = _refusals_told(work)
     click.echo(f"{decided.lines} {'line' if decided.lines == 1 else 'lines'} {verdict.decision}")
-    if decided.passed_over:
-        click.echo(f"{len(decided.passed_over)} of the lines named wait for no decision", err=True)
+    for sentence in missed:
+        click.echo(sentence, err=True)
     _show(row, groups)
+    if None in decided.passed_over.values():
+        raise SystemExit(1)
+
+
+async def _passed_over(database: Database, run_id: uuid.UUID, lines: Mapping[tuple[str, str], str | None]) -> list[str]:
+    """Why lines that were named were not decided about: to the one who typed them."""
+    found = []
+    async with database.read() as connection:
+        for (address, slot), state in list(lines.items())[:FEW]:
+            if state is not None:
+                found.append(f"{address} / {slot} waits for no decision: it is {state}")
+                continue
+            slots = ", ".join(await differences.slots_of(connection, run_id, address))
+            others = f"its slots are {slots}" if slots else "nor is any of this address"
+            found.append(f"no line of this plan is {address} / {slot}; {others}")
+    more = len(lines) - len(found)
+    return [*found, f"and {more} more wait for no decision"] if more else found
 
 
 @reconcile_command.command("revert")
 @click.argument("run_id", type=click.UUID)
 @click.option("--note", help="A note for the audit log.")
-def revert_command(run_id: uuid.UUID, note: str | None) -> None:
-    """Take back what a run recorded here."""
+@click.option("--dry-run", is_flag=True, help="Count what would come of it, and change nothing.")
+def revert_command(run_id: uuid.UUID, note: str | None, dry_run: bool) -> None:
+    """Take back what a run recorded here. A stop that Kahuna accepted stands: it follows from the list."""
+    if dry_run:
+        would = _refusals_told(lambda database, _: revert.preview(database, run_id, None))
+        click.echo(f"Revert of {run_id}, tried only: it would change nothing but this")
+        table = Table("lines", "of")
+        for count, says in zip(would, WOULD, strict=True):
+            table.add_row(str(count), says)
+        print_table(table)
+        return
 
     async def work(database: Database, loaded: Settings) -> Any:
         await revert.ask(database, run_id, ACTOR, note, _now, None)
@@ -242,6 +293,14 @@ async def _means(database: Database, loaded: Settings) -> AsyncIterator[Means]:
         yield worker.means_of(loaded, database, ingest.rules_of(loaded), _now, clients)
 
 
+WOULD: Final = (
+    "recorded something here, which would be taken back",
+    "opt-ins that would be withdrawn before they are sent",
+    "accepted by Kahuna: they stand",
+    "on their way to Kahuna: they are still sent",
+    "not carried out: they would be called off, and a later plan may propose them again",
+)
+
 REVERTED: Final = (
     ("facts", "Facts taken back here"),
     ("withdrawn", "Opt-ins withdrawn before they were sent"),
@@ -251,16 +310,18 @@ REVERTED: Final = (
 
 
 def _show(row: Any, groups: Sequence[GroupShown]) -> None:
-    click.echo(f"Reconciliation of {row.namespace}, {row.channel}: {row.state} ({RUN_STATES[row.state]})")
+    click.echo(f"Reconciliation of {row.namespace}, {row.channel}: {row.state} ({_meaning(row)})")
     for one in row.held_by or []:
         click.echo(f"It waits for a person: {one['says']} ({one['found']:g}; limit {one['limit']:g})")
     if row.error is not None:
         click.echo(f"What was in its way: {row.error}", err=True)
     if groups:
-        names = [Column(name, overflow="fold") for name in ("mended", "kind", "reason", "action", "state", "why")]
+        names = [
+            Column(name, overflow="fold") for name in ("mended", "kind", "slot", "reason", "action", "state", "why")
+        ]
         table = Table(*names, "lines", Column("for example", overflow="fold"))
         for group in groups:
-            texts = (group.direction, group.kind, group.reason, group.action, group.state, group.why)
+            texts = (group.direction, group.kind, group.slot, group.reason, group.action, group.state, group.why)
             table.add_row(*(one or "" for one in texts), str(group.count), ", ".join(group.samples))
         print_table(table)
     else:
@@ -273,6 +334,15 @@ def _show(row: Any, groups: Sequence[GroupShown]) -> None:
         click.echo(
             f"Decide: kahuna-sync reconcile approve {row.id}, or reject; each line: report --format csv", err=True
         )
+
+
+def _meaning(row: Any) -> str:
+    """What its state says, or of a run that is taken back, what there was to take."""
+    outcome = row.outcome or {}
+    if row.state != "reverted" or outcome.get("facts"):
+        return RUN_STATES[row.state]
+    count = outcome.get("told_and_stands", 0)
+    return f"nothing was recorded here; {count} {'stands' if count == 1 else 'stand'} at Kahuna"
 
 
 COMMANDS: Final = (reconcile_command,)

@@ -56,6 +56,10 @@ async def test_quarantine_from_the_list_to_the_decision(world: World) -> None:
     assert "1@example.com" in (await told(world, "quarantine", "show", *place))["entry"]
     again = await run(world, "quarantine", "requeue", *place)
     assert again.exit_code == 1, "it is not understood today either"
+    assert "still not understood (unknown-reason)" in again.stderr
+    assert "EXTRA_REASONS" in again.stderr
+    every = await run(world, "quarantine", "requeue", "--all")
+    assert (every.exit_code, "Still not understood: 3" in every.stderr) == (1, True)
     gone = await told(world, "quarantine", "discard", *place, "--reason", "a test of theirs")
     assert (gone["state"], gone["decided_by"], gone["note"]) == ("discarded", "shell", "a test of theirs")
     twice = await run(world, "quarantine", "discard", *place, "--reason", "again")

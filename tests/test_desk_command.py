@@ -1,6 +1,7 @@
 """The desk in the shell: what it prints, what it decides, and how it ends."""
 
 import os
+import re
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
@@ -39,14 +40,24 @@ async def test_a_correction_died_what_now(world: World) -> None:
     row = await dead(world)
     listed = await run(world, "corrections", "list")
     assert listed.exit_code == 0, listed.output
+    assert "that are dead, the newest first. Others: --state pending" in listed.stderr
+    none = await run(world, "corrections", "list", "--state", "sent")
+    assert (none.stdout, none.stderr.splitlines()[-1]) == ("", "There are no such corrections that are sent.")
     for word in (str(row.id), "dead", "bad-request", ANN, "unsubscribe"):
         assert word in listed.stdout
     shown = await run(world, "corrections", "show", str(row.id))
     assert "bad-request" in shown.stdout
     assert "400" in shown.stdout
+    [call] = await world.query("select id from calls")
+    assert call.id.hex in shown.stdout, "what Kahuna's support is asked about"
     again = await run(world, "corrections", "requeue", str(row.id))
     assert (again.exit_code, await states(world)) == (0, ["superseded", "pending"])
     assert "waits to be sent" in again.stdout
+    newer = (await world.corrections())[-1].id
+    assert f"{row.id} waits as {newer}" in again.stdout
+    after = await run(world, "corrections", "show", str(row.id))
+    assert re.search(rf"succeeded by .* {newer} \(pending\)", after.stdout)
+    assert "It was not sent yet" in (await run(world, "corrections", "show", str(newer))).stderr
     actors = await world.query("select actor from audit where action = 'correction.requeued'")
     assert [one.actor for one in actors] == ["shell"]
 
@@ -120,7 +131,7 @@ async def test_circuits_are_listed_and_reset(world: World) -> None:
 
 async def test_the_clock_ends_with_one_while_anything_is_overdue(world: World) -> None:
     quiet = await run(world, "clock")
-    assert (quiet.exit_code, quiet.stderr) == (0, "")
+    assert (quiet.exit_code, quiet.stdout, quiet.stderr) == (0, "", "No stop is overdue; see --state open.\n")
     await world.stop("email", ANN, "unsubscribe", at=1_700_000_000)
     late = await run(world, "clock")
     assert (late.exit_code, "2023-11-14" in late.stdout, ANN in late.stdout) == (1, True, True)

@@ -1,6 +1,8 @@
 """What `doctor` says of deployments that are not well: each line names what to do."""
 
+import re
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -109,3 +111,12 @@ def test_it_exits_with_what_it_found() -> None:
     assert result.exit_code == 1
     assert "fail  database" in result.stdout
     assert "-> check host, port, firewall" in result.stdout
+
+
+def test_what_hints_name_is_in_the_guide() -> None:
+    root = Path(__file__).parent.parent
+    headings = set(re.findall(r"^#+ (.+)$", (root / "docs/operating.md").read_text(), re.MULTILINE))
+    texts = [file.read_text() for file in (root / "service").rglob("*.py")]
+    named = [name for text in texts for name in re.findall(r"see docs/operating\.md, ([^\"]+)\"", text)]
+    assert named
+    assert set(named) <= headings

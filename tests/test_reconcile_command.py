@@ -37,7 +37,14 @@ async def ran(world: World, *words: str) -> tuple[int, str, str]:
 async def test_a_plan_from_the_shell_from_its_table_to_its_report(world: World, tmp_path: Path) -> None:
     code, out, err = await ran(world, "--channel", "email")
     assert (code, "planned" in out, "complaint" in out, "a@example.com, b@example.com" in out) == (0, True, True, True)
+    listed = json.loads((await ran(world, "list", "--json"))[1])
+    shown = json.loads((await ran(world, "show", listed[0]["id"], "--json"))[1])
+    assert (shown["run"]["state"], [group["slot"] for group in shown["groups"]]) == ("planned", ["complaint"])
+    assert "There is no such run" in (await ran(world, "list", "--state", "failed"))[2]
     run_id = re.findall(r"approve (\S+),", err)[0]
+    code, out, err = await ran(world, "approve", run_id, "--line", "a@example.com", "manual")
+    says = "no line of this plan is a@example.com / manual; its slots are complaint"
+    assert (code, "0 lines approved" in out, says in err) == (1, True, True), err
     code, out, err = await ran(world, "approve", run_id, "--line", "a@example.com", "complaint", "--note", "seen")
     assert (code, "1 line approved" in out, "planned" in out) == (0, True, True), err
     assert [row.address for row in await world.corrections()] == ["a@example.com"]
@@ -49,8 +56,11 @@ async def test_a_plan_from_the_shell_from_its_table_to_its_report(world: World, 
     assert [line["state"] for line in json.loads(file.read_text())["lines"]] == ["applied", "declined"]
     code, out, err = await ran(world, "list")
     assert (code, run_id in out, "applied" in out) == (0, True, True), err
+    code, out, err = await ran(world, "revert", run_id, "--dry-run")
+    assert (code, re.findall(r"│ (\d) ", out)) == (0, ["0", "0", "0", "1", "0"]), err
     code, out, err = await ran(world, "revert", run_id)
     assert (code, "reverted" in out, "still sent: 1" in err) == (0, True, True), err
+    assert "nothing was recorded here; 0 stand at Kahuna" in out
     code, out, err = await ran(world, "approve", run_id)
     assert (code, "only lines of a plan can be decided" in err) == (2, True)
 

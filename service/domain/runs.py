@@ -32,7 +32,7 @@ RUN_STATES: Final[Mapping[RunState, str]] = {
     "proved": "all that was asked was answered, and every difference is proved, or was no longer so (moot) or declined",
     "rejected": "a person decided that nothing is to be done",
     "reverting": "a worker takes back what the run recorded here",
-    "reverted": "what the run recorded here is taken back",
+    "reverted": "what the run recorded here is taken back, the rest is called off",
     "failed": "a fault of ours ended it; the lines say how far it came",
     "abandoned": "it was given up before it was a whole plan, or a newer plan took its place",
 }
@@ -60,7 +60,7 @@ LINE_STATES: Final[Mapping[LineState, str]] = {
     "refused": "Kahuna refused it for good",
     "unsupported": "Kahuna's API has no words for it",
     "moot": "was no longer so when it was to be carried out",
-    "declined": "a person decided against it",
+    "declined": "a person decided against it, or took its run back (called-off)",
     "reverted": "was carried out, and taken back",
 }
 """What each state says of a line."""

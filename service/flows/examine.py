@@ -198,7 +198,8 @@ async def _of_outbox(connection: Connection, only: str | None) -> list[Check]:
         if state not in ("dead", "rejected") or only not in (None, namespace):
             continue
         do = "see docs/operating.md, A correction is dead, or rejected"
-        checks.append(Check(f"corrections/{namespace}", "warn", f"{count} are {state}", do))
+        says = f"{count} {'is' if count == 1 else 'are'} {state}"
+        checks.append(Check(f"corrections/{namespace}", "warn", says, do))
     return checks or [Check("corrections", "ok", "none was given up, and nothing is in their way")]
 
 

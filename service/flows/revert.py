@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from service.domain.runs import REVERTIBLE, RUN_STATES
-from service.errors import Conflict
+from service.errors import Conflict, NotFound
 from service.flows import retract, sources
 from service.flows.approve import locked
 from service.flows.underway import NotYet, Progress, Underway
@@ -40,9 +40,7 @@ async def ask(
 
     async def transaction(connection: Connection) -> None:
         row = await locked(connection, run_id, allowed_namespace)
-        if row.state not in REVERTIBLE:
-            meaning = RUN_STATES[row.state]
-            raise Conflict(f"This run is {row.state} ({meaning}); there is nothing to take back.", "not-revertible")
+        _refuse_unless_revertible(row)
         await differences.decline_rest(connection, run_id, actor, now, Part())
         # What was said when it was approved stays beside what is said now.
         values = {"state": "reverting", "reverted_by": actor, "revert_note": note, "attempts": 0, "lease_until": None}
@@ -60,6 +58,22 @@ async def ask(
 
     await until_settled(database, transaction)
     logger().info("reconciliation.revert_asked", run_id=str(run_id))
+
+
+async def preview(database: Database, run_id: uuid.UUID, allowed_namespace: str | None) -> differences.Undone:
+    """What taking a run back would do now; it changes nothing. Conflict `not-revertible`."""
+    async with database.read() as connection:
+        row = await reconciliations.one(connection, run_id)
+        if row is None or allowed_namespace not in (None, row.namespace):
+            raise NotFound("There is no such reconciliation; list them with GET /v1/admin/reconciliations.")
+        _refuse_unless_revertible(row)
+        return await differences.would_revert(connection, run_id)
+
+
+def _refuse_unless_revertible(row: Any) -> None:
+    if row.state not in REVERTIBLE:
+        meaning = RUN_STATES[row.state]
+        raise Conflict(f"This run is {row.state} ({meaning}); there is nothing to take back.", "not-revertible")
 
 
 async def _ask_to_retract(

@@ -69,6 +69,14 @@ async def one(connection: AsyncConnection, correction_id: int) -> Any:
     return (await connection.execute(select(corrections).where(corrections.c.id == correction_id))).first()
 
 
+async def successor(connection: AsyncConnection, row: Any) -> Any:
+    """The next correction of the slot of this one (`id`, `state`), which took its place; None if there is none."""
+    table = corrections.c
+    same = [table[name] == getattr(row, name) for name in ("namespace", "channel", "address", "slot")]
+    query = select(table.id, table.state).where(*same, table.id > row.id).order_by(table.id).limit(1)
+    return (await connection.execute(query)).first()
+
+
 async def oldest(connection: AsyncConnection, wanted: Wanted, after: int, limit: int) -> list[int]:
     """The ids of the oldest of these corrections after one."""
     query = _meant(wanted).with_only_columns(corrections.c.id).where(corrections.c.id > after)

@@ -10,7 +10,21 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from sqlalchemy import ColumnElement, DateTime, Uuid, and_, bindparam, func, or_, select, text, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    DateTime,
+    Uuid,
+    and_,
+    bindparam,
+    case,
+    false,
+    func,
+    or_,
+    select,
+    text,
+    tuple_,
+    update,
+)
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -74,6 +88,17 @@ class Decided(NamedTuple):
     state: LineState
     decided_by: str
     decided_at: datetime
+
+
+class Undone(NamedTuple):
+    """Of the lines of a run that is to be taken back: how many recorded something here, are opt-ins that are withdrawn
+    unsent, stand at Kahuna, are on their way there, and are not carried out at all."""
+
+    recorded: int
+    withdrawn: int
+    told_and_stands: int
+    on_the_way: int
+    called_off: int
 
 
 class Part(NamedTuple):
@@ -175,14 +200,18 @@ _DROP_ENDED: Final = text(
     """
 ).bindparams(bindparam("before", type_=DateTime(True)))
 
+CALLED_OFF: Final = "called-off"
+"""Why a line is declined that nobody had decided about when its run was taken back: the next plan proposes it anew."""
+
 # What a person did not want is not done without one.
-_UNDONE: Final = """
+_UNDONE: Final = f"""
     exists (select from differences as o join reconciliations as r on r.id = o.run_id
             where o.address = d.address and o.slot = d.slot and o.state in ('declined', 'reverted')
+              and o.why is distinct from '{CALLED_OFF}'
               and o.kind = d.kind and o.action = d.action and o.run_id <> d.run_id
               and r.namespace = :namespace and r.channel = :channel
               and o.occurred_at is not distinct from d.occurred_at)
-"""
+"""  # noqa: S608 (our own words)
 
 _HELD: Final = text(
     f"""
@@ -202,17 +231,18 @@ _APPROVE_HARMLESS: Final = text(
 
 _GROUPS: Final = text(
     """
-    select g.kind, g.reason, g.action, g.state, g.why, g.lines, s.samples from (
-        select kind, reason, action, state, why, count(*) as lines from differences where run_id = :run_id
-        group by kind, reason, action, state, why
+    select g.kind, g.slot, g.reason, g.action, g.state, g.why, g.lines, s.samples from (
+        select kind, slot, reason, action, state, why, count(*) as lines from differences where run_id = :run_id
+        group by kind, slot, reason, action, state, why
     ) as g cross join lateral (
         select array_agg(address) as samples from (
-            select address from differences as d where d.run_id = :run_id and d.kind = g.kind and d.state = g.state
+            select address from differences as d where d.run_id = :run_id and d.kind = g.kind and d.slot = g.slot
+               and d.state = g.state
                and d.reason is not distinct from g.reason and d.action is not distinct from g.action
                and d.why is not distinct from g.why
             order by address limit :samples
         ) as first_ones
-    ) as s order by g.kind, g.reason, g.action, g.state, g.why
+    ) as s order by g.kind, g.reason, g.slot, g.action, g.state, g.why
     """
 ).bindparams(bindparam("run_id", type_=Uuid))
 
@@ -280,9 +310,11 @@ async def decide(
 
 
 async def decline_rest(connection: AsyncConnection, run_id: uuid.UUID, actor: str, now: datetime, part: Part) -> Part:
-    """Declines a part of what is not carried out yet; returns how many it was, and where it ends."""
+    """Declines a part of what is not carried out yet; returns how many it was, and where it ends. Lines that nobody had
+    decided about say so (`CALLED_OFF`): guards do not take that for a decision."""
     rest = (differences.c.run_id == run_id, differences.c.state.in_(["proposed", "approved"]))
-    return await _change_some(connection, rest, Decided("declined", actor, now)._asdict(), part)
+    why = case((differences.c.state == "proposed", CALLED_OFF), else_=differences.c.why)
+    return await _change_some(connection, rest, Decided("declined", actor, now)._asdict() | {"why": why}, part)
 
 
 async def _change_some(
@@ -330,7 +362,7 @@ async def page(
 
 
 async def groups(connection: AsyncConnection, run_id: uuid.UUID) -> Sequence[Any]:
-    """How many lines there are of each kind, reason, action and state, with a few addresses of each."""
+    """How many lines there are of each kind, slot, reason, action and state, with a few addresses of each."""
     return (await connection.execute(_GROUPS, {"run_id": run_id, "samples": SAMPLES})).all()
 
 
@@ -351,6 +383,30 @@ async def open_by_kind(connection: AsyncConnection, run_ids: Sequence[uuid.UUID]
     """How many lines of these runs are not closed, by run and kind."""
     rows = await connection.execute(_OPEN, {"run_ids": list(run_ids)})
     return {(row.run_id, row.kind): row.lines for row in rows}
+
+
+async def would_revert(connection: AsyncConnection, run_id: uuid.UUID) -> Undone:
+    """What taking this run back would do to its lines, as they stand now."""
+    columns = differences.c
+    here = or_(columns.audit_id.is_not(None), columns.batch_id.is_not(None))
+    there = corrections.c.id == columns.correction_id
+    unsent = and_(columns.action == "clear", corrections.c.state == "pending", corrections.c.attempts == 0)
+    applied = columns.state == "applied"
+    counted = (
+        func.count().filter(here),
+        func.count().filter(applied, unsent),
+        func.count().filter(columns.state == "proved", ~here),
+        func.count().filter(applied, ~func.coalesce(unsent, false())),
+        func.count().filter(columns.state.in_(["proposed", "approved"])),
+    )
+    query = select(*counted).select_from(differences.outerjoin(corrections, there)).where(columns.run_id == run_id)
+    return Undone(*(await connection.execute(query)).one())
+
+
+async def slots_of(connection: AsyncConnection, run_id: uuid.UUID, address: str) -> list[str]:
+    """The slots of an address of which a run has a line."""
+    query = select(differences.c.slot).where(differences.c.run_id == run_id, differences.c.address == address)
+    return list((await connection.execute(query.order_by(differences.c.slot))).scalars())
 
 
 async def evidence_of(connection: AsyncConnection, run_id: uuid.UUID) -> list[uuid.UUID]:

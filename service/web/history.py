@@ -9,14 +9,15 @@ import msgspec
 
 from service.domain.addresses import Channel
 from service.domain.explanation import Explanation, Rule, Teller, explain
-from service.domain.suppression import Purpose, Verdict, verdict
+from service.domain.suppression import Policy, Purpose, Verdict, verdict
 from service.errors import Unprocessable
 from service.store import history
+from service.store.database import Database
 from service.store.history import BEGINNING, Event, Moment
 from service.store.suppressions import CauseRow, Subject
 from service.web.asking import Walk, cursor_for, place_at
 from service.web.contract import Answer, AnyOperation, Call, Operation, Shown
-from service.web.http import Service, shown
+from service.web.http import shown
 from service.web.subject import subject_of
 
 
@@ -158,19 +159,22 @@ async def explained(call: Call[Review, None]) -> History:
     which evidence; oldest first, in the order in which we came to know them.
     """
     subject, service = subject_of(call), call.service
-    return await history_of(service, subject, call.query, await service.lookups.ask(subject))
+    known = await service.lookups.ask(subject)
+    return await history_of(service.database, service.rules.policy, service.now, subject, call.query, known)
 
 
-async def history_of(service: Service, subject: Subject, query: Review, causes: Sequence[CauseRow]) -> History:
-    """The verdict about an address with these causes, and a page of its history."""
+async def history_of(
+    database: Database, policy: Policy, at: datetime, subject: Subject, query: Review, causes: Sequence[CauseRow]
+) -> History:
+    """The verdict of this moment about an address with these causes, and a page of its history."""
     after = Moment(*place_at(query.cursor, tuple[datetime, int, str])) if query.cursor is not None else BEGINNING
     if "\0" in after.key or not -1 <= after.kind < len(history.KINDS):
         raise Unprocessable("cursor must be the `next` of an earlier page.", "invalid-cursor")
-    async with service.database.read() as connection:
+    async with database.read() as connection:
         events = await history.page(connection, subject, after, query.limit)
         waiting = await history.waiting(connection, subject)
         names = await history.names(connection, subject)
-    policy, now = service.rules.policy, int(service.now.timestamp())
+    now = int(at.timestamp())
     judged = verdict({row.cause.reason: row.cause for row in causes}, now, policy, query.purpose)
     tellers = {r.cause.reason: Teller(r.origin, names.get((r.cause.reason, r.origin or ""))) for r in causes}
     why = explain(judged, tellers, policy, query.purpose, waiting)

@@ -330,6 +330,7 @@ _RUN: Final = {
 _GROUP: Final = {
     "direction": "there",
     "kind": "missing_there",
+    "slot": "unsubscribe",
     "reason": "manual",
     "action": "suppress",
     "state": "proposed",

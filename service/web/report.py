@@ -94,6 +94,7 @@ class GroupShown(msgspec.Struct):
 
     direction: Direction
     kind: Kind
+    slot: str
     reason: str | None
     action: str | None
     state: LineState
@@ -362,10 +363,10 @@ def _figures(row: Any, groups: Sequence[GroupShown]) -> str:
         return f"<p>{escape(nothing_found(row))}</p>"
     became = _table(("state", "lines", "that is"), [(one.state, one.lines, one.says) for one in figures_of(groups)])
     rows = [
-        (group.direction, group.kind, group.reason, group.action, group.state, group.why, group.count)
+        (group.direction, group.kind, group.slot, group.reason, group.action, group.state, group.why, group.count)
         for group in groups
     ]
-    heads = ("mended", "kind", "reason", "action", "state", "why", "lines")
+    heads = ("mended", "kind", "slot", "reason", "action", "state", "why", "lines")
     return f"<h2>What became of the lines</h2>{became}<h2>By reason and direction</h2>{_table(heads, rows)}"
 
 
@@ -373,7 +374,9 @@ def _section(heading: str, state: LineState, count: int, lines: Sequence[LineRep
     heads = ("address", "slot", "action", "as of", "why", "to do", "request id")
     rows = [(one.address, one.slot, one.action, one.occurred_at, _why(one), one.to_do, one.request_id) for one in lines]
     more = f"<p>These are the first {len(lines)}; the CSV has all.</p>" if count > len(lines) else ""
-    return f"<h2>{escape(heading)}: {count}</h2><p>Each {escape(LINE_STATES[state])}.</p>{_table(heads, rows)}{more}"
+    return (
+        f"<h2>{escape(heading)}: {count}</h2><p>Of each: {escape(LINE_STATES[state])}.</p>{_table(heads, rows)}{more}"
+    )
 
 
 def _why(line: LineReported) -> str | None:
@@ -424,6 +427,7 @@ _EXAMPLE: Final = {
         {
             "direction": "there",
             "kind": "missing_there",
+            "slot": "unsubscribe",
             "reason": "manual",
             "action": "suppress",
             "state": "proved",

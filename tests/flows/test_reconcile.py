@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from service.domain.runs import Guards
-from service.flows import prove, reconcile
+from service.flows import prove, reconcile, revert
 from service.flows.underway import LEASE, SCHEDULE, Progress
 from service.store import reconciliations
 from service.store.reconciliations import MOST_ATTEMPTS
@@ -25,6 +25,7 @@ from tests.flows.planning import (
     only_kahuna_knows,
     planned,
     pushed,
+    reverted,
 )
 from tests.flows.speaking import World
 
@@ -314,4 +315,16 @@ async def test_what_a_person_declined_is_not_done_without_one(world: World) -> N
     await decided(world, first.id, decline=True, lines=(("a@example.com", "unsubscribe"),))
     run = await planned(world, auto_approve=True, guards=OPEN_DOOR)
     assert [one["guard"] for one in run.held_by] == ["decided_before"]
+    assert await lines(world, run.id) == {"a@example.com": "proposed", "b@example.com": "applied"}
+
+
+async def test_lines_that_nobody_decided_about_are_called_off_and_hold_up_nothing_later(world: World) -> None:
+    await load_behind_our_back(world, ["a@example.com", "b@example.com"])
+    first = await planned(world)
+    await decided(world, first.id, decline=True, lines=(("a@example.com", "unsubscribe"),))
+    before = await revert.preview(world.database, first.id, None)
+    assert (before.called_off, before.recorded, before.told_and_stands) == (1, 0, 0)
+    await reverted(world, first.id)
+    assert await lines(world, first.id) == {"a@example.com": "declined", "b@example.com": "declined (called-off)"}
+    run = await planned(world, auto_approve=True, guards=OPEN_DOOR)
     assert await lines(world, run.id) == {"a@example.com": "proposed", "b@example.com": "applied"}

@@ -80,6 +80,7 @@ async def test_a_run_is_queued_planned_and_told(site: Site, admin: Headers) -> N
     run = await told(site, admin, place)
     assert (run["state"], run["actor"], run["compared"], run["lines"]) == ("planned", "tester", 1, {"proposed": 1})
     group = {"direction": "there", "kind": "missing_there", "reason": "complaint", "action": "suppress"}
+    group["slot"] = "complaint"
     assert run["groups"] == [group | {"state": "proposed", "why": None, "count": 1, "samples": [ANN]}]
     [listed] = (await told(site, admin, RUNS))["reconciliations"]
     assert listed == {name: value for name, value in run.items() if name not in ("lines", "groups")}

@@ -116,7 +116,8 @@ def _statement(visit: Visit, subject: Subject, form: Form, occurred_at: str | No
 async def _timeline(visit: Visit, subject: Subject, cursor: str | None, said: _Said) -> Response:
     service = visit.service
     causes = await service.lookups.ask(subject)
-    told = await history_of(service, subject, Review(limit=EVENTS, cursor=cursor), causes)
+    query = Review(limit=EVENTS, cursor=cursor)
+    told = await history_of(service.database, service.rules.policy, service.now, subject, query, causes)
     return visit.page(
         "address.html",
         title="Address",

@@ -31,7 +31,7 @@ RESULTS_SHOWN: Final = 100
 STATES: Final = {
     "pending": "waits to be sent",
     "sending": "is on its way",
-    "dead": "was given up after it failed again and again, or nobody can tell what became of it",
+    "dead": "was given up: Kahuna could not take it, at once or again and again, or nobody can tell what became of it",
     "rejected": "Kahuna refused it for good",
     "unsupported": "Kahuna's API has no words for it",
     "discarded": "a person put it aside",
