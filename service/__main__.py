@@ -67,7 +67,7 @@ _PARENT = click.option("--parent", type=int, hidden=True, help="End when this pr
 
 SECTIONS: Final = {
     "Run": ("up", "web", "worker", "migrate", "token"),
-    "Look": ("address", "clock", "circuits", "imports", "retractions", "quality", "doctor", "export"),
+    "Look": ("address", "clock", "circuits", "imports", "retractions", "violations", "quality", "doctor", "export"),
     "Decide": ("corrections", "quarantine", "reviews", "reconcile", "surges", "revert"),
     "Bring in, repair and prove": ("import", "backfill", "replay", "rebuild", "new-epoch"),
     "Try, and call Kahuna": ("simulator", "send", "kahuna"),

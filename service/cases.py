@@ -1,5 +1,5 @@
 """Owns what waits for a person, and what people did to the list as one: entries in quarantine, opt-ins under review,
-imports, surges and retractions. Listed, looked at and decided in the shell.
+imports, surges, retractions and messages against a stop. Listed, looked at and decided in the shell.
 
 The same questions and decisions as under `/v1/admin`, on the database itself; with `--json` the same documents. Refuses
 to know how anything is decided, which is the flows' business.
@@ -10,7 +10,7 @@ import re
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import click
 import msgspec
@@ -22,11 +22,11 @@ from service.errors import RequestError, SettingsError
 from service.flows import ingest, review
 from service.flows import quarantine as deeds
 from service.flows import surges as judging
-from service.operation import NAMESPACE, print_table, with_database
+from service.operation import MOMENT, NAMESPACE, print_table, with_database
 from service.settings import Settings
-from service.store import imports, quarantine, retractions, reviews, surges
+from service.store import imports, quarantine, retractions, reviews, surges, violations
 from service.store.database import Connection, Database
-from service.web import admin, archive, undo
+from service.web import admin, archive, pulls, undo
 
 ACTOR: Final = "shell"
 
@@ -310,7 +310,51 @@ def retractions_show(chosen: uuid.UUID, limit: int, as_json: bool) -> None:
     _show(_read(read), as_json=as_json)
 
 
-COMMANDS: Final = (quarantine_group, reviews_group, imports_group, surges_group, retractions_group)
+@click.command("violations")
+@click.option("--known-by", type=click.Choice(["kahuna", "us"]), help="Only of stops that this side knew of by then.")
+@click.option("--since", type=MOMENT, help="Only of messages sent at this time or later.")
+@_CHANNEL
+@_LIMIT
+@_JSON
+@NAMESPACE
+def violations_command(
+    known_by: str | None, since: datetime | None, channel: Any, limit: int, as_json: bool, namespace: str | None
+) -> None:
+    """Show messages that Kahuna sent against a stop."""
+    wanted = violations.Asked(_namespace(namespace), channel, known_by, since)
+    rows = _read(lambda connection: violations.listed(connection, wanted, None, limit))
+    nothing = "None was found: a message in Kahuna's logs to an address with a stop in force would stand here."
+    if as_json or not rows:
+        _list([pulls.violation_told(row) for row in rows], {}, nothing, as_json=as_json)
+        return
+    titles = {"sent_at": "sent", "channel": "channel", "address": "address", "campaign": "campaign"}
+    titles |= {"known_by": "known by", "known_since": "since", "reason": "reason", "occurred_at": "stop of"}
+    _list([_Violation.of(row) for row in rows], titles, nothing, as_json=False)
+
+
+class _Violation(NamedTuple):
+    """One as a row of the table; the whole evidence is in the document."""
+
+    sent_at: datetime
+    channel: str
+    address: str
+    campaign: str | None
+    known_by: str
+    known_since: datetime
+    reason: str
+    occurred_at: Any
+
+    @staticmethod
+    def of(row: Any) -> "_Violation":
+        told = pulls.violation_told(row)
+        who = (told.address, told.message.campaign, told.known_by, told.known_since)
+        return _Violation(told.message.sent_at, told.channel, *who, told.stop.reason, told.stop.occurred_at)
+
+
+COMMANDS: Final = (
+    *(quarantine_group, reviews_group, imports_group, surges_group, retractions_group),
+    violations_command,
+)
 
 
 def _read(work: Callable[[Connection], Awaitable[Any]]) -> Any:

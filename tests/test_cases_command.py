@@ -10,7 +10,9 @@ import pytest
 
 from service.settings import Settings
 from service.store.database import Database
+from tests.flows.logs import mailed, pulled
 from tests.flows.speaking import World
+from tests.flows.test_ingest import unsub
 from tests.flows.test_retract import lines, take_in
 from tests.test_desk_command import run
 
@@ -104,6 +106,25 @@ async def test_a_surge_is_kept(world: World) -> None:
     kept = await told(world, "surges", "keep", flagged["id"], "--note", "a campaign")
     assert (kept["state"], kept["note"]) == ("kept", "a campaign")
     assert "campaign" in (await run(world, "surges", "list")).stdout
+
+
+async def test_messages_against_a_stop_are_listed(world: World) -> None:
+    empty = await run(world, "violations")
+    assert (empty.stdout, "stand here" in empty.stderr) == ("", True)
+    await world.callback("email", [unsub("ann@example.com", world.clock.seconds)])
+    world.clock.sleep(3600)
+    await mailed(world, "ann@example.com")
+    world.clock.sleep(3600)
+    await pulled(world)
+    [found] = await told(world, "violations", "--known-by", "kahuna")
+    assert (found["address"], found["message"]["campaign"], found["stop"]["reason"]) == (
+        "ann@example.com",
+        "Newsletter",
+        "unsubscribe",
+    )
+    assert await told(world, "violations", "--known-by", "us") == []
+    shown = (await run(world, "violations", "--since", "2020-01-01T00:00:00Z")).stdout
+    assert all(word in shown for word in ("ann@example.com", "Newsletter", "unsubscribe", "kahuna"))
 
 
 async def test_the_release_is_told(world: World) -> None:

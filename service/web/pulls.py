@@ -123,7 +123,7 @@ async def list_violations(call: Call[Violations, None]) -> ViolationsShown:
         rows = await violations.listed(connection, wanted, before, query.limit)
     last = rows[-1] if len(rows) == query.limit else None
     cursor = None if last is None else cursor_for(last.sent_at, b64encode(last.digest).decode(), last.address)
-    return ViolationsShown([_violation(row) for row in rows], cursor)
+    return ViolationsShown([violation_told(row) for row in rows], cursor)
 
 
 def _place(cursor: str | None) -> Place | None:
@@ -139,7 +139,8 @@ def _place(cursor: str | None) -> Place | None:
     return Place(place[0], digest, place[2])
 
 
-def _violation(row: Any) -> ViolationShown:
+def violation_told(row: Any) -> ViolationShown:
+    """A violation as answers show it."""
     message, stop = row.evidence["message"], row.evidence["stop"]
     return told(
         ViolationShown,
