@@ -20,7 +20,7 @@ from service.errors import Conflict, NotFound
 from service.flows.underway import Progress, Underway, rest
 from service.store import access, differences, outbox, reconciliations, suppressions
 from service.store.access import Deed
-from service.store.database import Connection, Database, until_settled
+from service.store.database import Connection, Database, out_of_turn, until_settled
 from service.store.differences import Selection, Settled
 from service.store.outbox import Scope, SlotState
 from service.store.suppressions import Entry, Provenance
@@ -299,6 +299,8 @@ async def _make_facts(connection: Connection, underway: Underway, actor: str, li
     audit_id = await access.write_down(connection, deed, scope.now)
     provenance = Provenance(run.namespace, run.channel, "kahuna", "reconciliation", scope.now, audit_id=audit_id)
     entries = [Entry(fact.address, fact.address, fact.reason, fact.action, fact.occurred_at) for fact in stated]
-    await suppressions.apply(connection, entries, provenance, scope.policy)
+    # What another approved, and what is told Kahuna, has been written before.
+    async with out_of_turn(connection):
+        await suppressions.apply(connection, entries, provenance, scope.policy, locked=True)
     await outbox.owe(connection, scope, {fact.address for fact in stated})
     return audit_id

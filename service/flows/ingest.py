@@ -259,12 +259,14 @@ async def take(
     shared = members[0].batch
     namespace = rules.namespaces[shared.namespace]
     many = sum(len(member.callback.values) for member in members)
-    held = await _held(connection, shared.channel, found, namespace) if any(one.opt_ins for one in found) else {}
+    reviewed = any(one.opt_ins for one in found)
+    held = await _held(connection, shared.channel, found, namespace) if reviewed else {}
+    locked = reviewed and namespace.opt_in_review == "local"
     rows = await aside(many, _rows, found, held)
     ids = tuple(member.batch.id for member in members)
     source = SOURCES[shared.origin]
     provenance = Provenance(shared.namespace, shared.channel, source, shared.origin, now, ids)
-    merged = await bulk.apply(connection, rows, provenance, rules.policy)
+    merged = await bulk.apply(connection, rows, provenance, rules.policy, locked=locked)
     taken = []
     for place, (member, one) in enumerate(zip(members, found, strict=True)):
         waits = one.untimed + [review for key, review in held.items() if key[0] == place]
@@ -355,10 +357,10 @@ async def _held(
     addresses = await aside(many, lambda: {e.address for one in found for e in one.opt_ins})
     stops: dict[str, int] = {}
     if namespace.opt_in_review == "local":
-        # A stop of ours that is being written right now counts: it is waited for. Everyone else of the group is locked
-        # with these: taken later, they would be out of the order in which all others lock.
+        # A stop of ours that is being written right now counts: it is waited for, or overtakes all this if it is the
+        # first of its number. Everyone else of the group is locked with these: taken later, they would be out of the
+        # order in which all others lock.
         everyone = await aside(many, lambda: addresses.union(e.address for one in found for e in one.facts))
-        await suppressions.make_homes(connection, namespace.name, channel, everyone)
         await suppressions.lock(connection, namespace.name, channel, everyone)
         stops = await suppressions.local_stops(connection, namespace.name, channel, addresses)
     seen = await reviews.not_approved(connection, namespace.name, channel, addresses)

@@ -84,7 +84,7 @@ async def _stop(connection: Connection, batch: Received, rules: Rules, now: date
     known |= gone
     rows = [entry for entry in news if entry.entry_index not in told | known]
     provenance = Provenance(batch.namespace, "email", "kahuna", batch.origin, now, (batch.id,))
-    merged = await suppressions.apply(connection, rows, provenance, rules.policy)
+    merged = await suppressions.apply(connection, rows, provenance, rules.policy, locked=True)
     await outbox.owe(connection, outbox.Scope(batch.namespace, "email", now, rules.policy), merged.at_odds)
     new, rejected = merged.new.get(batch.id, 0), len(found.rejected)
     if new:

@@ -33,7 +33,7 @@ from service.store import (
     withdrawals,
 )
 from service.store.batches import first_id
-from service.store.database import Connection, Database, until_settled
+from service.store.database import Connection, Database, out_of_turn, until_settled
 from service.store.leases import Lease
 from service.store.outbox import Scope
 from service.store.retractions import Open, Place, Retraction
@@ -190,7 +190,7 @@ async def _stand_by_logs(connection: Connection, scope: Scope, retraction: Retra
     audit_id = await access.write_down(connection, deed, scope.now)
     provenance = Provenance(*whose, "kahuna", "kahuna_logs", scope.now, audit_id=audit_id)
     entries = [Entry(f.address, f.address, f.reason, f.action, f.occurred_at) for f in facts]
-    await suppressions.apply(connection, entries, provenance, scope.policy)
+    await suppressions.apply(connection, entries, provenance, scope.policy, locked=True)
     return len(facts)
 
 
@@ -289,7 +289,7 @@ async def _speak_up(connection: Connection, course: Course, word: Word) -> tuple
     news = set(await withdrawals.heard_only_from(connection, retraction, word.silent)) & set(archived.outcome.held)
     entries = await asyncio.to_thread(_entries, archived.batch, news, course.rules)
     provenance = Provenance(*whose, "local", "import", now, (word.evidence,))
-    merged = await suppressions.apply(connection, entries, provenance, scope.policy)
+    merged = await suppressions.apply(connection, entries, provenance, scope.policy, locked=True)
     new = merged.new.get(word.evidence, 0)
     was = archived.outcome
     held = tuple(index for index in was.held if index not in news)
@@ -360,7 +360,9 @@ async def _store_again(connection: Connection, course: Course, said: Sequence[Sa
         evidence: dict[str, Any] = {"batches": (first.evidence,)} if first.is_batch else {"audit_id": first.evidence}
         provenance = Provenance(*whose, source, first.origin, scope.now, **evidence)
         entries = [Entry(f.address, f.address, f.reason, f.action, f.occurred_at) for f, *_ in mine]
-        await suppressions.apply(connection, entries, provenance, scope.policy)
+        # The second source's facts would come after the first one's causes.
+        async with out_of_turn(connection):
+            await suppressions.apply(connection, entries, provenance, scope.policy, locked=True)
     await outbox.owe(connection, scope, {one.fact.address for one in lost})
     return course.place, Counter(restored=len(lost))
 

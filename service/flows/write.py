@@ -70,7 +70,7 @@ async def _say(
         deed = Deed(said.actor, f"address.{action}", said.namespace, said.channel, address, noted, stated)
         audit_id = await access.write_down(connection, deed, now)
         provenance = Provenance(said.namespace, said.channel, "local", said.origin, now, audit_id=audit_id)
-        await suppressions.apply(connection, entries, provenance, policy)
+        await suppressions.apply(connection, entries, provenance, policy, locked=claimed is None)
         causes = await suppressions.causes_of(connection, said.namespace, said.channel, address)
         if action == "clear":
             _refuse_if_stopped_since(causes, at, now, policy)

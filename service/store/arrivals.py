@@ -15,9 +15,10 @@ from sqlalchemy import BigInteger, DateTime, LargeBinary, Text, Uuid, bindparam,
 
 from service.domain.suppression import Policy
 from service.store.batches import Received, compressor
-from service.store.database import SEPARATOR, Connection, Straight, note_fed
+from service.store.database import SEPARATOR, Connection, Overtaken, Straight, note_fed
 from service.store.suppressions import (
     AT_ODDS,
+    CROSSED,
     ENTRIES,
     MERGE,
     MERGE_ONCE,
@@ -105,6 +106,8 @@ _ARCHIVED: Final = """,
 _STORE: Final = f"""
     {_GIVEN}{_CLAIMED.format(where="")}{{merge}}{_ARCHIVED}
     select null, 0, string_agg(address, :separator) from {AT_ODDS} having count(*) > 0
+    union all
+    select null, null, null where {CROSSED}
 """  # noqa: S608 (built from our own words alone)
 
 # It may not commit if another had a part in what it changed: no message is worth more than that it ends.
@@ -112,6 +115,9 @@ _STORE_APART: Final = f"""
     {_GIVEN}{_MET}{_CLAIMED.format(where="where not exists (select from met where apart)")}{MERGE_ONCE}{_ARCHIVED}
     select null, case when at_odds or met then 'another has changed one of these meanwhile' else '0' end::int, address
     from changed where at_odds or (met and address not in (select address from met))
+    union all
+    select null, case when crossed then 'another has made one of these meanwhile' else '0' end::int, null
+    from (select {CROSSED} as crossed) as way where crossed
     union all
     select null, 0, address from met where apart
 """  # noqa: S608 (built from our own words alone)
@@ -167,6 +173,8 @@ async def _fetched(connection: Connection, statement: Straight, group: Group) ->
     values = columns_of(group.entries) | _columns(group.arrivals) | group.provenance._asdict()
     values |= {"separator": SEPARATOR, "kept": group.policy.soft_bounces_kept}
     rows = await statement.fetch(connection, values)
+    if any(row["facts"] is None for row in rows):
+        raise Overtaken
     note_fed(connection)
     new = {row["place"] - 1: row["facts"] for row in rows if row["at_odds"] is None}
     at_odds = [row["at_odds"] for row in rows if row["at_odds"] is not None]

@@ -9,39 +9,49 @@ and if others bring one of these addresses meanwhile, nothing was copied, and al
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from contextlib import suppress
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from operator import attrgetter, eq
 from typing import Final, NamedTuple
 
-import asyncpg
 from sqlalchemy import text
 
 from service.domain.addresses import Channel
 from service.domain.facts import home_of
 from service.domain.suppression import Policy
 from service.store import suppressions
-from service.store.database import MANY, SEPARATOR, Connection, driver_of, note_fed, plan_anew
-from service.store.suppressions import Entry, Merged, Provenance, in_order
+from service.store.database import (
+    MANY,
+    SEPARATOR,
+    Connection,
+    driver_of,
+    is_conflict,
+    note_fed,
+    out_of_turn,
+    plan_anew,
+)
+from service.store.suppressions import PARTITION, Entry, Merged, Provenance, in_order
 
 SLICE: Final = 10_000
 """Rows that are written out at once."""
 
 # Locked in the order of the keys before any fact is stored, as the merge does it.
 _KNOWN: Final = text(
-    """
-    select string_agg(address, :separator) from (
-        select given.address from (
-            select address from unnest(string_to_array(:addresses, :separator)) with ordinality as a(address, place)
-            order by place
-        ) as given
+    f"""
+    with given as materialized (
+        select address, place
+        from unnest(string_to_array(:addresses, :separator)) with ordinality as a(address, place)
+        order by place
+    ), known as materialized (
+        select given.address from given
         cross join lateral (
             select from suppressions as s
             where s.address = given.address and s.channel = :channel and s.namespace = :namespace
             order by s.reason for update
         ) as held
-    ) as known
-    """
+    )
+    select (select string_agg(address, :separator) from known) as known,
+           (select string_agg({PARTITION}::text, '' order by place) from given) as partitions
+    """  # noqa: S608 (built from our own words alone)
 )
 
 
@@ -65,16 +75,19 @@ class News(NamedTuple):
     bounces: Mapping[tuple[str, str], Sequence[int]]
 
 
-async def apply(connection: Connection, entries: Sequence[Entry], provenance: Provenance, policy: Policy) -> Merged:
+async def apply(
+    connection: Connection, entries: Sequence[Entry], provenance: Provenance, policy: Policy, *, locked: bool = False
+) -> Merged:
     """What `suppressions.apply` does, for however many entries."""
-    if len(entries) <= MANY or not await asyncio.to_thread(_are_plain_stops, entries, provenance.channel):
-        return await suppressions.apply(connection, entries, provenance, policy)
+    if len(entries) <= MANY or locked or not await asyncio.to_thread(_are_plain_stops, entries, provenance.channel):
+        return await suppressions.apply(connection, entries, provenance, policy, locked=locked)
     # What is locked from here on is let go if this fails: the merge takes its locks in their order from the start.
-    # `COPY` stores partition by partition, some at a time, so that two that bring the same new facts at once may wait
-    # for each other; the server ends the wait of one.
-    with suppress(asyncpg.UniqueViolationError, asyncpg.DeadlockDetectedError):
+    try:
         async with connection.begin_nested():
             return await _apply(connection, entries, provenance, policy)
+    except Exception as error:
+        if not is_conflict(error):
+            raise
     return await suppressions.apply(connection, entries, provenance, policy)
 
 
@@ -87,27 +100,45 @@ def _are_plain_stops(entries: Sequence[Entry], channel: Channel) -> bool:
 
 async def _apply(connection: Connection, entries: Sequence[Entry], provenance: Provenance, policy: Policy) -> Merged:
     ordered = await asyncio.to_thread(in_order, entries)
-    known = await _lock_known(connection, ordered, provenance)
+    known, partitions = await _lock_known(connection, ordered, provenance)
     news = await asyncio.to_thread(news_in, ordered, known, policy)
     lines = _Lines(provenance, news.bounces)
     side = "local" if provenance.source == "local" else "held"
-    await _copy(connection, "facts", _FACTS, news.facts, lines.of_facts)
+    facts = await asyncio.to_thread(_by_partition, news.facts, ordered, partitions)
+    await _copy(connection, "facts", _FACTS, facts, lines.of_facts)
     await _copy(connection, "suppressions", [c.format(side=side) for c in _CAUSES], news.causes, lines.of_causes)
     await _copy(connection, "changes", _CHANGES, news.causes, lines.of_changes)
     note_fed(connection)
-    # Their rows were locked before the first fact was stored: whoever holds what these need does not wait for us.
-    rest = await asyncio.to_thread(lambda: [e for e in ordered if e.address in known]) if known else []
-    merged = await suppressions.apply(connection, rest, provenance, policy)
+    merged = Merged({}, set())
+    if known:
+        rest = await asyncio.to_thread(lambda: [e for e in ordered if e.address in known])
+        # Their facts come after the new causes, out of the order of all others, so nobody is waited for.
+        async with out_of_turn(connection):
+            merged = await suppressions.apply(connection, rest, provenance, policy, locked=True)
     return await asyncio.to_thread(_with_news, merged, news, provenance)
 
 
-async def _lock_known(connection: Connection, ordered: Sequence[Entry], provenance: Provenance) -> Collection[str]:
-    """Those of these addresses that are in the list, with their rows locked."""
+async def _lock_known(
+    connection: Connection, ordered: Sequence[Entry], provenance: Provenance
+) -> tuple[Collection[str], str]:
+    """Those of these addresses that are in the list, with their rows locked; and the partition of each entry."""
     addresses = await asyncio.to_thread(lambda: SEPARATOR.join([entry.address for entry in ordered]))
     values = {"addresses": addresses, "channel": provenance.channel, "namespace": provenance.namespace}
     await plan_anew(connection)
-    known: str | None = (await connection.execute(_KNOWN, values | {"separator": SEPARATOR})).scalar_one()
-    return () if known is None else await asyncio.to_thread(lambda: frozenset(known.split(SEPARATOR)))
+    row = (await connection.execute(_KNOWN, values | {"separator": SEPARATOR})).one()
+    known: str | None = row.known
+    told = () if known is None else await asyncio.to_thread(lambda: frozenset(known.split(SEPARATOR)))
+    return told, row.partitions
+
+
+def _by_partition(facts: Sequence[Entry], ordered: Sequence[Entry], partitions: str) -> list[Entry]:
+    """These facts, in the order in which the merge stores them: partition by partition, each by key. `COPY` gathers the
+    rows of each partition before it stores them, so that in any other order two that bring the same would deadlock."""
+    partition_of = dict(zip((entry.address for entry in ordered), partitions, strict=True))
+    parts: dict[str, list[Entry]] = {partition: [] for partition in sorted(set(partitions))}
+    for fact in facts:
+        parts[partition_of[fact.address]].append(fact)
+    return list(chain.from_iterable(parts.values()))
 
 
 def news_in(ordered: Sequence[Entry], known: Collection[str], policy: Policy) -> News:

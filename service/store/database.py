@@ -21,6 +21,12 @@ from service.settings import Settings
 P = ParamSpec("P")
 T = TypeVar("T")
 
+
+class Overtaken(Exception):
+    """Somebody made a row meanwhile that this transaction was to make, and may hold it until we are done: the same
+    work, tried again, finds it there and waits in its turn. Never seen outside."""
+
+
 Connection: TypeAlias = AsyncConnection
 """What every function of the store takes first; the floors above know it by this name only."""
 
@@ -39,6 +45,10 @@ _BY_KEY: Final = text(
            set_config('enable_bitmapscan', 'off', true)
     """
 )
+
+# No limit if it were 0; the least that there is ends long before the server looks for deadlocks.
+_WITHOUT_PATIENCE: Final = text("select current_setting('lock_timeout'), set_config('lock_timeout', '1ms', true)")
+_WITH_PATIENCE: Final = text("select set_config('lock_timeout', :patience, true)")
 
 CONFLICT_STATES: Final = frozenset({"40001", "40P01", "55P03", "23505"})
 """Serialisation failure, deadlock, lock not available, and a unique key that another took meanwhile (all our inserts
@@ -344,10 +354,10 @@ def is_forbidden(error: BaseException) -> bool:
 
 def is_conflict(error: BaseException) -> bool:
     """Whether the transaction lost to another one and may be tried again as it is."""
-    return _state_of(error) in CONFLICT_STATES or _is_overtaken(error)
+    return isinstance(error, Overtaken) or _state_of(error) in CONFLICT_STATES or _is_astray(error)
 
 
-def _is_overtaken(error: BaseException) -> bool:
+def _is_astray(error: BaseException) -> bool:
     """Whether a row was on its way to a default partition when its own was made. A check of ours has a name."""
     original = error.orig if isinstance(error, sqlalchemy.exc.DBAPIError) else error
     cause = getattr(original, "__cause__", None) or original
@@ -476,6 +486,15 @@ async def plan_anew(connection: AsyncConnection, size: int = MANY + 1) -> None:
         await connection.execute(_PLAN_ANEW)
 
 
+@asynccontextmanager
+async def out_of_turn(connection: AsyncConnection) -> AsyncIterator[None]:
+    """For statements that take locks out of the order in which everybody takes them: whoever holds one may wait for
+    this transaction, so it is not waited for. A conflict if there is one."""
+    patience = (await connection.execute(_WITHOUT_PATIENCE)).scalar_one()
+    yield
+    await connection.execute(_WITH_PATIENCE, {"patience": patience})
+
+
 async def by_key(connection: AsyncConnection) -> None:
     """Before a question about many keys: the index is walked once, in their order. Left alone, the planner reads a list
     of a million whole for ten thousand of its rows, which takes six times as long, or keeps a plan from when the list
@@ -528,7 +547,7 @@ async def settle(connection: AsyncConnection, **values: str) -> None:
     await connection.execute(text(f"select {calls}"), values)
 
 
-async def until_settled(database: Database, transaction: Callable[[Connection], Awaitable[T]], attempts: int = 4) -> T:
+async def until_settled(database: Database, transaction: Callable[[Connection], Awaitable[T]], attempts: int = 8) -> T:
     """Runs a transaction, and again if it lost a lock or a deadlock: it left nothing behind. Then `StorageBusy`."""
     for _ in range(attempts):
         try:

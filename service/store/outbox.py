@@ -146,24 +146,25 @@ _DEPTH: Final = text(
 
 
 async def owe(connection: AsyncConnection, scope: Scope, addresses: Collection[str], *, again: bool = False) -> int:
-    """Brings the outbox in line with both sides of these addresses; returns how many corrections were written.
+    """Brings the outbox in line with both sides of these addresses, whose rows this transaction has locked; returns how
+    many corrections were written.
 
     `again` proposes anew what was given up (never what was refused).
     """
     candidates = await _at_odds_among(connection, scope, addresses) if addresses else []
     if not candidates:
         return 0
-    states = await examine(connection, scope, candidates, again=again)
+    states = await examine(connection, scope, candidates, again=again, first=False)
     return await write(connection, scope, states)
 
 
 async def examine(
-    connection: AsyncConnection, scope: Scope, addresses: Iterable[str], *, again: bool = False
+    connection: AsyncConnection, scope: Scope, addresses: Iterable[str], *, again: bool = False, first: bool = True
 ) -> list[SlotState]:
     """Both sides of every slot of these addresses, in the order of the keys, locked: first, and read only then, since
     a row that another transaction has just made is not seen by the statement that waited for it."""
     given = sorted(addresses)
-    await lock(connection, scope.namespace, scope.channel, given)
+    await lock(connection, scope.namespace, scope.channel, given, first=first)
     rows = await _rows_by_address(connection, scope, given)
     outbox = await _open_by_slot(connection, scope, given)
     states = []

@@ -1,11 +1,11 @@
 """Owns the list: stores facts and merges them into causes, in SQL, by the rules of `domain.suppression`.
 
 The merge stands twice, here for many rows at once and in the domain for one address; a property test holds the two
-against each other. Locks are taken in the order of the keys, facts before causes.
+against each other. Locks are taken in one order: causes that are there, facts, causes that are new.
 """
 
 import uuid
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import datetime
 from itertools import chain, groupby, islice
 from operator import attrgetter, eq
@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.domain.addresses import CHANNELS, Channel
 from service.domain.facts import Action, Fact, Origin, Source, home_of, reasons_of
 from service.domain.suppression import Cause, Policy
-from service.store.database import SEPARATOR, among, aside, fetch, note_fed, pages, plan_anew
+from service.store.database import SEPARATOR, Overtaken, among, aside, fetch, note_fed, pages, plan_anew
 from service.store.tables import facts, suppressions
 
 _AWAY_FROM_HOME: Final = frozenset(
@@ -116,29 +116,36 @@ def _kept(times: str, clear_at: str) -> str:
         where at >= coalesce({clear_at}, at) order by at desc limit :kept) as newest) end"""  # noqa: S608 (our own words)
 
 
+PARTITION: Final = "(hashtextextended(address, 8816678312871386365) & 7)"
+"""The partition of the facts that an address belongs to: a number of eight, though not the one in its name. The server
+hashes with this seed, and counts from elsewhere."""
+
 # Every row of these addresses, in the order of the keys, also where the facts turn out to be known: what is owed is
-# judged after this, and nobody may change it meanwhile. Whoever stores facts does it first: in another order, two that
-# say the same would wait for each other.
-_STORED: Final = """
+# judged after this, and nobody may change it meanwhile.
+_LOCKED: Final = """
     locked as materialized (
-        select from (select address from entry order by place) as given
+        select given.address, held.reason from (select address from entry order by place) as given
         cross join lateral (
-            select from suppressions as s
+            select s.reason from suppressions as s
             where s.address = given.address and s.channel = :channel and s.namespace = :namespace
-            order by s.reason for update
+            order by s.reason for update {patience}
         ) as held
     ),
+"""
+
+# Then the facts, partition by partition, as `COPY` cannot but store them.
+_STORED: Final = f"""
     fresh as (
         insert into facts (address, channel, namespace, reason, action, occurred_at, source, origin,
                            address_received, batch_id, entry_index, audit_id, recorded_at)
         select address, :channel, :namespace, reason, action, occurred_at, :source, :origin,
                nullif(received, address), batch_id, index, :audit_id, :recorded_at
         from entry where not awaits and (select count(*) from locked) >= 0
-        order by place
+        order by {PARTITION}, place
         on conflict do nothing
         returning address, reason, action, occurred_at, address_received, batch_id
     ),
-"""
+"""  # noqa: S608 (built from our own words alone)
 
 _TOUCHED: Final = f"""
     stated as (
@@ -185,16 +192,25 @@ _TOUCHED_ONCE: Final = """
     ),
 """
 
-_CHANGED: Final = f"""
-    changed as (
-        insert into suppressions as s (address, channel, namespace, reason, stop_at, clear_at, bounces, local_stop_at,
-                                       held_stop_at, held_clear_at, address_received, origin, batch_id, recorded_at)
+_COLUMNS: Final = """(address, channel, namespace, reason, stop_at, clear_at, bounces, local_stop_at, held_stop_at,
+                     held_clear_at, address_received, origin, batch_id, recorded_at)
         select address, :channel, :namespace, reason, stop_at, clear_at, bounces, local_stop_at,
                held_stop_at, held_clear_at, address_received,
                case when coalesce(stop_at, clear_at) is not null then :origin end,
                batch_id,
-               case when coalesce(stop_at, clear_at) is not null then :recorded_at end
-        from touched order by address, reason
+               case when coalesce(stop_at, clear_at) is not null then :recorded_at end"""
+
+_AT_ODDS: Final = "stop_at is distinct from held_stop_at or held_clear_at is not null or clear_at is not null"
+
+# Last the causes: those of rows that are locked by now, then new rows, in the order of the keys. A row that turned up
+# since the first were locked may be locked by somebody who waits for our facts: it is not waited for.
+_CHANGED: Final = f"""
+    shown as materialized (
+        select touched.*, (address, reason) in (select address, reason from locked) as held from touched
+    ),
+    updated as (
+        insert into suppressions as s {_COLUMNS}
+        from shown where held
         on conflict (address, channel, namespace, reason) do update set
             stop_at = greatest(s.stop_at, excluded.stop_at),
             clear_at = greatest(s.clear_at, excluded.clear_at),
@@ -217,8 +233,16 @@ _CHANGED: Final = f"""
            or greatest(s.held_stop_at, excluded.held_stop_at) is distinct from s.held_stop_at
            or greatest(s.held_clear_at, excluded.held_clear_at) is distinct from s.held_clear_at
            or excluded.bounces is not null
-        returning address, s.xmax <> 0 as met,
-            stop_at is distinct from held_stop_at or held_clear_at is not null or clear_at is not null as at_odds
+        returning address, {_AT_ODDS} as at_odds
+    ),
+    made as (
+        insert into suppressions {_COLUMNS}
+        from shown where not held order by address, reason
+        on conflict do nothing
+        returning address, {_AT_ODDS} as at_odds
+    ),
+    changed as (
+        select address, at_odds, true as met from updated union all select address, at_odds, false from made
     ),
     -- An address of two reasons is fed twice: nobody minds, and to find those out costs more than all of them.
     fed as (
@@ -227,10 +251,22 @@ _CHANGED: Final = f"""
     )
 """  # noqa: S608 (built from our own words alone)
 
-MERGE: Final = _STORED + _TOUCHED + _CHANGED
-MERGE_ONCE: Final = _STORED + _TOUCHED_ONCE + _CHANGED
+CROSSED: Final = "(select count(*) from shown where not held) > (select count(*) from made)"
+"""Whether a row that was to be made turned up meanwhile: nothing of this may be committed."""
+
+
+def _merge(touched: str, patience: str = "") -> str:
+    return _LOCKED.format(patience=patience) + _STORED + touched + _CHANGED
+
+
+MERGE: Final = _merge(_TOUCHED)
+MERGE_ONCE: Final = _merge(_TOUCHED_ONCE)
 """From the rows `entry` to facts that are `fresh`, causes that are `changed` and what is fed of them, as further parts
-of one statement: for any entries, and for those that `say_once`. What may be owed now is among the `AT_ODDS`."""
+of one statement: for any entries, and for those that `say_once`. What may be owed now is among the `AT_ODDS`; what is
+`CROSSED` must be undone.
+
+No two wait for each other, since everybody takes locks in one order, and each kind in the order of keys: rows that are
+there, facts, new rows."""
 
 AT_ODDS: Final = "changed where at_odds or met or :source = 'local'"
 """A slot that the two sides may see differently now, or about which there was more to know than what was said. Where
@@ -248,6 +284,8 @@ def _apply_with(merge: str) -> TextClause:
         select batch_id, count(*) as facts, null as at_odds from fresh group by batch_id
         union all
         select null, 0, string_agg(address, :separator) from {AT_ODDS} having count(*) > 0
+        union all
+        select null, null, null where {CROSSED}
         """  # noqa: S608 (built from our own words alone)
     return text(statement).bindparams(
         bindparam("batches", type_=ARRAY(Uuid)),
@@ -256,7 +294,13 @@ def _apply_with(merge: str) -> TextClause:
     )
 
 
-_APPLY, _APPLY_ONCE = _apply_with(MERGE), _apply_with(MERGE_ONCE)
+# By whether the rows are locked already, and whether the entries say one thing each. Whoever has locked them holds more
+# than what may be waited for here; one that turned up since is left to the next attempt.
+_APPLY: Final = {
+    (locked, once): _apply_with(_merge(touched, "skip locked" if locked else ""))
+    for locked in (False, True)
+    for once, touched in ((False, _TOUCHED), (True, _TOUCHED_ONCE))
+}
 
 
 class Merged(NamedTuple):
@@ -306,26 +350,25 @@ _UNKNOWN: Final = text(
     """
 )
 
-_HOMES: Final = text(
-    """
-    insert into suppressions (address, channel, namespace, reason)
-    select address, :channel, :namespace, 'do_not_call'
-    from unnest(string_to_array(:addresses, :separator)) with ordinality as given(address, place)
-    order by place on conflict do nothing
-    """
-)
-
 
 async def apply(
-    connection: AsyncConnection, entries: Sequence[Entry], provenance: Provenance, policy: Policy
+    connection: AsyncConnection,
+    entries: Sequence[Entry],
+    provenance: Provenance,
+    policy: Policy,
+    *,
+    locked: bool = False,
 ) -> Merged:
-    """Stores the facts that are new, merges them, feeds the changes. One statement."""
+    """Stores the facts that are new, merges them, feeds the changes. One statement. `locked`: this transaction has
+    locked every row of these addresses. Overtaken if somebody made one of these rows meanwhile."""
     if not entries:
         return Merged({}, set())
     await plan_anew(connection, len(entries))
     once, columns = await aside(len(entries), lambda: (say_once(entries), columns_of(entries)))
     values = columns | provenance._asdict() | {"separator": SEPARATOR, "kept": policy.soft_bounces_kept}
-    rows = (await connection.execute(_APPLY_ONCE if once else _APPLY, values)).all()
+    rows = (await connection.execute(_APPLY[locked, once], values)).all()
+    if any(row.facts is None for row in rows):
+        raise Overtaken
     note_fed(connection)
     new = {row.batch_id: row.facts for row in rows if row.at_odds is None}
     told = [row.at_odds for row in rows if row.at_odds is not None]
@@ -381,24 +424,18 @@ def _joined(values: Sequence[str | int]) -> str:
     return ",".join(map(str, values))
 
 
-async def lock(connection: AsyncConnection, namespace: str, channel: Channel, addresses: Iterable[str]) -> None:
-    """Locks every row of these addresses, in the order of the keys."""
+async def lock(
+    connection: AsyncConnection, namespace: str, channel: Channel, addresses: Iterable[str], *, first: bool = True
+) -> None:
+    """Locks every row of these addresses, in the order of the keys. Where this is not the `first` that a transaction
+    does about them, it holds all that there were: a row that turned up since is not waited for."""
     given = list(addresses)
     await plan_anew(connection, len(given))
     table = suppressions.c
     mine = (among(table.address, given), table.channel == channel, table.namespace == namespace)
-    query = select(table.reason).where(*mine).order_by(table.address, table.reason).with_for_update()
+    query = select(table.reason).where(*mine).order_by(table.address, table.reason)
     # One row comes back, not all: to read those would hold the event loop up.
-    await connection.execute(select(func.count()).select_from(query.subquery()))
-
-
-async def make_homes(connection: AsyncConnection, namespace: str, channel: Channel, addresses: Collection[str]) -> None:
-    """Sees to it that every one of these numbers has the row that whoever changes it must lock. Waits for one that is
-    being made right now."""
-    given = await aside(len(addresses), lambda: _in_runs(list(addresses)))
-    await plan_anew(connection, len(given))
-    values = {"namespace": namespace, "channel": channel, "separator": SEPARATOR}
-    await connection.execute(_HOMES, values | {"addresses": SEPARATOR.join(given)})
+    await connection.execute(select(func.count()).select_from(query.with_for_update(nowait=not first).subquery()))
 
 
 async def causes_of(connection: AsyncConnection, namespace: str, channel: Channel, address: str) -> list[CauseRow]:

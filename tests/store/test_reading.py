@@ -152,7 +152,9 @@ async def test_a_walk_meets_what_was_asked_for(
 
 async def test_what_only_kahuna_holds_is_no_row_of_the_list(database: Database) -> None:
     async with database.begin() as connection:
-        await suppressions.make_homes(connection, "default", "sms", ["15550100001"])
+        opt_in = Entry("15550100001", "15550100001", "do_not_call", "clear", 1, 0, awaits=True)
+        provenance = Provenance("default", "sms", "kahuna", "kahuna_webhook", NOW, (uuid.UUID(int=1),))
+        await suppressions.apply(connection, [opt_in], provenance, Policy())
         assert await walk(connection, Wanted("default"), 10) == []
 
 
