@@ -206,7 +206,8 @@ _AT_ODDS: Final = "stop_at is distinct from held_stop_at or held_clear_at is not
 # since the first were locked may be locked by somebody who waits for our facts: it is not waited for.
 _CHANGED: Final = f"""
     shown as materialized (
-        select touched.*, (address, reason) in (select address, reason from locked) as held from touched
+        select touched.*, there.address is not null as held
+        from touched left join (select distinct address, reason from locked) as there using (address, reason)
     ),
     updated as (
         insert into suppressions as s {_COLUMNS}
