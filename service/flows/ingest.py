@@ -25,7 +25,7 @@ from service.store.database import Connection, Database, aside, until_settled
 from service.store.outbox import Because
 from service.store.reviews import Held
 from service.store.suppressions import Entry, Provenance
-from service.telemetry import REQUEST_ID, FilteringBoundLogger, Metrics, logger, sane_request_id, told
+from service.telemetry import REQUEST_ID, FilteringBoundLogger, Metrics, logger, told
 
 SMALL_BODY: Final = 16 * 1024
 """Bytes up to which an archived body is read on the spot."""
@@ -76,12 +76,10 @@ Said: TypeAlias = webhook.Callback | chunks.Chunk
 
 
 class Member(NamedTuple):
-    """One callback, or chunk of an import, among those that share a transaction: its batch, what it says, and the id of
-    the request that it came in."""
+    """One callback, or chunk of an import, among those that share a transaction: its batch, and what it says."""
 
     batch: Received
     callback: Said
-    request_id: str | None = None
 
 
 class Sorted(NamedTuple):
@@ -110,7 +108,7 @@ async def ingest(
     metrics: Metrics | None = None,
 ) -> Ingested:
     """Makes a verified batch durable by itself, and applied unless that fails for a reason of our own."""
-    member = Member(batch, callback, REQUEST_ID.get())
+    member = Member(batch, callback)
     try:
         ingested = await until_settled(
             database, lambda connection: _record_and_apply(connection, member, rules, clock())
@@ -201,7 +199,9 @@ async def _record_and_apply(connection: Connection, member: Member, rules: Rules
     waiting = await batches.lock_unapplied(connection, known.id)
     if waiting is None:  # applied by the sweeper since we looked
         return await _record_and_apply(connection, member, rules, now)
-    [outcome] = await apply(connection, [member._replace(batch=waiting)], rules, now)
+    # What follows from it was caused by the request that brought it first, if that is known.
+    first = waiting._replace(request_id=waiting.brought_by or batch.brought_by)
+    [outcome] = await apply(connection, [member._replace(batch=first)], rules, now)
     await batches.finish(connection, known.id, outcome, now)
     return Ingested(str(known.id), outcome)
 
@@ -282,8 +282,7 @@ def because_of(members: Sequence[Member], found: Sequence[Sorted], at_odds: Set[
     """What is owed about these addresses comes from which request."""
     because: dict[str, Because] = {}
     for member, one in zip(members, found, strict=True):
-        headers = member.batch.headers
-        mine = Because(member.request_id or sane_request_id(headers.get("x-request-id")), traceparent_in(headers))
+        mine = Because(member.batch.brought_by, traceparent_in(member.batch.headers))
         because |= {e.address: mine for e in (*one.facts, *one.opt_ins) if e.address in at_odds}
     return because
 
@@ -411,7 +410,13 @@ def is_away(error: Exception) -> bool:
 def log(batch: Received, ingested: Ingested, speaker: FilteringBoundLogger | None = None) -> None:
     """The one line about a batch that came in. A `speaker` at hand costs less than a new one."""
     speaker = speaker or logger()
-    said = {"batch_id": ingested.batch_id, "namespace": batch.namespace, "channel": batch.channel}
+    said: dict[str, str | None] = {
+        "batch_id": ingested.batch_id,
+        "namespace": batch.namespace,
+        "channel": batch.channel,
+    }
+    if REQUEST_ID.get() is None:  # nobody waits for it now; it was answered long ago
+        said["request_id"] = batch.brought_by
     outcome = ingested.outcome
     if outcome is None:
         speaker.info("batch.recorded", **said)

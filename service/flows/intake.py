@@ -36,7 +36,7 @@ from service.store.arrivals import Arrival, Group
 from service.store.batches import Outcome, Received
 from service.store.database import Database
 from service.store.suppressions import Provenance
-from service.telemetry import REQUEST_ID, Metrics, logger
+from service.telemetry import Metrics, logger
 
 SMALL: Final = 200
 SMALL_BODY: Final = 64 * 1024
@@ -81,7 +81,7 @@ class Intake:
     async def ingest(self, batch: Received, callback: webhook.Callback) -> Ingested:
         """Makes a verified batch durable, and applied unless that fails for a reason of our own."""
         small = _is_small(batch, callback)
-        ingested = await self._in_company(Member(batch, callback, REQUEST_ID.get())) if small else None
+        ingested = await self._in_company(Member(batch, callback)) if small else None
         if ingested is None:
             return await self.ingest_alone(batch, callback)
         log(batch, ingested, self._logger)

@@ -98,6 +98,7 @@ batches = Table(
     Column("attempts", Integer, nullable=False, server_default=text("0")),
     moment("next_attempt_at", nullable=True),
     word("last_error", nullable=True),
+    word("request_id", nullable=True),
     CheckConstraint("state in ('recorded', 'applied')", name="batches_state"),
     Index("batches_unapplied", "next_attempt_at", postgresql_where=text("state = 'recorded'")),
     postgresql_partition_by="range (id)",

@@ -30,7 +30,7 @@ from service.kahuna.webhook import Callback
 from service.settings import Namespace
 from service.spans import TRACE
 from service.store.batches import Received, new_id
-from service.telemetry import Metrics
+from service.telemetry import REQUEST_ID, Metrics
 from service.web import contract
 from service.web.contract import Answer, AnyOperation, Nothing, Operation, Stream
 from service.web.http import Service, decompressed, problem_of, read_body, send_json
@@ -302,7 +302,7 @@ def _batch(call: Call, namespace: Namespace, channel: Channel, body: bytes, dige
         headers["traceparent"] = trace
     now = call.service.clock()
     batch_id = new_id(now, random.getrandbits(74))
-    return Received(batch_id, namespace.name, channel, "kahuna_webhook", now, headers, body, digest)
+    return Received(batch_id, namespace.name, channel, "kahuna_webhook", now, headers, body, digest, REQUEST_ID.get())
 
 
 def _answer(service: Service, channel: Channel, ingested: Ingested, received: int) -> dict[str, Any]:
