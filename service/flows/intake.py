@@ -19,6 +19,7 @@ from service.flows.ingest import (
     Sorted,
     apply,
     because_of,
+    count_entries,
     count_facts,
     errors_of,
     facts_of,
@@ -124,9 +125,10 @@ class Intake:
         channel, began = members[0].batch.channel, self._tracer.clock() if self._tracer.on else 0
         taken = await self._take_within(members)
         self._metrics.groups.add(len(members), channel)
-        outcomes = zip(members, taken, strict=True)
-        counts = facts_of((member.callback, one.outcome) for member, one in outcomes if one is not None)
+        outcomes = [None if one is None else one.outcome for one in taken]
+        counts = facts_of((member.callback, outcome) for member, outcome in zip(members, outcomes, strict=True))
         count_facts(self._metrics, channel, counts)
+        count_entries(self._metrics, channel, [outcome for outcome in outcomes if outcome is not None])
         if began:
             for member in members:
                 told = {"kahuna_sync.batch_id": str(member.batch.id), "kahuna_sync.group_callbacks": len(members)}
