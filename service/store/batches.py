@@ -275,7 +275,7 @@ async def quarantine_entries(connection: AsyncConnection, rejected: Sequence[tup
 async def applied_after(connection: AsyncConnection, after: uuid.UUID, below: uuid.UUID) -> list[Applied]:
     """The next applied batches in the order of their ids, as many as memory should hold; none at the end."""
     columns = [batches.c[name] for name in ("id", "namespace", "channel", "origin", "received_at", "headers")]
-    columns += [batches.c[name] for name in ("body", "body_bytes", "applied_at", "errors", "held")]
+    columns += [batches.c[name] for name in ("body", "body_bytes", "applied_at", "errors", "held", "request_id")]
     bytes_before = func.sum(batches.c.body_bytes).over(order_by=batches.c.id) - batches.c.body_bytes
     query = select(*columns, bytes_before.label("bytes_before")).where(batches.c.state == "applied")
     query = query.where(batches.c.id > after, batches.c.id < below).order_by(batches.c.id).limit(MOST_AT_ONCE)
@@ -287,7 +287,7 @@ async def applied_after(connection: AsyncConnection, after: uuid.UUID, below: uu
 async def applied_among(connection: AsyncConnection, ids: Sequence[uuid.UUID]) -> list[Applied]:
     """The applied ones of these batches in the order of their ids, from the first on as many as memory should hold."""
     columns = [batches.c[name] for name in ("id", "namespace", "channel", "origin", "received_at", "headers")]
-    columns += [batches.c[name] for name in ("body", "body_bytes", "applied_at", "errors", "held")]
+    columns += [batches.c[name] for name in ("body", "body_bytes", "applied_at", "errors", "held", "request_id")]
     bytes_before = func.sum(batches.c.body_bytes).over(order_by=batches.c.id) - batches.c.body_bytes
     wanted = batches.c.id == any_(literal(list(ids), ARRAY(Uuid)))
     page = select(*columns, bytes_before.label("bytes_before")).where(wanted, batches.c.state == "applied").subquery()
