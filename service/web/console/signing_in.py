@@ -36,7 +36,7 @@ MOST_FIELDS: Final = 1000
 
 FAILURES: Final = 10
 FAILURE_SECONDS: Final = 60.0
-"""So many sign-ins may fail from one place in so many seconds, in each process, until those that fail are told to wait. A
+"""So many sign-ins may fail from one place in so many seconds, in each process, until those that fail have to wait. A
 token has too many bits to be guessed, and asking about a wrong one costs what it costs under `/v1`: this is for whoever
 tries again without an end, and for the log. Who has a right one never waits for others at the same place."""
 
