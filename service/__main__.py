@@ -125,7 +125,7 @@ def up_command(port: int | None, demonstrate: bool, simulator_port: int) -> None
     embeds = settings.load(environ).database_url is None
     with ExitStack() as stack:
         loaded = stack.enter_context(started(environ, namespaces=True, speaker="up"))
-        _refuse_taken(loaded.host, loaded.port)
+        _refuse_ports(loaded)
         environ["DATABASE_URL"] = loaded.database_url or ""
         environ["SPOOL_DIR"] = str(loaded.spool_dir or loaded.data_dir / "spool")
         asyncio.run(_migrate(loaded))
@@ -151,6 +151,8 @@ def _say_where(loaded: Settings, *, embeds: bool) -> None:
     token = "/$CALLBACK_TOKEN" if namespace.callback_token else ""
     where = f"database and spool are in {loaded.data_dir}" if embeds else "the database is that of DATABASE_URL"
     click.echo(f"Kahuna Sync starts on {url}; {where}.", err=True)
+    if loaded.admin_port is not None:
+        click.echo(f"All but the callbacks is at port {loaded.admin_port} (ADMIN_PORT).", err=True)
     click.echo("Next, in another shell with the same variables:", err=True)
     click.echo("  kahuna-sync token create --name me --scopes read,write,admin", err=True)
     click.echo(f"  kahuna-sync send email FILE --to {url}/webhooks/{namespace.name}/email{token}", err=True)
@@ -457,6 +459,19 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
     """Runs a long-lived process on the quicker event loop, where there is one."""
     with asyncio.Runner(loop_factory=_NEW_LOOP) as runner:
         runner.run(work)
+
+
+def _refuse_ports(loaded: Settings) -> None:
+    """What all of `up` listens on must be free, and apart: a child that cannot listen would say so again and again."""
+    taken: dict[int, str] = {}
+    ports = [("PORT", loaded.port), ("ADMIN_PORT", loaded.admin_port), ("WORKER_PORT", loaded.worker_port)]
+    for name, port in ports:
+        if port is None:
+            continue
+        if port in taken:
+            raise SettingsError(f"{name} must be another port than {taken[port]}: both processes run on this machine.")
+        taken[port] = name
+        _refuse_taken(loaded.host, port, _MEANS if name == "PORT" else f"{name} or HOST")
 
 
 def _refuse_taken(host: str, port: int, means: str = _MEANS) -> None:

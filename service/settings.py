@@ -145,7 +145,9 @@ class Settings:
     spool_patience_seconds: float = setting(
         2.0, "Seconds without an answer of the database after which callbacks are spooled"
     )
-    host: str = setting("127.0.0.1", "Address that the web process listens on")
+    host: str = setting(
+        "127.0.0.1", "Address that the web process listens on; of a name, every address that it has on this machine"
+    )
     port: int = setting(8700, "Port that the web process listens on")
     web_workers: int = setting(
         1, "Web processes that share the ports, each with a pool of database connections of its own"
