@@ -58,9 +58,6 @@ except ImportError:  # not made for every system
 SWITCH_SECONDS = 0.0005
 """For how long a thread of ours computes before another has its turn."""
 
-BACKLOG = 2048
-"""Connections that wait to be accepted at most, as many as the library's servers have by themselves."""
-
 _MEANS = "--port (of up), PORT or HOST"
 _PARENT = click.option("--parent", type=int, hidden=True, help="End when this process does.")
 
@@ -128,7 +125,7 @@ def up_command(port: int | None, demonstrate: bool, simulator_port: int) -> None
     embeds = settings.load(environ).database_url is None
     with ExitStack() as stack:
         loaded = stack.enter_context(started(environ, namespaces=True, speaker="up"))
-        _refuse_taken(loaded.host, loaded.port)
+        _refuse_ports(loaded)
         environ["DATABASE_URL"] = loaded.database_url or ""
         environ["SPOOL_DIR"] = str(loaded.spool_dir or loaded.data_dir / "spool")
         asyncio.run(_migrate(loaded))
@@ -143,7 +140,8 @@ def up_command(port: int | None, demonstrate: bool, simulator_port: int) -> None
         else:
             _say_where(loaded, embeds=embeds)
         revive = partial(embedded.revive, loaded.data_dir, environ["DATABASE_URL"]) if embeds else None
-        code = asyncio.run(_up(commands, environ, walk, revive))
+        grace = serving.grace_of(loaded) + (serving.MARGIN if loaded.web_workers > 1 else 0.0)
+        code = asyncio.run(_up(commands, environ, walk, revive, grace))
     sys.exit(code)
 
 
@@ -153,6 +151,8 @@ def _say_where(loaded: Settings, *, embeds: bool) -> None:
     token = "/$CALLBACK_TOKEN" if namespace.callback_token else ""
     where = f"database and spool are in {loaded.data_dir}" if embeds else "the database is that of DATABASE_URL"
     click.echo(f"Kahuna Sync starts on {url}; {where}.", err=True)
+    if loaded.admin_port is not None:
+        click.echo(f"All but the callbacks is at port {loaded.admin_port} (ADMIN_PORT).", err=True)
     click.echo("Next, in another shell with the same variables:", err=True)
     click.echo("  kahuna-sync token create --name me --scopes read,write,admin", err=True)
     click.echo(f"  kahuna-sync send email FILE --to {url}/webhooks/{namespace.name}/email{token}", err=True)
@@ -195,10 +195,10 @@ def _share(loaded: Settings, environ: dict[str, str], parent: int | None) -> int
     # Settings that a web process would refuse are refused here, before there are several to do so.
     app.build(loaded)
     serving.spans_of(loaded, "web")
-    sockets = [_listen(loaded.host, loaded.port)]
+    ports = [_listen(loaded.host, loaded.port)]
     if loaded.admin_port is not None:
-        sockets.append(_listen(loaded.host, loaded.admin_port, "ADMIN_PORT or HOST"))
-    return asyncio.run(serving.several(loaded, environ, sockets, parent))
+        ports.append(_listen(loaded.host, loaded.admin_port, "ADMIN_PORT or HOST"))
+    return asyncio.run(serving.several(loaded, environ, ports, parent))
 
 
 @cli.command("worker")
@@ -418,12 +418,13 @@ async def _up(
     environ: dict[str, str],
     walk: Coroutine[Any, Any, None] | None,
     revive: Callable[[], bool] | None,
+    grace: float,
 ) -> int:
     stop = asyncio.Event()
     up.stop_on_signals(stop)
     looking = None if revive is None else asyncio.create_task(up.look_after(revive, stop))
     try:
-        return await _run_all(commands, environ, walk, stop)
+        return await _run_all(commands, environ, walk, stop, grace)
     finally:
         stop.set()
         if looking is not None:
@@ -431,9 +432,13 @@ async def _up(
 
 
 async def _run_all(
-    commands: list[list[str]], environ: dict[str, str], walk: Coroutine[Any, Any, None] | None, stop: asyncio.Event
+    commands: list[list[str]],
+    environ: dict[str, str],
+    walk: Coroutine[Any, Any, None] | None,
+    stop: asyncio.Event,
+    grace: float,
 ) -> int:
-    running = asyncio.create_task(up.run(commands, environ, stop))
+    running = asyncio.create_task(up.run(commands, environ, stop, grace=grace))
     if walk is None:
         return await running
     walking = asyncio.create_task(walk)
@@ -456,15 +461,29 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
         runner.run(work)
 
 
+def _refuse_ports(loaded: Settings) -> None:
+    """What all of `up` listens on must be free, and apart: a child that cannot listen would say so again and again."""
+    taken: dict[int, str] = {}
+    ports = [("PORT", loaded.port), ("ADMIN_PORT", loaded.admin_port), ("WORKER_PORT", loaded.worker_port)]
+    for name, port in ports:
+        if port is None:
+            continue
+        if port in taken:
+            raise SettingsError(f"{name} must be another port than {taken[port]}: both processes run on this machine.")
+        taken[port] = name
+        _refuse_taken(loaded.host, port, _MEANS if name == "PORT" else f"{name} or HOST")
+
+
 def _refuse_taken(host: str, port: int, means: str = _MEANS) -> None:
-    _listen(host, port, means).close()
+    for one in _listen(host, port, means):
+        one.close()
 
 
-def _listen(host: str, port: int, means: str = _MEANS) -> socket.socket:
-    """A socket at which connections wait to be accepted."""
+def _listen(host: str, port: int, means: str = _MEANS) -> list[socket.socket]:
+    """Sockets at which connections wait to be accepted, at every address that the host's name has here."""
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        return serving.listening_at([(family, address) for family, *_, address in found])
     except OSError as error:
         reason = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be listened on ({error.strerror})"
         raise SettingsError(f"{host}:{port} {reason}: choose another with {means}.") from None

@@ -18,7 +18,7 @@ import click
 import httpx
 import msgspec
 
-from service import embedded, settings, worker
+from service import embedded, serving, settings, worker
 from service.errors import SettingsError, StorageUnavailable
 from service.flows import ingest
 from service.flows.examine import BODY, WRONG, Check, Release, of_connection, of_settings, of_signatures, of_spool
@@ -80,6 +80,9 @@ async def examine(environ: Mapping[str, str], *, public_url: str | None, offline
         loaded = settings.load(environ)
         settings.check_namespaces(loaded)
         ingest.rules_of(loaded)
+        for namespace in loaded.namespaces:
+            worker.contract_of(namespace)
+        serving.spans_of(loaded, "doctor")
     except SettingsError as error:
         yield Check("settings", "fail", str(error), "correct it in the environment or in CONFIG_FILE")
         return

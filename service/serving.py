@@ -6,6 +6,7 @@ loses neither a connection that waits nor a number, and another is started in it
 """
 
 import asyncio
+import errno
 import importlib
 import socket
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
@@ -27,56 +28,98 @@ from service.worker import Trace
 DRAIN: Final = 15.0
 """Seconds, beyond the delay of a stop, after which a process that has not ended by itself is killed."""
 
+BACKLOG: Final = 2048
+"""Connections that wait to be accepted at most, as many as the library's servers have by themselves."""
+
+_NOT_HERE: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
+
+MARGIN: Final = 2.0
+"""Seconds that whoever watches over a parent of several gives it to see the last of them killed."""
+
 
 class Inherited(NamedTuple):
-    """What one of several web processes got from their parent: descriptors of the sockets and of all their boards, and
-    which of these is its own."""
+    """What one of several web processes got from their parent: descriptors of the sockets of each port and of all their
+    boards, and which of these is its own."""
 
     place: int
-    listening: tuple[int, ...]
+    listening: tuple[tuple[int, ...], ...]
     counting: tuple[int, ...]
 
     @classmethod
     def read(cls, text: str) -> "Inherited":
         """From what `text` wrote."""
         place, listening, counting = text.split(":")
-        return cls(int(place), *(tuple(map(int, part.split(","))) for part in (listening, counting)))
+        return cls(int(place), tuple(_numbers(port) for port in listening.split("/")), _numbers(counting))
 
     @property
     def text(self) -> str:
         """As an argument of a command."""
-        return f"{self.place}:{','.join(map(str, self.listening))}:{','.join(map(str, self.counting))}"
+        listening, counting = "/".join(map(_text, self.listening)), _text(self.counting)
+        return f"{self.place}:{listening}:{counting}"
 
     @property
     def speaker(self) -> str:
         """What the process calls itself in the log."""
         return f"web-{self.place + 1}"
 
-    def sockets(self) -> list[socket.socket]:
-        """Those of the ports."""
-        return [socket.socket(fileno=one) for one in self.listening]
+    def sockets(self) -> list[list[socket.socket]]:
+        """Those of each port."""
+        return [[socket.socket(fileno=one) for one in port] for port in self.listening]
 
     def board(self) -> Board:
         """The one of this process, beside the others."""
         return Board(self.counting, self.place)
 
 
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(",")))
+
+
+def _text(numbers: Sequence[int]) -> str:
+    return ",".join(map(str, numbers))
+
+
+def listening_at(found: Sequence[tuple[socket.AddressFamily, Any]]) -> list[socket.socket]:
+    """Sockets at which connections wait to be accepted, one for each of these addresses. A name may have some of a
+    family that this machine does without, as `localhost` often does: those are left out, if others are there. OSError
+    if one is taken, or there is none."""
+    made: list[socket.socket] = []
+    missing: OSError | None = None
+    for family, address in dict.fromkeys(found):
+        try:
+            made.append(socket.create_server(address, family=family, backlog=BACKLOG))
+        except OSError as error:
+            if error.errno not in _NOT_HERE:
+                for one in made:
+                    one.close()
+                raise
+            missing = error
+    if missing is not None and not made:
+        raise missing
+    return made
+
+
+def grace_of(loaded: Settings) -> float:
+    """Seconds that a web process may take to end once it was told to, with all that it has to wait for."""
+    return DRAIN + (loaded.stop_delay_seconds or 0.0)
+
+
 async def several(
-    loaded: Settings, environ: Mapping[str, str], sockets: Sequence[socket.socket], parent: int | None
+    loaded: Settings, environ: Mapping[str, str], ports: Sequence[Sequence[socket.socket]], parent: int | None
 ) -> int:
     """Runs as many web processes as WEB_WORKERS says until a signal, or until the parent is gone; returns the exit
     code."""
     counting = tuple(boards.shared() for _ in range(loaded.web_workers))
-    listening = tuple(one.fileno() for one in sockets)
+    sockets = [one for port in ports for one in port]
+    listening = tuple(tuple(one.fileno() for one in port) for port in ports)
     commands = [["web", "--one-of", Inherited(place, listening, counting).text] for place in range(len(counting))]
     stop = asyncio.Event()
     up.stop_on_signals(stop)
     watch = asyncio.create_task(up.watch_parent(parent, stop.set))
     closing = asyncio.create_task(_close_after(stop, sockets))
     logger().info("web.sharing", workers=len(counting), host=loaded.host, port=loaded.port, traces=loaded.traces_to)
-    code = await up.run(
-        commands, environ, stop, fds=(*listening, *counting), grace=DRAIN + (loaded.stop_delay_seconds or 0.0)
-    )
+    inherited = (*(one.fileno() for one in sockets), *counting)
+    code = await up.run(commands, environ, stop, fds=inherited, grace=grace_of(loaded))
     for task in (watch, closing):
         task.cancel()
     return code
@@ -154,7 +197,7 @@ async def web(
     up.stop_on_signals(stop)
     ending = asyncio.create_task(_end_after(stop, loaded, application, servers))
     watch = asyncio.create_task(up.watch_parent(parent, stop.set))
-    sockets = [[one] for one in inherited.sockets()] if inherited else [None, None]
+    sockets = inherited.sockets() if inherited else [None, None]
     serving = [asyncio.create_task(servers[0].serve(sockets[0]))]
     # Not before: where the public port cannot be listened on, the application has to end at once.
     if len(servers) > 1 and await _first(servers[0].listening.wait(), serving[0]):

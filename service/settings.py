@@ -145,7 +145,9 @@ class Settings:
     spool_patience_seconds: float = setting(
         2.0, "Seconds without an answer of the database after which callbacks are spooled"
     )
-    host: str = setting("127.0.0.1", "Address that the web process listens on")
+    host: str = setting(
+        "127.0.0.1", "Address that the web process listens on; of a name, every address that it has on this machine"
+    )
     port: int = setting(8700, "Port that the web process listens on")
     web_workers: int = setting(
         1, "Web processes that share the ports, each with a pool of database connections of its own"
@@ -307,18 +309,20 @@ class Settings:
 
 
 def load(environ: Mapping[str, str]) -> Settings:
-    """All settings from the environment and, below it, the file that `CONFIG_FILE` names."""
+    """All settings from the environment and, below it, the file that `CONFIG_FILE` names. SettingsError tells of every
+    value that cannot be: whoever mends one at a time starts it as often."""
     file = _file(environ.get("CONFIG_FILE"))
     tables = _tables(file.pop("namespaces", {}))
     given = {name.upper(): value for name, value in file.items()} | _known(environ)
     _refuse_unknown(file)
-    namespaces = tuple(_namespace_of(name, table) for name, table in tables.items()) or (
-        _completed(_read(Namespace, given)),
-    )
-    if tables:
-        _refuse_stray(given)
-    settings = dataclasses.replace(_read(Settings, given), namespaces=namespaces)
-    _check_numbers(settings)
+    faults: list[str] = []
+    named = [_table_of(name, table) for name, table in tables.items()] or [given]
+    namespaces = tuple(_completed(_read(Namespace, one, faults), faults) for one in named)
+    faults += _strays_in(given) if tables else ()
+    settings = dataclasses.replace(_read(Settings, given, faults), namespaces=namespaces)
+    faults += _faults_of(settings)
+    if faults:
+        raise SettingsError(" ".join(dict.fromkeys(faults)))
     return settings
 
 
@@ -390,11 +394,11 @@ def _tables(given: Any) -> dict[str, dict[str, Any]]:
     return given
 
 
-def _refuse_stray(given: Mapping[str, Any]) -> None:
+def _strays_in(given: Mapping[str, Any]) -> Iterator[str]:
     """A key beside the tables would be ignored, and nobody would know."""
     for name in names(Namespace):
         if name in given:
-            raise SettingsError(f"{name} is set, but CONFIG_FILE has [namespaces] tables: put it into one of them.")
+            yield f"{name} is set, but CONFIG_FILE has [namespaces] tables: put it into one of them."
 
 
 def _file(path: str | None) -> dict[str, Any]:
@@ -408,30 +412,37 @@ def _file(path: str | None) -> dict[str, Any]:
         ) from error
 
 
-def _namespace_of(name: str, table: Mapping[str, Any]) -> Namespace:
+def _table_of(name: str, table: Mapping[str, Any]) -> dict[str, Any]:
+    """A table of the file, by the names that its settings have in the environment."""
     fields = {f.name: env_name for env_name, f in names(Namespace).items() if f.name != "name"}
     for key in table:
         if key not in fields:
             raise SettingsError(f"CONFIG_FILE: [namespaces.{name}] holds {key}, which is no setting: correct it.")
-    given = {fields[key]: value for key, value in table.items()} | {"KAHUNA_NAMESPACE": name}
-    return _completed(_read(Namespace, given))
+    return {fields[key]: value for key, value in table.items()} | {"KAHUNA_NAMESPACE": name}
 
 
-def _read(kind: type[_T], given: Mapping[str, Any]) -> _T:
+def _read(kind: type[_T], given: Mapping[str, Any], faults: list[str]) -> _T:
+    """What is given; what cannot be is left at its default, and noted."""
     hints = typing.get_type_hints(kind)
-    values = {f.name: _parse(name, hints[f.name], given[name]) for name, f in names(kind).items() if name in given}
+    values = {}
+    for name, field in names(kind).items():
+        if name in given:
+            try:
+                values[field.name] = _parse(name, hints[field.name], given[name])
+            except SettingsError as error:
+                faults.append(str(error))
     return kind(**values)
 
 
-def _completed(namespace: Namespace) -> Namespace:
+def _completed(namespace: Namespace, faults: list[str]) -> Namespace:
     if "/" in namespace.name or not namespace.name.strip():
-        raise SettingsError("KAHUNA_NAMESPACE must be a name without a slash: it is a segment of the webhook path.")
+        faults.append("KAHUNA_NAMESPACE must be a name without a slash: it is a segment of the webhook path.")
     token = namespace.callback_token
     if token is not None and not re.fullmatch(r"[A-Za-z0-9._~-]+", token.reveal()):
-        raise SettingsError("CALLBACK_TOKEN must be of A-Z a-z 0-9 . _ ~ - alone: it is a segment of the webhook path.")
+        faults.append("CALLBACK_TOKEN must be of A-Z a-z 0-9 . _ ~ - alone: it is a segment of the webhook path.")
     fault = base_url_fault(namespace.base_url)
     if fault is not None:
-        raise SettingsError(f"KAHUNA_BASE_URL must {fault}.")
+        faults.append(f"KAHUNA_BASE_URL must {fault}.")
     stand_in = _split(namespace.base_url).hostname != urlsplit(VENDOR_BASE_URL).hostname
     return dataclasses.replace(namespace, env="s") if namespace.env is None and stand_in else namespace
 
@@ -520,38 +531,39 @@ def _number(name: str, kind: type[int] | type[float], value: Any) -> int | float
     return number
 
 
-def _check_numbers(settings: Settings) -> None:
+def _faults_of(settings: Settings) -> Iterator[str]:
+    """What values that can be read cannot be."""
     for name, field in names(Settings).items():
         value = getattr(settings, field.name)
         if isinstance(value, int | float) and value == 0:
-            raise SettingsError(f"{name} must be more than 0.")
-        _check_time(name, value or 0)
+            yield f"{name} must be more than 0."
+        yield from _faults_of_time(name, value or 0)
     for name in ("PORT", "ADMIN_PORT", "WORKER_PORT"):
         if (getattr(settings, name.lower()) or 0) > 65_535:
-            raise SettingsError(f"{name} must be at most 65535.")
-    _check_traces(settings)
+            yield f"{name} must be at most 65535."
+    yield from _faults_of_traces(settings)
     if settings.admin_port == settings.port:
-        raise SettingsError("ADMIN_PORT must be another port than PORT; leave it out to have one port for all.")
+        yield "ADMIN_PORT must be another port than PORT; leave it out to have one port for all."
+    if settings.body_budget_bytes < settings.body_limit_bytes:
+        yield "BODY_BUDGET_BYTES must be at least BODY_LIMIT_BYTES, or no body of that size could ever be taken."
     if settings.push_batch_entries > MOST_ENTRIES:
-        raise SettingsError(f"PUSH_BATCH_ENTRIES must be at most {MOST_ENTRIES}, the vendor's own limit.")
+        yield f"PUSH_BATCH_ENTRIES must be at most {MOST_ENTRIES}, the vendor's own limit."
     if settings.surge_window_minutes > 60:
-        raise SettingsError("SURGE_WINDOW_MINUTES must be at most 60.")
+        yield "SURGE_WINDOW_MINUTES must be at most 60."
     if settings.push_lease_seconds < SHORTEST_LEASE:
-        raise SettingsError(
-            f"PUSH_LEASE_SECONDS must be at least {SHORTEST_LEASE}, or a claim ends before it is renewed."
-        )
+        yield f"PUSH_LEASE_SECONDS must be at least {SHORTEST_LEASE}, or a claim ends before it is renewed."
 
 
-def _check_time(name: str, value: Any) -> None:
+def _faults_of_time(name: str, value: Any) -> Iterator[str]:
     if name.endswith("_DAYS") and value > MOST_DAYS:
-        raise SettingsError(f"{name} must be at most {MOST_DAYS}; leave it out where there is to be no end.")
+        yield f"{name} must be at most {MOST_DAYS}; leave it out where there is to be no end."
     if name.endswith("_HOURS") and value > 24 * MOST_DAYS:
-        raise SettingsError(f"{name} must be at most {24 * MOST_DAYS}.")
+        yield f"{name} must be at most {24 * MOST_DAYS}."
 
 
-def _check_traces(settings: Settings) -> None:
+def _faults_of_traces(settings: Settings) -> Iterator[str]:
     if settings.traces_sample_ratio > 1:
-        raise SettingsError("TRACES_SAMPLE_RATIO must be at most 1, which is all of them.")
+        yield "TRACES_SAMPLE_RATIO must be at most 1, which is all of them."
     fault = None if settings.traces_url is None else base_url_fault(settings.traces_url)
     if fault is not None:
-        raise SettingsError(f"TRACES_URL must {fault}.")
+        yield f"TRACES_URL must {fault}."

@@ -178,14 +178,14 @@ class Metrics:
         )
         self.entries = self._tally(
             "entries",
-            "Entries of callbacks by channel and outcome: accepted, duplicates or rejected",
+            "Entries of applied callbacks by channel and outcome: accepted, duplicates or rejected",
             "channel",
             "outcome",
         )
         self.facts = self._tally(
             "facts",
-            "Facts that applied callbacks told by channel, reason and outcome: new, known, or, where a callback of "
-            "several reasons told some of both, mixed",
+            "Facts that batches (callbacks, lists, pages of Kahuna's logs) told when they were applied, by channel, "
+            "reason and outcome: new, known, or, where one of several reasons told some of both, mixed",
             "channel",
             "reason",
             "outcome",

@@ -144,5 +144,8 @@ async def _end(child: Child) -> None:
         async with asyncio.timeout(child.grace):
             await process.wait()
     except TimeoutError:
+        logger().error(
+            "process.killed", command=child.command[0], child=child.number, pid=process.pid, after=child.grace
+        )
         process.kill()
         await process.wait()

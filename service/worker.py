@@ -99,6 +99,7 @@ async def run(
         async with show(watching.application(alone)), _steps(alone, settings, make_client, jitter, tracer) as steps:
             logger().info("worker.started", namespaces=len(settings.namespaces))
             metrics.starts.add()
+            ingest.count_from_zero(metrics)
             loops = [asyncio.create_task(_repeat(alone, tracer, step, stop)) for step in steps]
             lag = asyncio.create_task(watch_loop(alone.metrics.lag))
             await stop.wait()
@@ -118,7 +119,7 @@ def means_of(
     clients: Mapping[str, KahunaClient],
 ) -> Means:
     """What reconciliations work with, by these settings."""
-    numbers = {"sample": settings.reconcile_sample, "budget": settings.reconcile_budget}
+    numbers: dict[str, Any] = {"sample": settings.reconcile_sample, "budget": settings.reconcile_budget}
     numbers |= {"kept_runs": settings.reconcile_kept_runs}
     delay = timedelta(seconds=settings.logs_delay_seconds)
     return Means(database, rules, clock, guards_of(settings), clients, delay=delay, **numbers)
@@ -152,7 +153,7 @@ async def _steps(
             made = Pusher(database, client, namespace.name, rules.policy, limits, clock, jitter, metrics=alone.metrics)
             pushers.append(replace(named(made, namespace), tracer=tracer))
             clients[namespace.name] = client
-        means = means_of(settings, database, rules, clock, clients)
+        means = replace(means_of(settings, database, rules, clock, clients), metrics=alone.metrics)
 
         async def note_policy() -> None:
             async with database.begin() as connection:
@@ -168,12 +169,12 @@ async def _steps(
         poll = settings.worker_poll_seconds
         yield [
             *(("push", step, poll) for pusher in pushers for step in pushing(pusher)),
-            ("apply", lambda: ingest.apply_recorded(database, rules, clock, tracer), poll),
+            ("apply", lambda: ingest.apply_recorded(database, rules, clock, tracer, alone.metrics), poll),
             *_reconciling(settings, means),
             ("retract", lambda: retract.run_next(database, rules, clock), poll),
             ("surges", lambda: surges.look(database, surge_limits, clock), HOUSEKEEPING),
             *(("announce", step, follow.BETWEEN_ANNOUNCEMENTS) for step in telling),
-            *(("logs", step, HOUSEKEEPING) for step in _pulling(settings, database, clients, rules, clock)),
+            *(("logs", step, HOUSEKEEPING) for step in _pulling(settings, means)),
             ("release", release, HOUSEKEEPING),
             ("upkeep", lambda: upkeep.run_due(database, rules, retention, clock), HOUSEKEEPING),
             ("policy", note_policy, ONCE),
@@ -198,20 +199,15 @@ def _reconciling(settings: Settings, means: Means) -> list[tuple[str, Step, floa
     return steps + [("schedule", scheduled(name), HOUSEKEEPING) for name in means.clients]
 
 
-def _pulling(
-    settings: Settings,
-    database: Database,
-    clients: Mapping[str, KahunaClient],
-    rules: Rules,
-    clock: Callable[[], datetime],
-) -> list[Step]:
+def _pulling(settings: Settings, means: Means) -> list[Step]:
     """The pulls of Kahuna's logs, one for each namespace."""
-    every, delay = timedelta(seconds=settings.logs_pull_seconds), timedelta(seconds=settings.logs_delay_seconds)
+    every, delay = timedelta(seconds=settings.logs_pull_seconds), means.delay
 
     def pulling(name: str, client: KahunaClient) -> Step:
-        return lambda: pull.pull_due(database, client, name, rules, clock, every=every, delay=delay)
+        shared = (means.database, client, name, means.rules, means.clock)
+        return lambda: pull.pull_due(*shared, every=every, delay=delay, metrics=means.metrics)
 
-    return [pulling(*one) for one in clients.items()] if settings.logs_pull == "on" else []
+    return [pulling(*one) for one in means.clients.items()] if settings.logs_pull == "on" else []
 
 
 async def _repeat(alone: Alone, tracer: Tracer, doing: tuple[str, Step, float], stop: asyncio.Event) -> None:

@@ -17,6 +17,7 @@ from service.__main__ import cli
 from service.errors import SettingsError
 from service.flows import upkeep
 from service.store.database import single_connection
+from tests.test_serving import a_port
 
 
 class Refusing(BaseHTTPRequestHandler):
@@ -64,6 +65,15 @@ def test_a_taken_port_is_told_with_what_chooses_another(database_url: str) -> No
         result: Any = run("up", "--port", str(port), DATABASE_URL=database_url)
     assert isinstance(result.exception, SettingsError)
     assert "--port" in str(result.exception)
+
+
+@pytest.mark.parametrize(("name", "other"), [("WORKER_PORT", "PORT"), ("WORKER_PORT", "ADMIN_PORT")])
+def test_processes_of_one_machine_need_ports_of_their_own(database_url: str, name: str, other: str) -> None:
+    first, second = a_port(), a_port()
+    ports = {"ADMIN_PORT": str(second), name: str(first if other == "PORT" else second)}
+    result: Any = run("up", "--port", str(first), DATABASE_URL=database_url, **ports)
+    assert isinstance(result.exception, SettingsError)
+    assert f"{name} must be another port than {other}" in str(result.exception)
 
 
 def test_a_body_sent_to_the_webhook_of_the_other_channel_is_told_so(tmp_path: Path) -> None:

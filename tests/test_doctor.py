@@ -43,6 +43,25 @@ async def test_a_missing_setting_ends_it_with_its_name() -> None:
     assert "KAHUNA_SECRET_KEY" in check.says
 
 
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"PORT": "99999", "LOG_LEVEL": "loud", "KAHUNA_ENV": "q"}, ["PORT", "LOG_LEVEL", "KAHUNA_ENV"]),
+        ({"KAHUNA_CONTRACT": "x=y"}, ["KAHUNA_CONTRACT"]),
+        ({"EXTRA_REASONS": "gone=nowhere"}, ["EXTRA_REASONS"]),
+    ],
+)
+async def test_whatever_would_end_a_start_is_told_at_once(wrong: dict[str, str], says: list[str]) -> None:
+    (check,) = [one async for one in examine(KEYS | wrong, public_url=None, offline=True)]
+    assert (check.name, check.level) == ("settings", "fail")
+    assert all(name in check.says for name in says)
+
+
+async def test_a_spool_that_could_take_nothing_is_told(tmp_path: Path) -> None:
+    checks = await found(away(), SPOOL_DIR=str(tmp_path), SPOOL_LIMIT_BYTES="4096")
+    assert (checks["spool/limit"].level, checks["spool"].level) == ("fail", "ok")
+
+
 async def test_an_unreachable_database_is_told_without_its_url() -> None:
     checks = await found(away())
     assert checks["database"].level == "fail"

@@ -218,6 +218,15 @@ NUMBERS = [name for name, field in names(Settings).items() if "int" in str(field
 CHOICES = ["DATABASE_POOLER", "LOG_LEVEL", "LOG_FORMAT", "KAHUNA_ENV", "OPT_IN_REVIEW", "UNTIMED_OPT_IN"]
 
 
+def test_all_that_is_wrong_is_told_at_once() -> None:
+    wrong = {"PORT": "99999", "WEB_WORKERS": "0", "LOG_LEVEL": "loud", "BODY_TIMEOUT_SECONDS": "x", "KAHUNA_ENV": "q"}
+    wrong |= {"KAHUNA_BASE_URL": "ftp://x", "TRUSTED_PROXIES": "banana", "BODY_BUDGET_BYTES": "1000"}
+    with pytest.raises(SettingsError) as refused:
+        load(KEYS | wrong)
+    sentences = str(refused.value).split(". ")
+    assert sorted(sentence.split()[0] for sentence in sentences) == sorted(wrong)
+
+
 @pytest.mark.parametrize("name", NUMBERS)
 @pytest.mark.parametrize("value", [SECRET, "-1", "0", "nan", "inf", "1,5"])
 def test_a_wrong_number_is_refused_by_name(name: str, value: str) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from structlog.testing import capture_logs
 
 from service import tracing, worker
 from service.flows import ingest, push
@@ -169,24 +170,59 @@ async def test_a_batch_that_was_only_recorded_is_applied_in_its_trace(traced: Tr
     assert (applied.name, applied.place.trace_id) == ("batch.apply", int(TRACE_ID, 16))
 
 
-@pytest.mark.parametrize(
-    ("given", "kept"), [("the-balancer-s-id", "the-balancer-s-id"), ("ann@example.com", None), ("a" * 5000, None)]
-)
-async def test_what_is_applied_later_keeps_an_id_that_the_answer_carried_and_no_other(
-    traced: Traced, given: str, kept: str | None
-) -> None:
+async def recorded(traced: Traced, **headers: str) -> tuple[dict[str, Any], str]:
+    """A callback that is only recorded, and means a correction: its entry, and the id that the answer carried."""
     now = traced.world.clock.seconds
     await traced.world.stop("sms", "15550100001", "do_not_call", at=now - 100)
     await traced.push()
     entry = {"number": "15550100001", "timestamp": now - 50, "opt-in": True}
     async with traced.site.broken("facts"):
-        answer = await traced.sms(entry, **{"X-Request-ID": given})
+        answer = await traced.sms(entry, **headers)
     assert answer.json()["state"] == "recorded"
-    assert (answer.headers["X-Request-ID"] == given) is (kept is not None)
-    rules = ingest.rules_of(traced.site.settings)
-    assert await ingest.apply_recorded(traced.world.database, rules, traced.world.clock)
-    [correction] = await traced.world.corrections("pending")
-    assert correction.request_id == kept
+    return entry, answer.headers["X-Request-ID"]
+
+
+@pytest.mark.parametrize("given", ["the-balancer-s-id", "ann@example.com", "a" * 5000, ""])
+async def test_what_is_applied_later_keeps_the_id_that_the_answer_carried(traced: Traced, given: str) -> None:
+    _, carried = await recorded(traced, **({"X-Request-ID": given} if given else {}))
+    assert (carried == given) is (given == "the-balancer-s-id")
+    with capture_logs() as log:
+        assert await ingest.apply_recorded(traced.world.database, traced.world.rules, traced.world.clock)
+        [correction] = await traced.world.corrections("pending")
+        assert await traced.push()
+    assert correction.request_id == carried
+    [applied] = [line for line in log if line["event"] == "batch.applied"]
+    [sent] = [line for line in log if line["event"] == "corrections.sent"]
+    assert (applied["request_id"], sent["requests"]) == (carried, [carried])
+    answer = await traced.site.client.get(
+        f"/v1/admin/corrections/{correction.id}", headers=await traced.site.token("admin")
+    )
+    assert [call["id"] for call in answer.json()["calls"]] == [sent["call"]]
+    assert answer.json()["request_id"] == carried
+
+
+async def test_a_redelivery_that_applies_it_leaves_it_with_the_request_that_brought_it(traced: Traced) -> None:
+    entry, carried = await recorded(traced)
+    assert (await traced.sms(entry, **{"X-Request-ID": "a-later-one"})).json()["state"] == "applied"
+    assert [row.request_id for row in await traced.world.corrections("pending")] == [carried]
+
+
+async def test_what_an_older_release_recorded_is_traced_to_the_redelivery_at_least(traced: Traced) -> None:
+    entry, _ = await recorded(traced)
+    await traced.world.execute("update batches set request_id = null")
+    assert (await traced.sms(entry, **{"X-Request-ID": "a-later-one"})).json()["state"] == "applied"
+    assert [row.request_id for row in await traced.world.corrections("pending")] == ["a-later-one"]
+
+
+async def test_a_replay_that_applies_it_leaves_it_with_the_request_that_brought_it(traced: Traced) -> None:
+    _, carried = await recorded(traced)
+    [batch] = await traced.world.query("select id from batches where state = 'recorded'")
+    headers = await traced.site.token("admin")
+    page = await traced.site.client.get(f"/v1/admin/batches/{batch.id}", headers=headers)
+    assert carried not in page.text, "what was received is shown, not what was given to it"
+    done = await traced.site.client.post(f"/v1/admin/batches/{batch.id}/replay", headers=headers)
+    assert done.json()["new"] == 1
+    assert [row.request_id for row in await traced.world.corrections("pending")] == [carried]
 
 
 async def test_questions_have_spans_without_the_address_and_probes_have_none(

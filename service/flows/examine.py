@@ -83,6 +83,9 @@ def of_spool(loaded: Settings) -> Iterator[Check]:
         do = "set SPOOL_DIR to a folder on a disk that outlives the replica"
         yield Check("spool", "warn", "no SPOOL_DIR: while the database is away, callbacks get 503", do)
         return
+    if loaded.spool_limit_bytes < loaded.body_limit_bytes:
+        do = "raise SPOOL_LIMIT_BYTES: a gibibyte holds some hours of callbacks"
+        yield Check("spool/limit", "fail", "SPOOL_LIMIT_BYTES is less than one callback may have", do)
     try:
         free = _room(folder)
     except OSError as error:

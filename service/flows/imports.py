@@ -30,7 +30,7 @@ from service.store.batches import Known, Outcome, Received, new_id
 from service.store.database import Connection, Database, until_settled
 from service.store.imports import Begun
 from service.store.suppressions import Entry, Provenance
-from service.telemetry import logger
+from service.telemetry import Metrics, logger
 
 ERRORS_SHOWN: Final = 100
 
@@ -110,6 +110,7 @@ class Import:
         rules: Rules,
         clock: Callable[[], datetime],
         lines_at_once: int = LINES,
+        metrics: Metrics | None = None,
     ) -> None:
         if order.reason is not None and order.reason not in reasons_of(order.channel):
             allowed = ", ".join(reasons_of(order.channel))
@@ -123,6 +124,7 @@ class Import:
         self._rules = rules
         self._clock = clock
         self._lines_at_once = lines_at_once
+        self._metrics = metrics
         self._reading = Reading(Asked(order.namespace, order.channel, order.reason, order.as_of))
         self._waiting: list[Line] = []
         self._under_way: deque[tuple[_Made, asyncio.Task[Outcome]]] = deque()
@@ -234,7 +236,11 @@ class Import:
             lines[e.entry_index].word is not None for e in made.found.facts if e.entry_index is not None
         )
         tally.reached = lines[-1].line
-        tally.reasons.update(entry.reason for entry in made.found.facts)
+        reasons = Counter(entry.reason for entry in made.found.facts)
+        tally.reasons.update(reasons)
+        if self._metrics is not None and not self._order.dry_run:
+            told = ingest.shares_of(reasons, outcome.accepted, outcome.duplicates)
+            ingest.count_facts(self._metrics, self._order.channel, told)
         room = ERRORS_SHOWN - len(tally.errors)
         tally.errors += [(lines[error["index"]].line, error["error"]) for error in outcome.errors[:room]]
 

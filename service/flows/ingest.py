@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
-from service.domain.addresses import Channel, ImpossibleAddress, normalise
+from service.domain.addresses import CHANNELS, Channel, ImpossibleAddress, normalise
 from service.domain.facts import SOURCES, occurred_at
 from service.domain.suppression import DAY, Policy
 from service.errors import StorageBusy, StorageOutdated, StorageUnavailable
@@ -25,7 +25,10 @@ from service.store.database import Connection, Database, aside, until_settled
 from service.store.outbox import Because
 from service.store.reviews import Held
 from service.store.suppressions import Entry, Provenance
-from service.telemetry import REQUEST_ID, FilteringBoundLogger, Metrics, logger, sane_request_id, told
+from service.telemetry import REQUEST_ID, FilteringBoundLogger, Metrics, logger, told
+
+ENTRIES: Final = ("accepted", "duplicates", "rejected")
+"""What may come of the entries of a callback."""
 
 SMALL_BODY: Final = 16 * 1024
 """Bytes up to which an archived body is read on the spot."""
@@ -76,12 +79,10 @@ Said: TypeAlias = webhook.Callback | chunks.Chunk
 
 
 class Member(NamedTuple):
-    """One callback, or chunk of an import, among those that share a transaction: its batch, what it says, and the id of
-    the request that it came in."""
+    """One callback, or chunk of an import, among those that share a transaction: its batch, and what it says."""
 
     batch: Received
     callback: Said
-    request_id: str | None = None
 
 
 class Sorted(NamedTuple):
@@ -110,7 +111,7 @@ async def ingest(
     metrics: Metrics | None = None,
 ) -> Ingested:
     """Makes a verified batch durable by itself, and applied unless that fails for a reason of our own."""
-    member = Member(batch, callback, REQUEST_ID.get())
+    member = Member(batch, callback)
     try:
         ingested = await until_settled(
             database, lambda connection: _record_and_apply(connection, member, rules, clock())
@@ -121,14 +122,17 @@ async def ingest(
         logger().error("batch.apply_failed", batch_id=str(batch.id), exc_info=error)
         ingested = await _record_alone(database, member, clock)
     if metrics is not None:
-        counts = await aside(len(callback.values), facts_of, [(callback, ingested.outcome)])
-        count_facts(metrics, batch.channel, counts)
+        await _count(metrics, member, ingested.outcome)
     log(batch, ingested)
     return ingested
 
 
 async def apply_recorded(
-    database: Database, rules: Rules, clock: Callable[[], datetime], tracer: Tracer | None = None
+    database: Database,
+    rules: Rules,
+    clock: Callable[[], datetime],
+    tracer: Tracer | None = None,
+    metrics: Metrics | None = None,
 ) -> bool:
     """Applies one batch that was recorded alone, if one is due; tells whether there was one."""
     batch: Received | None = None
@@ -150,6 +154,8 @@ async def apply_recorded(
             await batches.postpone(connection, batch.id, told(error), clock())
         return True
     tracer.note("batch.apply", traceparent_in(batch.headers), began, {"kahuna_sync.batch_id": str(batch.id)})
+    if metrics is not None:
+        await _count(metrics, member, outcome)
     log(batch, Ingested(str(batch.id), outcome))
     return True
 
@@ -161,23 +167,48 @@ def facts_of(told: Iterable[tuple[Said, Outcome | None]]) -> dict[tuple[str, str
     for said, outcome in told:
         if outcome is None:
             continue
-        new, known = outcome.accepted, outcome.duplicates
-        reasons = _reasons(said, outcome)
-        outcomes = (("mixed", new + known),) if new and known and len(reasons) > 1 else (("new", new), ("known", known))
-        for reason, count in reasons.items():
-            for word, share in outcomes:
-                if share:
-                    counts[reason, word] = counts.get((reason, word), 0) + min(share, count)
+        for key, count in shares_of(reasons_in(said, outcome), outcome.accepted, outcome.duplicates).items():
+            counts[key] = counts.get(key, 0) + count
     return counts
 
 
+def shares_of(reasons: Mapping[str, int], new: int, known: int) -> dict[tuple[str, str], int]:
+    """Facts of these reasons, of which so many were new and so many known, by reason and outcome: `mixed` where it
+    cannot be told which."""
+    outcomes = (("mixed", new + known),) if new and known and len(reasons) > 1 else (("new", new), ("known", known))
+    return {(reason, word): min(share, count) for word, share in outcomes if share for reason, count in reasons.items()}
+
+
 def count_facts(metrics: Metrics, channel: Channel, counts: Mapping[tuple[str, str], int]) -> None:
-    """Adds them to the figures; on the event loop alone, as all figures are."""
+    """Adds them to the figures, once they are committed; on the event loop alone, as all figures are."""
     for (reason, word), count in counts.items():
         metrics.facts.add(channel, reason, word, count=count)
 
 
-def _reasons(said: Said, outcome: Outcome) -> dict[str, int]:
+def count_entries(metrics: Metrics, channel: Channel, outcomes: Collection[Outcome]) -> None:
+    """Adds what came of the entries of callbacks to the figures."""
+    for word in ENTRIES:
+        count = sum([getattr(outcome, word) for outcome in outcomes])
+        if count:
+            metrics.entries.add(channel, word, count=count)
+
+
+def count_from_zero(metrics: Metrics) -> None:
+    """Has those figures shown from the start, so that the first of each is seen to come, and none as well."""
+    for channel in CHANNELS:
+        for word in ENTRIES:
+            metrics.entries.add(channel, word, count=0)
+
+
+async def _count(metrics: Metrics, member: Member, outcome: Outcome | None) -> None:
+    if outcome is not None:
+        channel = member.batch.channel
+        counts = await aside(len(member.callback.values), facts_of, [(member.callback, outcome)])
+        count_facts(metrics, channel, counts)
+        count_entries(metrics, channel, [outcome])
+
+
+def reasons_in(said: Said, outcome: Outcome) -> dict[str, int]:
     """How many entries there are of each reason, but for those that were rejected."""
     rejected = {error["index"] for error in outcome.errors} if outcome.rejected else ()
     reasons: dict[str, int] = {}
@@ -201,7 +232,9 @@ async def _record_and_apply(connection: Connection, member: Member, rules: Rules
     waiting = await batches.lock_unapplied(connection, known.id)
     if waiting is None:  # applied by the sweeper since we looked
         return await _record_and_apply(connection, member, rules, now)
-    [outcome] = await apply(connection, [member._replace(batch=waiting)], rules, now)
+    # What follows from it was caused by the request that brought it first, if that is known.
+    first = waiting._replace(request_id=waiting.brought_by or batch.brought_by)
+    [outcome] = await apply(connection, [member._replace(batch=first)], rules, now)
     await batches.finish(connection, known.id, outcome, now)
     return Ingested(str(known.id), outcome)
 
@@ -284,8 +317,7 @@ def because_of(members: Sequence[Member], found: Sequence[Sorted], at_odds: Set[
     """What is owed about these addresses comes from which request."""
     because: dict[str, Because] = {}
     for member, one in zip(members, found, strict=True):
-        headers = member.batch.headers
-        mine = Because(member.request_id or sane_request_id(headers.get("x-request-id")), traceparent_in(headers))
+        mine = Because(member.batch.brought_by, traceparent_in(member.batch.headers))
         because |= {e.address: mine for e in (*one.facts, *one.opt_ins) if e.address in at_odds}
     return because
 
@@ -413,7 +445,13 @@ def is_away(error: Exception) -> bool:
 def log(batch: Received, ingested: Ingested, speaker: FilteringBoundLogger | None = None) -> None:
     """The one line about a batch that came in. A `speaker` at hand costs less than a new one."""
     speaker = speaker or logger()
-    said = {"batch_id": ingested.batch_id, "namespace": batch.namespace, "channel": batch.channel}
+    said: dict[str, str | None] = {
+        "batch_id": ingested.batch_id,
+        "namespace": batch.namespace,
+        "channel": batch.channel,
+    }
+    if REQUEST_ID.get() is None:  # nobody waits for it now; it was answered long ago
+        said["request_id"] = batch.brought_by
     outcome = ingested.outcome
     if outcome is None:
         speaker.info("batch.recorded", **said)

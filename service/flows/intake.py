@@ -19,6 +19,7 @@ from service.flows.ingest import (
     Sorted,
     apply,
     because_of,
+    count_entries,
     count_facts,
     errors_of,
     facts_of,
@@ -36,7 +37,7 @@ from service.store.arrivals import Arrival, Group
 from service.store.batches import Outcome, Received
 from service.store.database import Database
 from service.store.suppressions import Provenance
-from service.telemetry import REQUEST_ID, Metrics, logger
+from service.telemetry import Metrics, logger
 
 SMALL: Final = 200
 SMALL_BODY: Final = 64 * 1024
@@ -81,7 +82,7 @@ class Intake:
     async def ingest(self, batch: Received, callback: webhook.Callback) -> Ingested:
         """Makes a verified batch durable, and applied unless that fails for a reason of our own."""
         small = _is_small(batch, callback)
-        ingested = await self._in_company(Member(batch, callback, REQUEST_ID.get())) if small else None
+        ingested = await self._in_company(Member(batch, callback)) if small else None
         if ingested is None:
             return await self.ingest_alone(batch, callback)
         log(batch, ingested, self._logger)
@@ -124,9 +125,10 @@ class Intake:
         channel, began = members[0].batch.channel, self._tracer.clock() if self._tracer.on else 0
         taken = await self._take_within(members)
         self._metrics.groups.add(len(members), channel)
-        outcomes = zip(members, taken, strict=True)
-        counts = facts_of((member.callback, one.outcome) for member, one in outcomes if one is not None)
+        outcomes = [None if one is None else one.outcome for one in taken]
+        counts = facts_of((member.callback, outcome) for member, outcome in zip(members, outcomes, strict=True))
         count_facts(self._metrics, channel, counts)
+        count_entries(self._metrics, channel, [outcome for outcome in outcomes if outcome is not None])
         if began:
             for member in members:
                 told = {"kahuna_sync.batch_id": str(member.batch.id), "kahuna_sync.group_callbacks": len(members)}

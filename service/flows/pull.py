@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from service.errors import StorageBusy
-from service.flows import bounces, records
+from service.flows import bounces, ingest, records
 from service.flows.ingest import Rules
 from service.flows.underway import TakenOver
 from service.kahuna import BadRequest, KahunaClient, KahunaError, Page, Refused
@@ -23,7 +23,7 @@ from service.store import leases, pulls
 from service.store.database import Connection, Database, until_settled
 from service.store.leases import Lease
 from service.store.pulls import BACKFILL, PULL, Key, Place, Walk
-from service.telemetry import logger
+from service.telemetry import Metrics, logger
 
 APIS: Final = ("email", "user_merge", "in_app", "push")
 """Kahuna's logs, in the order in which they are read: that of what they are worth here."""
@@ -90,13 +90,14 @@ class _Course:
     run_id: uuid.UUID | None
     page_size: int
     holding: Holding | None = None
+    metrics: Metrics | None = None
 
     def key(self, api: str) -> Key:
         """Which walk through which log."""
         return Key(self.namespace, api, self.walk)
 
 
-async def pull(  # noqa: PLR0913 - the last six may be left out
+async def pull(  # noqa: PLR0913 - the last seven may be left out
     database: Database,
     client: KahunaClient,
     namespace: str,
@@ -110,6 +111,7 @@ async def pull(  # noqa: PLR0913 - the last six may be left out
     run_id: uuid.UUID | None = None,
     page_size: int = MAX_RECORDS,
     holding: Holding | None = None,
+    metrics: Metrics | None = None,
 ) -> Pulled:
     """Reads the logs on from where the last pull ended, or those from `since`, before `until` (`delay` ago).
 
@@ -121,7 +123,7 @@ async def pull(  # noqa: PLR0913 - the last six may be left out
     # Whoever can come back later does not wait here.
     lease = await _taken(database, namespace, walk, clock, PATIENCE if holding is None else 1)
     shared = (database, client, namespace, rules, clock, walk, lease)
-    course = _Course(*shared, progress or _silent, run_id, page_size, holding)
+    course = _Course(*shared, progress or _silent, run_id, page_size, holding, metrics)
     end = until or clock() - delay
     pulled = await _read_all(course, since or end, None if since is None else end, end)
     async with database.begin() as connection:
@@ -141,6 +143,7 @@ async def pull_due(
     *,
     every: timedelta,
     delay: timedelta = DELAY,
+    metrics: Metrics | None = None,
 ) -> bool:
     """Reads the logs on, if that is due and nobody else does it; tells whether it did. The first pull of a deployment
     only marks where it begins: what was before is the backfill's."""
@@ -151,7 +154,8 @@ async def pull_due(
         lease = await leases.claim(connection, _lease_of(namespace, PULL), now, now + LEASE)
     if lease is None:
         return False
-    course = _Course(database, client, namespace, rules, clock, PULL, lease, _silent, None, MAX_RECORDS)
+    shared = (database, client, namespace, rules, clock, PULL, lease)
+    course = _Course(*shared, _silent, None, MAX_RECORDS, metrics=metrics)
     if not await _is_due(database, namespace, now, every):  # another was quicker, and is done
         await _let_go(course)
         return False
@@ -325,7 +329,10 @@ async def _take_in(course: _Course, api: str, page: Page[Any], newest: datetime 
         await pulls.move(connection, course.key(api), place, taken.counts, now)
         return taken, place
 
-    return await until_settled(course.database, transaction)
+    taken, place = await until_settled(course.database, transaction)
+    if course.metrics is not None:
+        ingest.count_facts(course.metrics, "email", taken.told)
+    return taken, place
 
 
 def _place(page: Page[Any], newest: datetime | None, now: datetime) -> Place:

@@ -45,6 +45,9 @@ _FAILURES: Final[Mapping[type[errors.KahunaError], Failure]] = {
 }
 
 
+REQUESTS_TOLD: Final = 10
+"""Requests that a line of the log names at most, of those that corrections come from."""
+
 BEATS: Final = 3
 """Renewals in the time of a lease: two may fail before it ends."""
 
@@ -126,6 +129,7 @@ class _Claim:
             channel=self.channel,
             count=settled,
             reason=settlement.reason,
+            requests=_requests_of(claimed),
             call=(settlement.evidence or {}).get("request_id"),
         )
 
@@ -182,7 +186,7 @@ async def push_due(pusher: Pusher, channel: Channel) -> bool:
     if not claimed:
         return False
     claim = _Claim(pusher, channel, lease, probing=circuit is not None)
-    span = pusher.tracer.root("corrections.push", sure=any(one.traceparent for one in claimed))
+    span = pusher.tracer.root("corrections.push", sure=any(one.because.traceparent for one in claimed))
     try:
         with pusher.tracer.within(span):
             async with claim.held():
@@ -313,7 +317,7 @@ def _calling(claim: _Claim, claimed: Sequence[Claimed], request_id: str) -> Iter
     if span is None:
         yield told
         return
-    causes = places_of([one.traceparent for one in claimed])
+    causes = places_of([one.because.traceparent for one in claimed])
     span.links, span.told = causes, told
     try:
         with tracer.within(span):
@@ -352,6 +356,11 @@ async def _close_circuit(claim: _Claim) -> None:
         closed = await circuits.close_one(connection, claim.pusher.namespace, claim.channel)
     if closed is not None:
         logger().info("circuit.closed", namespace=claim.pusher.namespace, channel=claim.channel)
+
+
+def _requests_of(claimed: Sequence[Claimed]) -> list[str] | None:
+    """The ids of the requests that these come from, the first few; None if there are none."""
+    return sorted({one.because.request_id for one in claimed if one.because.request_id})[:REQUESTS_TOLD] or None
 
 
 def _entry(channel: Channel, claimed: Claimed) -> Any:

@@ -17,7 +17,7 @@ from service.store import access, archive, quarantine
 from service.store.access import Deed
 from service.store.database import Connection, Database, until_settled
 from service.store.quarantine import Asked, Place
-from service.telemetry import logger
+from service.telemetry import Metrics, logger
 
 BATCHES: Final = 100
 """Batches whose entries one call requeues at most."""
@@ -45,6 +45,7 @@ async def requeue_one(
     rules: Rules,
     clock: Callable[[], datetime],
     allowed_namespace: str | None,
+    metrics: Metrics | None = None,
 ) -> Any:
     """Reads one entry again; returns its row, `open` if it is still not understood. A discard is taken back by it."""
     batch_id, index = place
@@ -59,12 +60,19 @@ async def requeue_one(
         return await quarantine.one(connection, batch_id, index), done
 
     row, done = await until_settled(database, transaction)
+    _count(metrics, done)
     logger().info("quarantine.requeued", batches=1, entries=1, requeued=done.requeued, new=done.new, failed=0)
     return row
 
 
 async def requeue_many(
-    database: Database, asked: Asked, after: Place | None, actor: str, rules: Rules, clock: Callable[[], datetime]
+    database: Database,
+    asked: Asked,
+    after: Place | None,
+    actor: str,
+    rules: Rules,
+    clock: Callable[[], datetime],
+    metrics: Metrics | None = None,
 ) -> Requeued:
     """Reads the open entries that are meant again, batch by batch in the order of receipt, each batch in a transaction
     of its own. After some it stops, and tells where to go on."""
@@ -75,7 +83,7 @@ async def requeue_many(
     for place in places:
         if told.entries >= ENTRIES:
             break
-        told = _sum(told, await _requeue_open(database, place.batch_id, asked, actor, rules, clock))
+        told = _sum(told, await _requeue_open(database, place.batch_id, asked, actor, rules, clock, metrics))
         taken += 1
     logger().info("quarantine.requeued", batches=taken, **{k: n for k, n in told._asdict().items() if k != "next"})
     return told._replace(next=places[taken - 1] if taken and (taken < len(places) or taken == BATCHES) else None)
@@ -134,25 +142,40 @@ async def _requeue(
 
 
 async def _requeue_open(
-    database: Database, batch_id: uuid.UUID, asked: Asked, actor: str, rules: Rules, clock: Callable[[], datetime]
+    database: Database,
+    batch_id: uuid.UUID,
+    asked: Asked,
+    actor: str,
+    rules: Rules,
+    clock: Callable[[], datetime],
+    metrics: Metrics | None,
 ) -> Requeued:
     """The entries of one batch. Whatever is in the way of one must not keep the other batches."""
 
-    async def transaction(connection: Connection) -> Requeued:
+    async def transaction(connection: Connection) -> tuple[int, Replayed] | None:
         await archive.hold(connection, batch_id)
         indexes = await quarantine.indexes(connection, batch_id, asked)
         if not indexes:  # decided since we looked
-            return Requeued(0, 0, 0, 0, None)
-        done = await _requeue(connection, batch_id, indexes, actor, rules, clock())
-        return Requeued(len(indexes), done.requeued, done.new, 0, None)
+            return None
+        return len(indexes), await _requeue(connection, batch_id, indexes, actor, rules, clock())
 
     try:
-        return await until_settled(database, transaction)
+        taken = await until_settled(database, transaction)
     except StorageUnavailable:
         raise
     except Exception as error:  # noqa: BLE001 (it stays open, and is told)
         logger().error("quarantine.requeue_failed", batch_id=str(batch_id), exc_info=error)
         return Requeued(0, 0, 0, 1, None)
+    if taken is None:
+        return Requeued(0, 0, 0, 0, None)
+    entries, done = taken
+    _count(metrics, done)
+    return Requeued(entries, done.requeued, done.new, 0, None)
+
+
+def _count(metrics: Metrics | None, done: Replayed) -> None:
+    if metrics is not None:
+        replay.count(metrics, done)
 
 
 def _sum(one: Requeued, other: Requeued) -> Requeued:

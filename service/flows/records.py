@@ -31,10 +31,12 @@ COUNTED: Final = ("records", "facts", "evidence", "known", "rejected", "merges",
 
 
 class Taken(NamedTuple):
-    """What came of a page: its figures, and the batch with its new facts, if there were any."""
+    """What came of a page: its figures, the batch with its new facts, if there were any, and what facts that told, by
+    reason and outcome."""
 
     counts: Counter[str]
     batches: list[uuid.UUID]
+    told: dict[tuple[str, str], int]
 
 
 async def take(
@@ -49,10 +51,10 @@ async def take(
     """Takes in the records of one page of one log. Whatever it is, a second time changes nothing."""
     campaigns = [record for record in page if isinstance(record, CampaignRecord)]
     entries = logs.stops_of(campaigns, rules.words[namespace])
-    taken = Taken(Counter(records=len(page)), [])
+    taken = Taken(Counter(records=len(page)), [], {})
     if entries:
         batch = _batch(namespace, entries, headers, now)
-        taken.counts.update(await _stop(connection, batch, rules, now))
+        taken.counts.update(await _stop(connection, batch, rules, now, taken.told))
         taken.batches.extend([batch.id] if taken.counts["facts"] else [])
     # After the stops of the page itself: a message that it has may have gone out against one of them.
     taken.counts.update(await leaks.note(connection, namespace, logs.sent_in(page, contract), rules.policy, now))
@@ -68,7 +70,9 @@ def _batch(namespace: str, entries: list[dict[str, Any]], headers: dict[str, str
     return Received(batch_id, namespace, "email", "kahuna_logs", now, headers, body, digest)
 
 
-async def _stop(connection: Connection, batch: Received, rules: Rules, now: datetime) -> Mapping[str, int]:
+async def _stop(
+    connection: Connection, batch: Received, rules: Rules, now: datetime, told_facts: dict[tuple[str, str], int]
+) -> Mapping[str, int]:
     """Applies the stops of a page that are news, and archives it if there are any."""
     member = ingest.read(batch, rules.words[batch.namespace])
     found = ingest.sort(member, 0, "hold")
@@ -93,6 +97,7 @@ async def _stop(connection: Connection, batch: Received, rules: Rules, now: date
         held = tuple(sorted(e.entry_index or 0 for e in found.facts if e.entry_index not in made_facts))
         outcome = Outcome(new, len(found.facts) - new, rejected, ingest.errors_of(found), held)
         await batches.archive(connection, [(batch, outcome)], now)
+        told_facts |= _told(found.facts, rows, new)
     evidence = len(told - known)
     return {
         "facts": new,
@@ -100,6 +105,14 @@ async def _stop(connection: Connection, batch: Received, rules: Rules, now: date
         "known": len(found.facts) - new - evidence,
         "rejected": rejected,
     }
+
+
+def _told(facts: Sequence[Entry], rows: Sequence[Entry], new: int) -> dict[tuple[str, str], int]:
+    """The facts of a page by reason and outcome: of these rows so many were new, and the rest is known."""
+    fresh = Counter(entry.reason for entry in rows)
+    told = Counter(ingest.shares_of(fresh, new, len(rows) - new))
+    told.update({(reason, "known"): n for reason, n in (Counter(entry.reason for entry in facts) - fresh).items()})
+    return dict(told)
 
 
 def _first_of_each(entries: Sequence[Entry]) -> list[Entry]:

@@ -10,6 +10,7 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from service.domain.addresses import Channel
@@ -19,11 +20,11 @@ from service.flows.ingest import Member, Rules, Sorted, Taken
 from service.store import access, archive, batches, quarantine, retractions, reviews, suppressions, withdrawals
 from service.store.access import Deed
 from service.store.archive import Archived, Asked, Key
-from service.store.batches import Outcome
+from service.store.batches import Outcome, Received
 from service.store.database import Connection, Database, until_settled
 from service.store.reviews import Held
 from service.store.suppressions import Entry
-from service.telemetry import logger
+from service.telemetry import Metrics, logger
 
 PAGE: Final = 1000
 """Batches that are looked up at once."""
@@ -45,7 +46,8 @@ _NOTHING: Final = Outcome(0, 0, 0, [])
 
 class Replayed(NamedTuple):
     """What a replay did to one batch, or would do. `outcome` is what the batch says of itself afterwards, `new` counts
-    its new facts and opt-ins that wait, `requeued` its entries that are understood by now."""
+    its new facts and opt-ins that wait, `requeued` its entries that are understood by now; `reasons` are those of what
+    it tells for the first time."""
 
     batch_id: uuid.UUID
     namespace: str
@@ -54,6 +56,7 @@ class Replayed(NamedTuple):
     outcome: Outcome
     new: int
     requeued: int
+    reasons: Mapping[str, int] = MappingProxyType({})
 
     @property
     def changed(self) -> bool:
@@ -108,6 +111,7 @@ class _Course(NamedTuple):
     clock: Callable[[], datetime]
     actor: str
     dry_run: bool
+    metrics: Metrics | None = None
 
 
 async def replay_one(
@@ -119,6 +123,7 @@ async def replay_one(
     allowed_namespace: str | None,
     *,
     dry_run: bool = False,
+    metrics: Metrics | None = None,
 ) -> Replayed:
     """Replays one batch. NotFound if there is none, or in another namespace than the allowed one (None allows all)."""
 
@@ -130,7 +135,7 @@ async def replay_one(
         await _write_down(connection, done, actor, now)
         return done
 
-    [replayed] = await _once(_Course(database, rules, clock, actor, dry_run), work)
+    [replayed] = await _once(_Course(database, rules, clock, actor, dry_run, metrics), work)
     return replayed
 
 
@@ -184,6 +189,16 @@ async def again(
     for case, replayed in zip(cases, done, strict=True):
         await _note(connection, case, replayed, actor, now)
     return done
+
+
+def count(metrics: Metrics, replayed: Replayed) -> None:
+    """Adds what a batch tells for the first time to the figures: all of it if it was only recorded, else what is
+    understood of it by now."""
+    was, outcome = replayed.was or _NOTHING, replayed.outcome
+    new, known = outcome.accepted - was.accepted, outcome.duplicates - was.duplicates
+    ingest.count_facts(metrics, replayed.channel, ingest.shares_of(replayed.reasons, new, known))
+    if replayed.was is None:
+        ingest.count_entries(metrics, replayed.channel, [outcome])
 
 
 def allows(archived: Archived, rules: Rules, allowed_namespace: str | None) -> bool:
@@ -240,6 +255,8 @@ async def _once(course: _Course, work: _Work) -> list[Replayed]:
     except _Undone as undone:
         return undone.replayed
     for one in replayed:
+        if course.metrics is not None:
+            count(course.metrics, one)
         if one.changed:
             counts = {"new": one.new, "requeued": one.requeued, "rejected": one.outcome.rejected}
             ids = {"batch_id": str(one.batch_id), "namespace": one.namespace, "channel": one.channel}
@@ -264,7 +281,7 @@ async def _apply_first(
     for member, outcome in zip(members, outcomes, strict=True):
         await batches.finish(connection, member.batch.id, outcome, now)
     return [
-        Replayed(m.batch.id, m.batch.namespace, m.batch.channel, None, outcome, outcome.accepted, 0)
+        Replayed(*_whose(m.batch), None, outcome, outcome.accepted, 0, ingest.reasons_in(m.callback, outcome))
         for m, outcome in zip(members, outcomes, strict=True)
     ]
 
@@ -362,7 +379,13 @@ def _replayed(case: _Case, taken: Taken) -> Replayed:
     total = was.accepted + was.duplicates + was.rejected
     held = tuple(sorted({*was.held, *taken.held}))
     outcome = Outcome(accepted, total - accepted - len(left), len(left), left, held)
-    return Replayed(batch.id, batch.namespace, batch.channel, was, outcome, taken.new, len(understood))
+    entries: tuple[Entry | Held, ...] = (*case.found.facts, *case.found.opt_ins, *case.found.untimed)
+    reasons = Counter(one.reason for one in entries if one.entry_index in understood)
+    return Replayed(*_whose(batch), was, outcome, taken.new, len(understood), reasons)
+
+
+def _whose(batch: Received) -> tuple[uuid.UUID, str, Channel]:
+    return batch.id, batch.namespace, batch.channel
 
 
 async def _note(connection: Connection, case: _Case, replayed: Replayed, actor: str, now: datetime) -> None:

@@ -52,7 +52,7 @@ async def pull_logs(underway: Underway, progress: Progress | None) -> None:
 
     client = _client(underway)
     shared = (means.database, client, run.namespace, means.rules, means.clock)
-    more: dict[str, Any] = {"progress": tell, "run_id": run.id, "holding": underway.hold}
+    more: dict[str, Any] = {"progress": tell, "run_id": run.id, "holding": underway.hold, "metrics": means.metrics}
     pulled = await pull.pull(*shared, since=since, delay=means.delay, **more)
     counts = Counter[str]()
     for start in range(0, len(pulled.batches), AT_ONCE):

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 from service.domain.addresses import Channel
 from service.errors import Forbidden, NotFound, Unauthenticated, Unprocessable
 from service.store import access
-from service.store.access import SCOPES, Caller, Deed
+from service.store.access import SCOPES, Caller, Deed, TokenPlace
 from service.store.database import Connection, Database
 
 LONGEST_NAME: Final = 100
@@ -102,6 +102,8 @@ async def end(database: Database, token_id: uuid.UUID, by: Caller, clock: Callab
     return name
 
 
-async def visible(connection: Connection, by: Caller) -> list[Any]:
-    """The tokens that whoever asks may see: those of their namespace, or all."""
-    return [one for one in await access.all_tokens(connection) if by.namespace in (None, one.namespace)]
+async def visible(
+    connection: Connection, by: Caller, now: datetime, after: TokenPlace | None, limit: int
+) -> Sequence[Any]:
+    """Some of the tokens that whoever asks may see: those of their namespace, or all; the living first."""
+    return await access.listed_tokens(connection, by.namespace, now, after, limit)

@@ -16,6 +16,7 @@ from service.store import differences, reconciliations
 from service.store.database import Connection, Database, until_settled
 from service.store.outbox import Scope
 from service.store.reconciliations import Run
+from service.telemetry import Metrics
 
 LEASE: Final = timedelta(minutes=5)
 
@@ -50,7 +51,7 @@ class Means:
     many addresses a spot check takes that names none, `budget` how many calls it may make; `page` is how many addresses
     or lines one transaction takes on, which holds their rows meanwhile, and `decided_at_once` how many lines one of a
     decision marks; `delay` is how far it stays behind the present of Kahuna's logs, and `kept_runs` how many runs of a
-    list, the newest, keep all of their lines."""
+    list, the newest, keep all of their lines. `metrics` count what its logs tell."""
 
     database: Database
     rules: Rules
@@ -63,6 +64,7 @@ class Means:
     delay: timedelta = timedelta(minutes=10)
     kept_runs: int = 30
     decided_at_once: int = 10_000
+    metrics: Metrics = field(default_factory=Metrics)
 
     @property
     def policy(self) -> Policy:

@@ -8,7 +8,22 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import LargeBinary, Text, any_, bindparam, cast, insert, or_, select, text, update
+from sqlalchemy import (
+    LargeBinary,
+    Text,
+    any_,
+    bindparam,
+    cast,
+    false,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    text,
+    tuple_,
+    update,
+)
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -99,6 +114,33 @@ async def note_uses(connection: AsyncConnection, uses: Mapping[uuid.UUID, dateti
 async def all_tokens(connection: AsyncConnection) -> Sequence[Any]:
     """Every token, without what would let one use it."""
     return (await connection.execute(select(tokens).order_by(tokens.c.created_at))).all()
+
+
+class TokenPlace(NamedTuple):
+    """Where a token stands in the list: those that have ended come last, and all by their names."""
+
+    ended: bool
+    name: str
+    id: uuid.UUID
+
+
+async def listed_tokens(
+    connection: AsyncConnection, namespace: str | None, now: datetime, after: TokenPlace | None, limit: int
+) -> Sequence[Any]:
+    """Some tokens in the order of their places, from one on; those that speak of this namespace only, or all."""
+    over = func.coalesce(tokens.c.expires_at <= now, false())
+    place = (or_(tokens.c.revoked_at.is_not(None), over), func.lower(tokens.c.name), tokens.c.id)
+    query = select(tokens, *(one.label(f"in_{name}") for one, name in zip(place, TokenPlace._fields, strict=True)))
+    if namespace is not None:
+        query = query.where(tokens.c.namespace == namespace)
+    if after is not None:
+        query = query.where(tuple_(*place) > tuple_(*(literal(one) for one in after)))
+    return (await connection.execute(query.order_by(*place).limit(limit))).all()
+
+
+def place_of(row: Any) -> TokenPlace:
+    """Where a token of the list stands."""
+    return TokenPlace(row.in_ended, row.in_name, row.in_id)
 
 
 async def revoke_tokens(connection: AsyncConnection, which: str, now: datetime) -> Sequence[Any]:

@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.domain.addresses import Channel
-from service.store.batches import Outcome, Received, first_id, outcome_of
+from service.store.batches import Outcome, Received, first_id, outcome_of, received_of
 from service.store.database import among
 from service.store.tables import batches
 
@@ -87,7 +87,7 @@ async def locked(connection: AsyncConnection, ids: Iterable[uuid.UUID]) -> list[
     )
     return [
         Archived(
-            Received(row.id, row.namespace, row.channel, row.origin, row.received_at, row.headers, _body(row), b""),
+            received_of(row, _body(row), b""),
             outcome_of(row) if row.state == "applied" else None,
         )
         for row in rows

@@ -31,6 +31,7 @@ from service.domain.addresses import Channel
 from service.domain.facts import Origin
 from service.store.database import aside
 from service.store.tables import batches, digests
+from service.telemetry import sane_request_id
 
 MOST_AT_ONCE: Final = 1000
 BYTES_AT_ONCE: Final = 16 * 1024 * 1024
@@ -45,7 +46,8 @@ LAST_ID: Final = uuid.UUID(int=(1 << 128) - 1)
 
 
 class Received(NamedTuple):
-    """A verified body as it came in: everything that applying it needs, now or at any later replay."""
+    """A verified body as it came in: everything that applying it needs, now or at any later replay. `request_id` is
+    that of the request that brought it, as it was answered; what was archived with others has kept none."""
 
     id: uuid.UUID
     namespace: str
@@ -55,6 +57,13 @@ class Received(NamedTuple):
     headers: dict[str, str]
     body: bytes
     digest: bytes
+    request_id: str | None = None
+
+    @property
+    def brought_by(self) -> str | None:
+        """The id of the request that brought it, as far as it is known: an own one of the sender's stands in the
+        headers, too."""
+        return self.request_id or sane_request_id(self.headers.get("x-request-id"))
 
 
 class Outcome(NamedTuple):
@@ -266,7 +275,7 @@ async def quarantine_entries(connection: AsyncConnection, rejected: Sequence[tup
 async def applied_after(connection: AsyncConnection, after: uuid.UUID, below: uuid.UUID) -> list[Applied]:
     """The next applied batches in the order of their ids, as many as memory should hold; none at the end."""
     columns = [batches.c[name] for name in ("id", "namespace", "channel", "origin", "received_at", "headers")]
-    columns += [batches.c[name] for name in ("body", "body_bytes", "applied_at", "errors", "held")]
+    columns += [batches.c[name] for name in ("body", "body_bytes", "applied_at", "errors", "held", "request_id")]
     bytes_before = func.sum(batches.c.body_bytes).over(order_by=batches.c.id) - batches.c.body_bytes
     query = select(*columns, bytes_before.label("bytes_before")).where(batches.c.state == "applied")
     query = query.where(batches.c.id > after, batches.c.id < below).order_by(batches.c.id).limit(MOST_AT_ONCE)
@@ -278,7 +287,7 @@ async def applied_after(connection: AsyncConnection, after: uuid.UUID, below: uu
 async def applied_among(connection: AsyncConnection, ids: Sequence[uuid.UUID]) -> list[Applied]:
     """The applied ones of these batches in the order of their ids, from the first on as many as memory should hold."""
     columns = [batches.c[name] for name in ("id", "namespace", "channel", "origin", "received_at", "headers")]
-    columns += [batches.c[name] for name in ("body", "body_bytes", "applied_at", "errors", "held")]
+    columns += [batches.c[name] for name in ("body", "body_bytes", "applied_at", "errors", "held", "request_id")]
     bytes_before = func.sum(batches.c.body_bytes).over(order_by=batches.c.id) - batches.c.body_bytes
     wanted = batches.c.id == any_(literal(list(ids), ARRAY(Uuid)))
     page = select(*columns, bytes_before.label("bytes_before")).where(wanted, batches.c.state == "applied").subquery()
@@ -312,15 +321,17 @@ async def _one(connection: AsyncConnection, query: Any, *, skip_locked: bool) ->
     if row is None:
         return None
     body = zstandard.decompress(row.body, max_output_size=row.body_bytes)
-    return Received(row.id, row.namespace, row.channel, row.origin, row.received_at, row.headers, body, b"")
+    return received_of(row, body, b"")
 
 
 def _applied_batch(row: Any) -> Applied:
     body = zstandard.decompress(row.body, max_output_size=row.body_bytes)
     digest = hashlib.sha256(body).digest()
-    batch = Received(row.id, row.namespace, row.channel, row.origin, row.received_at, row.headers, body, digest)
     return Applied(
-        batch, row.applied_at, frozenset(error["index"] for error in row.errors or ()), frozenset(row.held or ())
+        received_of(row, body, digest),
+        row.applied_at,
+        frozenset(error["index"] for error in row.errors or ()),
+        frozenset(row.held or ()),
     )
 
 
@@ -334,6 +345,7 @@ def _archived(batch: Received, outcome: Outcome | None, body: bytes, now: dateti
         "headers": batch.headers,
         "body": body,
         "body_bytes": len(batch.body),
+        "request_id": batch.request_id,
     } | (_applied(outcome, now) if outcome else {"state": "recorded", "next_attempt_at": now})
 
 
@@ -346,6 +358,12 @@ def _applied(outcome: Outcome, now: datetime) -> dict[str, Any]:
         "next_attempt_at": None,
         "last_error": None,
     }
+
+
+def received_of(row: Any, body: bytes, digest: bytes) -> Received:
+    """The batch in this row, whose body is this."""
+    whose = (row.id, row.namespace, row.channel, row.origin, row.received_at, row.headers)
+    return Received(*whose, body, digest, row.request_id)
 
 
 def outcome_of(row: Any) -> Outcome:

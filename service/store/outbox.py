@@ -94,7 +94,7 @@ class Claimed(NamedTuple):
     slot: str
     correction: Correction
     attempts: int
-    traceparent: str | None = None
+    because: Because = Because()
 
 
 class Settlement(NamedTuple):
@@ -233,12 +233,12 @@ async def claim(
     taken = update(corrections).where(corrections.c.id.in_(due.scalar_subquery()))
     taken = taken.values(state="sending", lease_id=lease, lease_until=until, attempts=corrections.c.attempts + 1)
     rows = (await connection.execute(taken.returning(corrections))).all()
-    return [
-        Claimed(
-            r.id, r.address, r.address_received, r.slot, Correction(r.action, r.occurred_at), r.attempts, r.traceparent
-        )
-        for r in sorted(rows, key=lambda r: (r.address, r.slot))
-    ]
+    return [_claimed(row) for row in sorted(rows, key=lambda row: (row.address, row.slot))]
+
+
+def _claimed(row: Any) -> Claimed:
+    correction, because = Correction(row.action, row.occurred_at), Because(row.request_id, row.traceparent)
+    return Claimed(row.id, row.address, row.address_received, row.slot, correction, row.attempts, because)
 
 
 async def renew(connection: AsyncConnection, lease: uuid.UUID, until: datetime) -> int:

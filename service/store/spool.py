@@ -73,6 +73,7 @@ class _Kept(msgspec.Struct, frozen=True):
     body: bytes
     body_bytes: int
     digest: bytes
+    request_id: str | None = None  # files of older releases have none
 
 
 @dataclass(slots=True)
@@ -349,9 +350,8 @@ def _unpacked(content: bytes) -> Received:
         body = zstandard.decompress(kept.body, max_output_size=kept.body_bytes)
     except (msgspec.MsgspecError, zstandard.ZstdError):
         raise Torn from None
-    return Received(
-        kept.id, kept.namespace, kept.channel, kept.origin, kept.received_at, kept.headers, body, kept.digest
-    )
+    whose = (kept.id, kept.namespace, kept.channel, kept.origin, kept.received_at, kept.headers)
+    return Received(*whose, body, kept.digest, kept.request_id)
 
 
 def _on_disk(length: int) -> int:

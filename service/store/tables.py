@@ -3,8 +3,7 @@
 All text is COLLATE "C": equality and order are those of the bytes, on every server. What happened is timed in whole
 Unix seconds (`bigint`), as facts are; what we did, by our clock, is `timestamptz`. The primary key of every hot table
 begins with the address, so that the list can be spread by it. There are no foreign keys: tables of receipt lose old
-partitions without touching the list. Partitions themselves are none of this module's business: the migration makes
-those of the facts, `store.partitions` those of the tables of receipt.
+partitions without touching the list. The migration makes the partitions of the facts, `store.partitions` the others.
 """
 
 from typing import Any
@@ -98,6 +97,7 @@ batches = Table(
     Column("attempts", Integer, nullable=False, server_default=text("0")),
     moment("next_attempt_at", nullable=True),
     word("last_error", nullable=True),
+    word("request_id", nullable=True),
     CheckConstraint("state in ('recorded', 'applied')", name="batches_state"),
     Index("batches_unapplied", "next_attempt_at", postgresql_where=text("state = 'recorded'")),
     postgresql_partition_by="range (id)",

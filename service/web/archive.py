@@ -194,10 +194,8 @@ async def one_body(call: Call[Asked, None]) -> Response:
 async def replay_batch(call: Call[Replay, None]) -> ReplayedShown:
     """Apply a batch again by the rules of today; with `dry_run=true`, only say what that would change."""
     service, dry_run = call.service, call.query.dry_run
-    limit = call.namespace_limit
-    replayed = await replay.replay_one(
-        service.database, id_in(call), service.rules, service.clock, call.caller.name, limit, dry_run=dry_run
-    )
+    shared = (service.database, id_in(call), service.rules, service.clock, call.caller.name, call.namespace_limit)
+    replayed = await replay.replay_one(*shared, dry_run=dry_run, metrics=service.metrics)
     return _replayed(replayed, dry_run=dry_run)
 
 
@@ -224,9 +222,9 @@ async def one_entry(call: Call[Asked, None]) -> EntryShown:
 
 async def requeue_entry(call: Call[Asked, None]) -> EntryShown:
     """Read this entry again by the rules of today."""
-    service, limit = call.service, call.namespace_limit
-    place, actor = _place_in(call), call.caller.name
-    return entry_told(await deeds.requeue_one(service.database, place, actor, service.rules, service.clock, limit))
+    service, place, actor = call.service, _place_in(call), call.caller.name
+    shared = (service.database, place, actor, service.rules, service.clock)
+    return entry_told(await deeds.requeue_one(*shared, call.namespace_limit, service.metrics))
 
 
 async def requeue_entries(call: Call[Asked, Requeue]) -> RequeuedShown:
@@ -237,9 +235,8 @@ async def requeue_entries(call: Call[Asked, Requeue]) -> RequeuedShown:
     namespace = namespace_for(service, call.caller, given or wanted.namespace)
     entries = quarantine.Asked(namespace, "open", wanted.channel, wanted.error, wanted.batch_id)
     after = place_at(wanted.cursor, _Place)
-    done = await deeds.requeue_many(
-        service.database, entries, Place(*after) if after else None, call.caller.name, service.rules, service.clock
-    )
+    whose = (Place(*after) if after else None, call.caller.name)
+    done = await deeds.requeue_many(service.database, entries, *whose, service.rules, service.clock, service.metrics)
     return told(RequeuedShown, done, next=cursor_for(*done.next) if done.next else None)
 
 

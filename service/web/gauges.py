@@ -102,7 +102,7 @@ async def _beside(watched: Watched) -> AsyncIterator[Iterable[Metric]]:
     try:
         dear = await _remembered(watched)
         yield _of_stops(watched.namespaces, dear)
-        yield await health.asked(watched, lambda connection: _of_database(connection, watched.now, dear.seldom))
+        yield await health.asked(watched, lambda connection: _of_database(connection, watched, dear.seldom))
     except StorageUnavailable:
         logger().warning("metrics.incomplete")
 
@@ -121,6 +121,11 @@ async def _dear(watched: Watched, connection: Connection) -> Dear:
     return Dear(await gauges.seldom(connection), now, await figures.counted(connection, now, watched.calendar))
 
 
+def _whole(counts: Mapping[Any, float], first: Iterable[str], second: Iterable[str]) -> dict[tuple[str, str], float]:
+    """The counts, and 0 where there is nothing: what is missing could be a figure that nobody has."""
+    return dict.fromkeys(product(first, second), 0.0) | dict(counts)
+
+
 def _one(name: str, about: str, value: float) -> GaugeMetricFamily:
     return GaugeMetricFamily(f"kahuna_sync_{name}", about, value=value)
 
@@ -136,7 +141,8 @@ def _of_spool(stock: Stock, now: float) -> Iterable[Metric]:
     ]
 
 
-async def _of_database(connection: Connection, now: datetime, seldom: Seldom) -> list[Metric]:
+async def _of_database(connection: Connection, watched: Watched, seldom: Seldom) -> list[Metric]:
+    now, names = watched.now, watched.namespaces
     # First of all: the clocks are compared, and what takes its time would be taken for a difference between them.
     often = await gauges.often(connection)
     counts: list[tuple[str, str, Awaitable[float]]] = [
@@ -151,14 +157,15 @@ async def _of_database(connection: Connection, now: datetime, seldom: Seldom) ->
     broken = GaugeMetricFamily(
         "kahuna_sync_open_circuits", "Channels that nothing is sent of", labels=["namespace", "channel"]
     )
-    for namespace, channel in await circuits.all_open(connection):
-        broken.add_metric([namespace, channel], 1)
-    depth = _of_outbox(await outbox.depth(connection))
-    more = [*await _of_undoing(connection), *await _of_logs(connection, now)]
-    return [*found, broken, depth, *_of_often(often, now), *_of_seldom(seldom), *more]
+    refused = dict.fromkeys(await circuits.all_open(connection), 1)
+    for whose, count in _whole(refused, names, CHANNELS).items():
+        broken.add_metric(whose, count)
+    depth = _of_outbox(_whole(await outbox.depth(connection), names, outbox.UNSETTLED))
+    more = [*await _of_undoing(connection, names), *await _of_logs(connection, now)]
+    return [*found, broken, depth, *_of_often(often, now, names), *_of_seldom(seldom, names), *more]
 
 
-def _of_outbox(counts: Mapping[tuple[str, str], int]) -> Metric:
+def _of_outbox(counts: Mapping[tuple[str, str], float]) -> Metric:
     about = (
         "Corrections that wait (pending), are on their way (sending), were given up (dead) or refused (rejected), or "
     )
@@ -169,20 +176,21 @@ def _of_outbox(counts: Mapping[tuple[str, str], int]) -> Metric:
     return depth
 
 
-def _of_often(often: Often, now: datetime) -> Iterable[Metric]:
+def _of_often(often: Often, now: datetime, names: Iterable[str]) -> Iterable[Metric]:
     about = "Seconds for which the oldest correction of a channel has been due"
     overdue = GaugeMetricFamily("kahuna_sync_corrections_overdue_seconds", about, labels=["namespace", "channel"])
-    for (namespace, channel), since in often.due.items():
-        overdue.add_metric([namespace, channel], max((now - since).total_seconds(), 0.0))
+    late = {whose: max((now - since).total_seconds(), 0.0) for whose, since in often.due.items()}
+    for whose, seconds in _whole(late, names, CHANNELS).items():
+        overdue.add_metric(whose, seconds)
     skew = now.timestamp() - often.clock
     return [overdue, _one("clock_skew_seconds", "Seconds by which our clock is ahead of the database's", skew)]
 
 
-def _of_seldom(seldom: Seldom) -> Iterable[Metric]:
+def _of_seldom(seldom: Seldom, names: Iterable[str]) -> Iterable[Metric]:
     about = "Entries of callbacks that wait in quarantine, as of a minute ago at most"
     quarantine = GaugeMetricFamily("kahuna_sync_quarantine_entries", about, labels=["namespace", "channel"])
-    for (namespace, channel), count in seldom.quarantine.items():
-        quarantine.add_metric([namespace, channel], count)
+    for whose, waiting_there in _whole(seldom.quarantine, names, CHANNELS).items():
+        quarantine.add_metric(whose, waiting_there)
     about = (
         "Differences that the newest check of the whole list found and that are not closed, as of a minute ago at most"
     )
@@ -196,17 +204,17 @@ def _of_seldom(seldom: Seldom) -> Iterable[Metric]:
         checked.add_metric([namespace, channel], at.timestamp())
     about = "Messages that Kahuna sent to an address after a stop was in force, by who knew of it: kahuna or us"
     leaks = GaugeMetricFamily("kahuna_sync_violations", about, labels=["namespace", "known_by"])
-    for labels, known in seldom.violations.items():
+    for labels, known in _whole(seldom.violations, names, ("kahuna", "us")).items():
         leaks.add_metric(labels, known)
     waiting = _one("pending_reviews", "Opt-ins that wait for a person, as of a minute ago at most", seldom.reviews)
     return [quarantine, drift, checked, leaks, waiting]
 
 
-async def _of_undoing(connection: Connection) -> list[Metric]:
+async def _of_undoing(connection: Connection, names: Iterable[str]) -> list[Metric]:
     """What was unusual, and what is being taken back."""
     about = "Surges that wait for a person"
     unusual = GaugeMetricFamily("kahuna_sync_open_surges", about, labels=["namespace", "channel"])
-    for whose, count in (await surges.open_counts(connection)).items():
+    for whose, count in _whole(await surges.open_counts(connection), names, CHANNELS).items():
         unusual.add_metric(whose, count)
     return [
         unusual,

@@ -110,7 +110,7 @@ async def import_list(call: Call[Listed, None]) -> Imported:
     if service.importing.locked():
         raise StorageUnavailable("Enough lists are being imported here; send it again later.", BUSY_SECONDS)
     async with service.importing:
-        one = Import(service.database, order, service.rules, service.clock)
+        one = Import(service.database, order, service.rules, service.clock, metrics=service.metrics)
         tally = await one.run(_parts(request))
     for name in ("accepted", "duplicates", "rejected"):
         if not query.dry_run and (count := getattr(tally, name)):

@@ -25,12 +25,13 @@ from service.errors import (
     UnsupportedEncoding,
 )
 from service.flows.ingest import Ingested
+from service.flows.ingest import count_from_zero as count_entries_from_zero
 from service.kahuna import webhook
 from service.kahuna.webhook import Callback
 from service.settings import Namespace
 from service.spans import TRACE
 from service.store.batches import Received, new_id
-from service.telemetry import Metrics
+from service.telemetry import REQUEST_ID, Metrics
 from service.web import contract
 from service.web.contract import Answer, AnyOperation, Nothing, Operation, Stream
 from service.web.http import Service, decompressed, problem_of, read_body, send_json
@@ -108,9 +109,9 @@ ANSWERS: Final = ("applied", "recorded", "spooled", "400", "401", "404", "408", 
 def count_from_zero(metrics: Metrics) -> None:
     """Has the counts of callbacks shown from the start, so that the first of each is seen to come, and none as well."""
     for channel in CHANNELS:
-        for counter, words in ((metrics.callbacks, ANSWERS), (metrics.entries, ("accepted", "duplicates", "rejected"))):
-            for word in words:
-                counter.add(channel, word, count=0)
+        for word in ANSWERS:
+            metrics.callbacks.add(channel, word, count=0)
+    count_entries_from_zero(metrics)
 
 
 class Rejected(msgspec.Struct):
@@ -241,7 +242,7 @@ async def _receive(call: Call, channel: Channel) -> tuple[dict[str, Any], str]:
             ingested = await service.door.ingest(_batch(call, namespace, channel, body, digest), callback)
     finally:
         service.budget.give_back(taken)
-    return _answer(service, channel, ingested, len(callback.values)), ingested.state
+    return _answer(ingested, len(callback.values)), ingested.state
 
 
 async def _read(
@@ -302,20 +303,18 @@ def _batch(call: Call, namespace: Namespace, channel: Channel, body: bytes, dige
         headers["traceparent"] = trace
     now = call.service.clock()
     batch_id = new_id(now, random.getrandbits(74))
-    return Received(batch_id, namespace.name, channel, "kahuna_webhook", now, headers, body, digest)
+    return Received(batch_id, namespace.name, channel, "kahuna_webhook", now, headers, body, digest, REQUEST_ID.get())
 
 
-def _answer(service: Service, channel: Channel, ingested: Ingested, received: int) -> dict[str, Any]:
+def _answer(ingested: Ingested, received: int) -> dict[str, Any]:
     outcome = ingested.outcome
     if outcome is None:
         return {"batch_id": ingested.batch_id, "state": ingested.state, "received": received}
-    counts = {"accepted": outcome.accepted, "duplicates": outcome.duplicates, "rejected": outcome.rejected}
-    for name, count in counts.items():
-        if count:
-            service.metrics.entries.add(channel, name, count=count)
     return {
         "batch_id": ingested.batch_id,
         "state": ingested.state,
-        **counts,
+        "accepted": outcome.accepted,
+        "duplicates": outcome.duplicates,
+        "rejected": outcome.rejected,
         "errors": outcome.errors[:ERRORS_SHOWN],
     }

@@ -81,6 +81,28 @@ async def test_an_error_is_a_page_that_says_what_to_do(settings: Settings) -> No
             check(answer)
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("POST", "/console", "GET, HEAD"),
+        ("PUT", "/console/tokens", "GET, HEAD"),
+        ("GET", "/console/tokens/revoke", "POST"),
+        ("BREW", "/console/sign-in", "GET, HEAD, POST"),
+        ("DELETE", "/console/style.css", "GET, HEAD"),
+    ],
+)
+async def test_another_method_is_refused_on_a_page_that_keeps_the_console_s_promises(
+    settings: Settings, method: str, path: str, allowed: str
+) -> None:
+    async with opened(settings) as site:
+        answer = await site.client.request(method, path)
+        assert (answer.status_code, answer.headers["Allow"]) == (405, allowed)
+        check(answer)
+        assert (await site.client.request(method, "/console/nothing")).status_code == 303, (
+            "whoever it is signs in first"
+        )
+
+
 async def test_the_files_of_a_page_are_there_for_everybody_and_are_kept(settings: Settings) -> None:
     async with signed_in(settings) as person:
         seen = Seen((await person.get("/console/health")).text)

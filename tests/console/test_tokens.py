@@ -1,6 +1,7 @@
 """Tokens on the console: made, shown once, ended; and never more than whoever makes them has."""
 
 import asyncio
+import re
 from datetime import timedelta
 
 import pytest
@@ -128,6 +129,34 @@ async def test_who_may_see_one_namespace_sees_and_ends_its_tokens_only(settings:
         for name in ("everywhere", "elsewhere"):
             assert (await person.act("/console/tokens/revoke", id=ids[name])).status_code == 404
         assert (await person.act("/console/tokens/revoke", id=ids["here"])).status_code == 303
+
+
+async def test_many_tokens_come_page_by_page_the_living_first(settings: Settings) -> None:
+    async with signed_in(settings) as person:
+        await person.site.execute(
+            "insert into tokens (id, name, hash, scopes, created_at, revoked_at, expires_at) "
+            "select gen_random_uuid(), case when n % 2 = 0 then 'Same' else 'service-' || n end, n::text::bytea, "
+            "'{read}', now(), case when n % 5 = 0 then now() end, "
+            "case when n % 7 = 0 then '2026-01-01'::timestamptz end "
+            "from generate_series(1, 120) as n"
+        )
+        seen: list[tuple[str, str]] = []
+        sizes: list[int] = []
+        path: str | None = "/console/tokens"
+        while path is not None:
+            page = await person.get(path)
+            assert page.status_code == 200, page.text
+            rows = page.text.split("<tbody>")[1].split("</tbody>")[0].split("<tr")[1:]
+            seen += [
+                (re.findall(r'"id">(\w+)<', row)[0], "ended" if 'class="ended"' in row else "live") for row in rows
+            ]
+            sizes.append(len(rows))
+            path = next((one["href"] for one in Seen(page.text).of("a") if one.get("rel") == "next"), None)
+        assert sizes == [50, 50, 21]
+        assert len({token_id for token_id, _ in seen}) == 121
+        states = [state for _, state in seen]
+        assert (states, set(states)) == (sorted(states, reverse=True), {"ended", "live"})
+        assert (await person.get("/console/tokens?cursor=x")).status_code == 422
 
 
 async def test_who_revokes_their_own_token_is_out(settings: Settings) -> None:

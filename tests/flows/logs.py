@@ -64,11 +64,11 @@ async def filled(world: World, **more: Any) -> Pulled:
         return await pull.backfill(world.database, client, "default", world.rules, world.clock, **more)
 
 
-async def due(world: World, every: float = 900.0) -> bool:
+async def due(world: World, every: float = 900.0, **more: Any) -> bool:
     """One look of the worker."""
     async with client_of(world) as client:
         given = (world.database, client, "default", world.rules, world.clock)
-        return await pull.pull_due(*given, every=timedelta(seconds=every))
+        return await pull.pull_due(*given, every=timedelta(seconds=every), **more)
 
 
 async def facts(world: World) -> list[tuple[str, str, int, str]]:

@@ -17,7 +17,7 @@ from service.app import build
 from service.domain.addresses import Channel
 from service.errors import StorageUnavailable
 from service.flows.ingest import Ingested, rules_of
-from service.flows.intake import AT_ONCE, SMALL_BODY, Intake
+from service.flows.intake import AT_ONCE, SMALL, SMALL_BODY, Intake
 from service.flows.shelter import TOGETHER, Shelter
 from service.flows.weather import Weather
 from service.kahuna import webhook
@@ -65,11 +65,13 @@ class House:
     shelter: Shelter
     database: Database
 
-    async def callback(self, entries: list[Any], channel: Channel = "email", name: str = "default") -> Ingested:
+    async def callback(
+        self, entries: list[Any], channel: Channel = "email", name: str = "default", request_id: str | None = None
+    ) -> Ingested:
         """A verified callback that came to this replica."""
-        body = msgspec.json.encode(entries)
-        now = self.world.clock()
-        batch = Received(uuid.uuid4(), name, channel, "kahuna_webhook", now, {}, body, sha256(body).digest())
+        body, now = msgspec.json.encode(entries), self.world.clock()
+        told = (body, sha256(body).digest(), request_id)
+        batch = Received(uuid.uuid4(), name, channel, "kahuna_webhook", now, {}, *told)
         return await self.shelter.ingest(batch, webhook.read(body, channel))
 
     def files(self) -> list[str]:
@@ -180,6 +182,23 @@ async def test_a_burst_is_spooled_and_applied_in_order_when_it_is_back(house: Ho
     ]
     assert len(events(log, "batch.spooled")) == 60
     assert "example.com" not in str(log)
+
+
+async def test_what_is_drained_is_traced_to_the_request_that_brought_it(house: House, log: list[Any]) -> None:
+    now = house.world.clock.seconds
+    for number in ("15550100001", "15550100002"):
+        await house.world.stop("sms", number, "do_not_call", at=now - 100)
+    await house.world.push("sms")
+    house.relay.cut()
+    opt_in: Any = {"number": "15550100001", "timestamp": now - 50, "opt-in": True}
+    many = [opt_in | {"number": "15550100002"}, *({"number": str(15550200000 + n)} for n in range(SMALL))]
+    await house.callback([opt_in], "sms", request_id="first")
+    await house.callback([opt_in], "sms", request_id="delivered-again")
+    await house.callback(many, "sms", request_id="large")
+    await house.drained()
+    waiting = await house.world.corrections("pending")
+    assert [(row.address[-1], row.request_id) for row in waiting] == [("1", "first"), ("2", "large")]
+    assert [line["request_id"] for line in log if line["event"] == "batch.applied"] == ["first", "large"]
 
 
 async def test_what_is_drained_shares_transactions(house: House) -> None:

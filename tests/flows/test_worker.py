@@ -17,6 +17,8 @@ from service.flows import push
 from service.kahuna import NO_RETRY, Credentials, KahunaClient
 from service.settings import Namespace, Settings
 from tests.flows.speaking import KEYS, World
+from tests.flows.test_ingest import unsub
+from tests.flows.test_replay import unapplied
 from tests.web.harness import with_state
 
 
@@ -177,6 +179,16 @@ async def test_it_counts_what_became_of_corrections_and_how_long_kahuna_took(wor
         assert await window.shows("/metrics", 'kahuna_sync_push_seconds_count{answer="ok",channel="email"')
         assert await window.shows("/metrics", 'kahuna_sync_worker_steps_total{loop="push",outcome="worked"}')
         assert await window.shows("/metrics", 'kahuna_sync_pool_connections{state="busy"}')
+
+
+async def test_it_counts_the_facts_that_it_applies(world: World) -> None:
+    await unapplied(world, [unsub("a@example.com"), unsub("b@example.com"), 7])
+    window = Window()
+    async with working(world, window.show):
+        facts = 'kahuna_sync_facts_total{channel="email",outcome="new",reason="unsubscribe"} 2.0'
+        assert await window.shows("/metrics", facts)
+        assert await window.shows("/metrics", 'kahuna_sync_entries_total{channel="email",outcome="rejected"} 1.0')
+        assert await window.shows("/metrics", 'kahuna_sync_entries_total{channel="sms",outcome="rejected"} 0.0')
 
 
 async def test_a_loop_that_fails_makes_it_degraded_until_it_works_again(world: World) -> None:

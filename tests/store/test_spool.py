@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import resource
+import struct
 import subprocess
 import sys
 import uuid
@@ -13,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from service.errors import SettingsError, StorageUnavailable
@@ -37,7 +39,7 @@ def a_batch(body: bytes = b'[{"email":"ann@example.com"}]', after: float = 0, na
     headers = {"user-agent": "Kahuna é"}
     received_at = NOON + timedelta(seconds=after)
     digest = sha256(body).digest()
-    return Received(uuid.uuid4(), namespace, "email", "kahuna_webhook", received_at, headers, body, digest)
+    return Received(uuid.uuid4(), namespace, "email", "kahuna_webhook", received_at, headers, body, digest, "request-1")
 
 
 def a_spool(folder: Path, limit: int = ROOM) -> Spool:
@@ -76,6 +78,18 @@ def test_a_batch_comes_back_as_it_was_received(tmp_path: Path) -> None:
     (name,) = spool.look().batches
     assert spool.load(name) == batch
     assert (batch_id_of(name), received_at_of(name)) == (str(batch.id), batch.received_at.timestamp())
+
+
+def test_a_file_of_a_release_that_kept_no_request_id_is_read_all_the_same(tmp_path: Path) -> None:
+    spool, batch = a_spool(tmp_path), a_batch()
+    put(spool, batch)
+    (name,) = spool.look().batches
+    path = tmp_path / name
+    fields = msgspec.msgpack.decode(path.read_bytes()[48:])
+    assert fields.pop("request_id") == "request-1"
+    payload = msgspec.msgpack.encode(fields)
+    path.write_bytes(struct.pack(">8sQ32s", b"KSPOOL1\n", len(payload), sha256(payload).digest()) + payload)
+    assert spool.load(name) == batch._replace(request_id=None)
 
 
 def test_it_survives_a_restart_and_is_drained_in_order_of_receipt(tmp_path: Path) -> None:

@@ -111,6 +111,17 @@ async def test_counts_of_callbacks_begin_at_zero_or_the_first_would_be_no_rise(s
     assert found['kahuna_sync_entries_total{channel="email",outcome="rejected"}'] == 0
 
 
+async def test_where_there_is_nothing_a_figure_is_0_and_not_missing(site: Site) -> None:
+    found = await figures(site)
+    for namespace in ("default", "other"):
+        for state in ("pending", "sending", "dead", "rejected", "unsupported"):
+            assert found[f'kahuna_sync_corrections{{namespace="{namespace}",state="{state}"}}'] == 0
+        for channel in ("email", "sms"):
+            for name in ("corrections_overdue_seconds", "open_circuits", "quarantine_entries", "open_surges"):
+                assert found[f'kahuna_sync_{name}{{channel="{channel}",namespace="{namespace}"}}'] == 0
+        assert found[f'kahuna_sync_violations{{known_by="us",namespace="{namespace}"}}'] == 0
+
+
 async def test_a_callback_that_meets_a_fault_of_ours_is_counted_too(site: Site) -> None:
     now, site.clock.now = site.clock.now, datetime.min.replace(tzinfo=UTC)
     assert is_problem(await site.deliver("email", [STOP]), 500, "internal-error")
@@ -161,11 +172,11 @@ async def test_what_was_given_up_is_counted_each_time_and_what_takes_a_walk_once
     await site.execute("update quarantine set state = 'discarded'")
     site.clock.sleep(30)
     soon = await figures(site)
-    assert 'kahuna_sync_corrections{namespace="default",state="pending"}' not in soon
+    assert soon['kahuna_sync_corrections{namespace="default",state="pending"}'] == 0
     assert soon['kahuna_sync_corrections{namespace="default",state="dead"}'] == 2
     assert soon['kahuna_sync_quarantine_entries{channel="email",namespace="default"}'] == 1
     site.clock.sleep(31)
-    assert 'kahuna_sync_quarantine_entries{channel="email",namespace="default"}' not in await figures(site)
+    assert (await figures(site))['kahuna_sync_quarantine_entries{channel="email",namespace="default"}'] == 0
 
 
 async def test_reviews_are_kept_for_good_and_so_counted_once_a_minute(site: Site) -> None:

@@ -10,7 +10,8 @@ from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
+from starlette.types import Receive, Scope, Send
 
 from service.errors import Forbidden, KahunaSyncError, NotFound, StorageUnavailable, TooManyCalls
 from service.store import access
@@ -75,6 +76,11 @@ _ID: Final = re.compile(r"[0-9A-Za-z-]{1,64}", re.ASCII)
 
 _NO_PAGE: Final = "There is no such page; those that there are stand above."
 
+_OTHER_WAY: Final = (
+    "This address is there, but not for what the browser asked it for: pages are opened, and forms are sent from their "
+    "page. Begin at the console's first page."
+)
+
 _TITLES: Final = {
     400: "That was not understood",
     403: "Not allowed",
@@ -96,14 +102,33 @@ def routes() -> list[Route]:
         except KahunaSyncError as error:
             return _with_patience(error, sign_in_page(request, fault=str(error), status=error.status))
 
-    return [
+    known = [
         *(Route(f"/console/{name}", _serving(name), methods=["GET"]) for name in FILES),
         Route("/console/sign-in", _asking, methods=["GET"]),
         Route("/console/sign-in", signing, methods=["POST"]),
         *(Route(page.path, _showing(page), methods=["GET"]) for page in PAGES),
         *(Route(action.path, _doing(action), methods=["POST"]) for action in (*ACTIONS, _SIGN_OUT)),
-        Route("/console/{rest:path}", _nothing, methods=["GET", "POST"]),
     ]
+    # Whatever the method is: the router's own refusal of one would be no page.
+    return [*known, Route("/console", _Otherwise(known)), Route("/console/{rest:path}", _Otherwise(known))]
+
+
+class _Otherwise:
+    """What is asked for in a way that no page and no action is for, or is not there at all."""
+
+    def __init__(self, known: Sequence[Route]) -> None:
+        self._known = known
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        here = [route for route in self._known if route.matches(scope)[0] is Match.PARTIAL]
+        methods = sorted({method for route in here for method in route.methods or ()})
+        response = _other_method(methods) if methods else await _nothing(Request(scope, receive))
+        await response(scope, receive, send)
+
+
+def _other_method(methods: Sequence[str]) -> Response:
+    text = TEMPLATES.get_template("alone.html").render(title="Not in this way", sentence=_OTHER_WAY)
+    return Response(text, 405, HEADERS | {"Allow": ", ".join(methods)}, "text/html")
 
 
 async def _out(visit: Visit, _form: object) -> Response:

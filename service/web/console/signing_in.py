@@ -6,6 +6,7 @@ sent: another origin, or a form without the value that belongs to the session.
 
 import hashlib
 import hmac
+import math
 import re
 import secrets
 from datetime import datetime, timedelta
@@ -35,7 +36,9 @@ MOST_FIELDS: Final = 1000
 
 FAILURES: Final = 10
 FAILURE_SECONDS: Final = 60.0
-"""So many sign-ins may fail from one place in so many seconds, in each process."""
+"""So many sign-ins may fail from one place in so many seconds, in each process, until those that fail have to wait. A
+token has too many bits to be guessed, and asking about a wrong one costs what it costs under `/v1`: this is for whoever
+tries again without an end, and for the log. Who has a right one never waits for others at the same place."""
 
 MOST_PLACES: Final = 1000
 """Places that are remembered."""
@@ -51,20 +54,18 @@ class Failures:
     def __init__(self) -> None:
         self._of: dict[str, list[datetime]] = {}
 
-    def check(self, place: str, now: datetime) -> None:
-        """Refuses if there were too many."""
-        late = [at for at in self._of.get(place, []) if timedelta() <= now - at < timedelta(seconds=FAILURE_SECONDS)]
-        if len(late) >= FAILURES:
-            raise TooManyCalls("Too many sign-ins have failed; wait a minute, then try again.", int(FAILURE_SECONDS))
-        self._of.pop(place, None)
-        if late:
-            self._of[place] = late
-
     def note(self, place: str, now: datetime) -> None:
-        """One more failed."""
-        if place not in self._of and len(self._of) >= MOST_PLACES:
+        """One more failed. Refuses if there were too many before."""
+        late = [at for at in self._of.pop(place, []) if timedelta() <= now - at < timedelta(seconds=FAILURE_SECONDS)]
+        if len(self._of) >= MOST_PLACES:
             del self._of[next(iter(self._of))]
-        self._of.setdefault(place, []).append(now)
+        self._of[place] = late
+        if len(late) >= FAILURES:
+            seconds = math.ceil(FAILURE_SECONDS - (now - late[0]).total_seconds())
+            raise TooManyCalls(
+                "This token is wrong too, as many others from here; check it, or wait a minute.", seconds
+            )
+        late.append(now)
 
 
 async def form_of(request: Request, limit: int = FORM_LIMIT) -> Form:
@@ -144,10 +145,10 @@ async def sign_in(request: Request, failures: Failures) -> Response:
     check_origin(request)
     service, form = service_of(request), await form_of(request, SIGN_IN_LIMIT)
     place, wanted = request.client.host if request.client else "", inside(form.get("next", ""))
-    failures.check(place, service.now)
     caller = await service.callers.of(form.get("token", "").strip())
     if caller is None or caller.token_id is None or "admin" not in caller.scopes:
-        failures.note(place, service.now)
+        if caller is None:
+            failures.note(place, service.now)
         logger().warning("console.sign_in_refused", known=caller is not None, client=place)
         return sign_in_page(request, wanted, _fault(caller), 403)
     key = secrets.token_urlsafe(32)

@@ -2,7 +2,7 @@
 
 import uuid
 from datetime import datetime, timedelta
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from starlette.responses import Response
 
@@ -10,8 +10,14 @@ from service.domain.addresses import CHANNELS
 from service.errors import NotFound, Unprocessable
 from service.flows import tokens as flow
 from service.flows.tokens import Wanted
-from service.store.access import SCOPES
+from service.store.access import SCOPES, TokenPlace, place_of
+from service.web.asking import Walk, cursor_for, place_at
+from service.web.console.asking import ROWS, filtered
 from service.web.console.visiting import Action, Form, Page, Visit
+from service.web.contract import Parameters
+
+_TOKENS: Final = Parameters(Walk)
+_Place: TypeAlias = tuple[bool, str, uuid.UUID]
 
 LIVES: Final = {"30": "in 30 days", "90": "in 90 days", "365": "in a year", "": "never"}
 """After how many days a token may end."""
@@ -26,15 +32,16 @@ class Shown(NamedTuple):
 
 
 async def tokens(visit: Visit) -> Response:
-    """Every token that the visitor may see, the living first."""
-    return await _page(visit)
+    """The tokens that the visitor may see, the living first."""
+    asked = filtered(visit, _TOKENS)
+    return await _page(visit, asked.query)
 
 
 async def create(visit: Visit, form: Form) -> Response:
     """Makes a token, and shows it this once: going back here will not."""
     wanted = _wanted(visit, form)
     token = await flow.make(visit.service.database, wanted, visit.visitor.caller, visit.service.clock)
-    return await _page(visit, token=token, name=wanted.name)
+    return await _page(visit, Walk(limit=ROWS), token=token, name=wanted.name)
 
 
 async def revoke(visit: Visit, form: Form) -> Response:
@@ -48,15 +55,18 @@ async def revoke(visit: Visit, form: Form) -> Response:
     return visit.back("/console/tokens", f"Revoked {name}. Every process knows it within {seconds:g} seconds.")
 
 
-async def _page(visit: Visit, token: str = "", name: str = "") -> Response:
+async def _page(visit: Visit, asked: Walk, token: str = "", name: str = "") -> Response:
     now, mine = visit.service.now, visit.visitor.caller
+    after = place_at(asked.cursor, _Place)
     async with visit.service.database.read() as connection:
-        rows = await flow.visible(connection, mine)
-    listed = [Shown(row, state_of(row, now), row.id == mine.token_id) for row in rows]
+        rows = await flow.visible(connection, mine, now, TokenPlace(*after) if after else None, asked.limit + 1)
+    shown = rows[: asked.limit]
+    more = cursor_for(*place_of(shown[-1])) if len(rows) > len(shown) else None
     return visit.page(
         "tokens.html",
         title="Tokens",
-        tokens=sorted(listed, key=lambda one: (one.state != "live", one.row.name.lower())),
+        tokens=[Shown(row, state_of(row, now), row.id == mine.token_id) for row in shown],
+        further=None if more is None else visit.to("/console/tokens", cursor=more),
         made=token,
         made_for=name,
         scopes=[scope for scope in SCOPES if scope in mine.scopes],
