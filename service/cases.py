@@ -22,6 +22,7 @@ from service.errors import RequestError, SettingsError
 from service.flows import ingest, review
 from service.flows import quarantine as deeds
 from service.flows import surges as judging
+from service.loading import load
 from service.operation import MOMENT, NAMESPACE, print_table, with_database
 from service.settings import Settings
 from service.store import imports, quarantine, retractions, reviews, surges, violations
@@ -425,7 +426,7 @@ def _must_say(option: str, text: str) -> None:
 
 
 def _namespace(given: str | None) -> str:
-    return settings.chosen(settings.load(os.environ), given).name
+    return settings.chosen(load(os.environ), given).name
 
 
 def _now() -> datetime:

@@ -22,6 +22,7 @@ from service.errors import RequestError, SettingsError
 from service.flows import desk as deeds
 from service.flows import ingest, push
 from service.flows.desk import Chosen, Desk
+from service.loading import load
 from service.operation import MOMENT, NAMESPACE, print_table, with_database
 from service.settings import Settings
 from service.store import calls, circuits, deadlines, desk, quality, sampling
@@ -297,7 +298,7 @@ def circuits_reset(channel: Any, namespace: str | None) -> None:
 def clock_command(state: str, channel: Any, limit: int, namespace: str | None) -> None:
     """Show stops that Kahuna does not hold yet. Exit code 1 if any is overdue."""
     name, now = _namespace(namespace), int(_now().timestamp())
-    calendar = deeds.calendar_of(settings.load(os.environ))
+    calendar = deeds.calendar_of(load(os.environ))
     asked = deadlines.Asked(name, *figures.between(state, now, calendar), channel)
 
     async def read(database: Database) -> tuple[Any, Any]:
@@ -364,7 +365,7 @@ COMMANDS: Final = (corrections_group, circuits_group, clock_command, quality_com
 
 
 def _namespace(given: str | None) -> str:
-    return settings.chosen(settings.load(os.environ), given).name
+    return settings.chosen(load(os.environ), given).name
 
 
 def _spelt(address: str, channel: Any) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from service.errors import SettingsError, StorageUnavailable
 from service.flows import ingest
 from service.flows.examine import BODY, WRONG, Check, Release, of_connection, of_settings, of_signatures, of_spool
 from service.kahuna import CredentialsRefused, KahunaError, NotPermitted, Unreachable
+from service.loading import load
 from service.settings import Namespace, Settings
 from service.store import examining, migrations
 from service.store.database import Database, single_connection
@@ -77,7 +78,7 @@ async def _all(
 async def examine(environ: Mapping[str, str], *, public_url: str | None, offline: bool) -> Checks:
     """Every look, in the order in which things depend on each other."""
     try:
-        loaded = settings.load(environ)
+        loaded = load(environ)
         settings.check_namespaces(loaded)
         ingest.rules_of(loaded)
     except SettingsError as error:

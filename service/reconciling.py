@@ -28,6 +28,7 @@ from service.errors import RequestError, SettingsError
 from service.flows import approve, ingest, reconcile, revert
 from service.flows.approve import Verdict
 from service.flows.underway import UNFINISHED, Means
+from service.loading import load
 from service.operation import MOMENT, NAMESPACE, print_table, with_database
 from service.settings import Settings
 from service.store import differences, reconciliations
@@ -252,7 +253,7 @@ def _refusals_told(work: Work) -> Any:
 
 
 def _namespace(named: str | None) -> str:
-    return settings.chosen(settings.load(os.environ), named).name
+    return settings.chosen(load(os.environ), named).name
 
 
 async def _found(database: Database, run_id: uuid.UUID) -> tuple[Any, list[GroupShown]]:

@@ -1,33 +1,18 @@
-"""Owns every setting: its name, default, unit and the sentence that explains it. Read once, frozen, secrets wrapped.
-
-A setting comes from the environment or from the TOML file that `CONFIG_FILE` names (same names in lower case; one
-table `[namespaces.NAME]` for each namespace, or the environment for the only one). The environment wins. A wrong one
-ends the start with its name.
+"""Owns every setting: its name, default, unit and the sentence that explains it. Frozen, secrets wrapped. How they
+are read is the matter of `loading`.
 """
 
 import dataclasses
-import ipaddress
 import re
-import tomllib
-import types
-import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal
 from urllib.parse import SplitResult, urlsplit
 
 from service.errors import SettingsError
 
 VENDOR_BASE_URL: Final = "https://tap-nexus.appspot.com"
-
-MOST_ENTRIES: Final = 100_000
-SHORTEST_LEASE: Final = 3
-"""Seconds: a claim is renewed three times in its length, and an event loop may be held up for a moment."""
-
-MOST_DAYS: Final = 36_500
-
-_T = TypeVar("_T")
 
 
 class Secret:
@@ -306,22 +291,6 @@ class Settings:
         return self.namespace(self.default_namespace or "default")
 
 
-def load(environ: Mapping[str, str]) -> Settings:
-    """All settings from the environment and, below it, the file that `CONFIG_FILE` names."""
-    file = _file(environ.get("CONFIG_FILE"))
-    tables = _tables(file.pop("namespaces", {}))
-    given = {name.upper(): value for name, value in file.items()} | _known(environ)
-    _refuse_unknown(file)
-    namespaces = tuple(_namespace_of(name, table) for name, table in tables.items()) or (
-        _completed(_read(Namespace, given)),
-    )
-    if tables:
-        _refuse_stray(given)
-    settings = dataclasses.replace(_read(Settings, given), namespaces=namespaces)
-    _check_numbers(settings)
-    return settings
-
-
 def check_namespaces(settings: Settings) -> None:
     """Refuses to start without what receiving and sending need, and names all of it at once."""
     several = len(settings.namespaces) > 1
@@ -369,73 +338,6 @@ def names(kind: type) -> dict[str, dataclasses.Field[Any]]:
     return {f.metadata["name"] or f.name.upper(): f for f in fields}
 
 
-def _known(environ: Mapping[str, str]) -> dict[str, Any]:
-    """What is set. An empty variable counts as unset, as compose files and shells leave them."""
-    return {name: environ[name] for name in (*names(Settings), *names(Namespace)) if environ.get(name)}
-
-
-def _refuse_unknown(file: Mapping[str, Any]) -> None:
-    known = {*names(Settings), *names(Namespace)}
-    for name in file:
-        if name.upper() not in known:
-            raise SettingsError(f"CONFIG_FILE holds {name}, which is no setting: correct its spelling or take it out.")
-
-
-def _tables(given: Any) -> dict[str, dict[str, Any]]:
-    """The namespaces of the file, by name."""
-    if not isinstance(given, dict) or not all(isinstance(table, dict) for table in given.values()):
-        raise SettingsError(
-            "CONFIG_FILE: namespaces must be tables; write [namespaces.NAME] above the settings of each."
-        )
-    return given
-
-
-def _refuse_stray(given: Mapping[str, Any]) -> None:
-    """A key beside the tables would be ignored, and nobody would know."""
-    for name in names(Namespace):
-        if name in given:
-            raise SettingsError(f"{name} is set, but CONFIG_FILE has [namespaces] tables: put it into one of them.")
-
-
-def _file(path: str | None) -> dict[str, Any]:
-    if not path:
-        return {}
-    try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SettingsError(
-            f"CONFIG_FILE cannot be read as TOML: {type(error).__name__}; check its path and syntax."
-        ) from error
-
-
-def _namespace_of(name: str, table: Mapping[str, Any]) -> Namespace:
-    fields = {f.name: env_name for env_name, f in names(Namespace).items() if f.name != "name"}
-    for key in table:
-        if key not in fields:
-            raise SettingsError(f"CONFIG_FILE: [namespaces.{name}] holds {key}, which is no setting: correct it.")
-    given = {fields[key]: value for key, value in table.items()} | {"KAHUNA_NAMESPACE": name}
-    return _completed(_read(Namespace, given))
-
-
-def _read(kind: type[_T], given: Mapping[str, Any]) -> _T:
-    hints = typing.get_type_hints(kind)
-    values = {f.name: _parse(name, hints[f.name], given[name]) for name, f in names(kind).items() if name in given}
-    return kind(**values)
-
-
-def _completed(namespace: Namespace) -> Namespace:
-    if "/" in namespace.name or not namespace.name.strip():
-        raise SettingsError("KAHUNA_NAMESPACE must be a name without a slash: it is a segment of the webhook path.")
-    token = namespace.callback_token
-    if token is not None and not re.fullmatch(r"[A-Za-z0-9._~-]+", token.reveal()):
-        raise SettingsError("CALLBACK_TOKEN must be of A-Z a-z 0-9 . _ ~ - alone: it is a segment of the webhook path.")
-    fault = base_url_fault(namespace.base_url)
-    if fault is not None:
-        raise SettingsError(f"KAHUNA_BASE_URL must {fault}.")
-    stand_in = _split(namespace.base_url).hostname != urlsplit(VENDOR_BASE_URL).hostname
-    return dataclasses.replace(namespace, env="s") if namespace.env is None and stand_in else namespace
-
-
 def base_url_fault(base_url: str) -> str | None:
     """What the address of the vendor must be and is not; None for one that can be used."""
     url = _split(base_url)
@@ -457,101 +359,3 @@ def _split(url: str) -> SplitResult:
         return urlsplit(url)
     except ValueError:
         return urlsplit("")
-
-
-def _parse(name: str, hint: Any, value: Any) -> Any:
-    """One value by its type. A secret is never repeated in the refusal."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        hint = next(part for part in typing.get_args(hint) if part is not type(None))
-    if typing.get_origin(hint) is Literal:
-        return _choice(name, typing.get_args(hint), value)
-    if hint is Secret:
-        return Secret(str(value))
-    if typing.get_origin(hint) is tuple:
-        return _several(name, typing.get_args(hint)[0], value)
-    if hint in (int, float):
-        return _number(name, hint, value)
-    if not isinstance(value, str):
-        raise SettingsError(f"{name} must be a text.")
-    return hint(value)
-
-
-def _several(name: str, kind: Any, value: Any) -> tuple[Any, ...]:
-    """A list, or one text with commas: of secrets, of networks, or of pairs."""
-    if kind not in (Secret, str):
-        return _pairs(name, value)
-    parts = value if isinstance(value, list) else str(value).split(",")
-    texts = [str(part).strip() for part in parts if str(part).strip()]
-    return tuple(Secret(one) for one in texts) if kind is Secret else tuple(_network(name, one) for one in texts)
-
-
-def _network(name: str, text: str) -> str:
-    try:
-        return str(ipaddress.ip_network(text))
-    except ValueError:
-        raise SettingsError(
-            f"{name} must be addresses or networks, such as 10.0.0.7 or 10.0.0.0/8, with commas between several."
-        ) from None
-
-
-def _pairs(name: str, value: Any) -> tuple[tuple[str, str], ...]:
-    parts = [part.partition("=") for part in str(value).split(",") if part.strip()]
-    pairs = tuple((word.strip(), meaning.strip()) for word, _, meaning in parts)
-    if not isinstance(value, str) or not all(word and meaning for word, meaning in pairs):
-        raise SettingsError(f"{name} must be word=reason, with commas between several.")
-    return pairs
-
-
-def _choice(name: str, choices: tuple[str, ...], value: Any) -> Any:
-    if value not in choices:
-        raise SettingsError(f"{name} must be one of {', '.join(choices)}.")
-    return value
-
-
-def _number(name: str, kind: type[int] | type[float], value: Any) -> int | float:
-    wanted = "whole number" if kind is int else "number"
-    try:
-        # By way of its text: a file may say 8700.5, and int() would cut that.
-        number = kind(str(value))
-    except ValueError:
-        raise SettingsError(f"{name} must be a {wanted}.") from None
-    if not 0 <= number < float("inf"):
-        raise SettingsError(f"{name} must be a {wanted} that is not negative.")
-    return number
-
-
-def _check_numbers(settings: Settings) -> None:
-    for name, field in names(Settings).items():
-        value = getattr(settings, field.name)
-        if isinstance(value, int | float) and value == 0:
-            raise SettingsError(f"{name} must be more than 0.")
-        _check_time(name, value or 0)
-    for name in ("PORT", "ADMIN_PORT", "WORKER_PORT"):
-        if (getattr(settings, name.lower()) or 0) > 65_535:
-            raise SettingsError(f"{name} must be at most 65535.")
-    _check_traces(settings)
-    if settings.admin_port == settings.port:
-        raise SettingsError("ADMIN_PORT must be another port than PORT; leave it out to have one port for all.")
-    if settings.push_batch_entries > MOST_ENTRIES:
-        raise SettingsError(f"PUSH_BATCH_ENTRIES must be at most {MOST_ENTRIES}, the vendor's own limit.")
-    if settings.surge_window_minutes > 60:
-        raise SettingsError("SURGE_WINDOW_MINUTES must be at most 60.")
-    if settings.push_lease_seconds < SHORTEST_LEASE:
-        raise SettingsError(
-            f"PUSH_LEASE_SECONDS must be at least {SHORTEST_LEASE}, or a claim ends before it is renewed."
-        )
-
-
-def _check_time(name: str, value: Any) -> None:
-    if name.endswith("_DAYS") and value > MOST_DAYS:
-        raise SettingsError(f"{name} must be at most {MOST_DAYS}; leave it out where there is to be no end.")
-    if name.endswith("_HOURS") and value > 24 * MOST_DAYS:
-        raise SettingsError(f"{name} must be at most {24 * MOST_DAYS}.")
-
-
-def _check_traces(settings: Settings) -> None:
-    if settings.traces_sample_ratio > 1:
-        raise SettingsError("TRACES_SAMPLE_RATIO must be at most 1, which is all of them.")
-    fault = None if settings.traces_url is None else base_url_fault(settings.traces_url)
-    if fault is not None:
-        raise SettingsError(f"TRACES_URL must {fault}.")

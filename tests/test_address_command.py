@@ -13,8 +13,8 @@ from service.__main__ import SECTIONS, cli
 from service.errors import SettingsError
 from service.settings import Settings
 from service.store.database import Database
+from tests.flows.desk import ANN, dead
 from tests.flows.speaking import World
-from tests.flows.test_desk import ANN, dead
 from tests.flows.test_retract import lines, take_in
 from tests.test_desk_command import run
 

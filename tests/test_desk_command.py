@@ -14,8 +14,8 @@ from service.__main__ import cli
 from service.errors import KahunaSyncError
 from service.settings import Settings
 from service.store.database import Database
+from tests.flows.desk import ANN, dead, rejected
 from tests.flows.speaking import World
-from tests.flows.test_desk import ANN, dead, rejected
 
 
 @pytest.fixture

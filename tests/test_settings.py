@@ -9,13 +9,13 @@ import pytest
 
 from service.errors import SettingsError
 from service.flows.ingest import rules_of
+from service.loading import load
 from service.settings import (
     VENDOR_BASE_URL,
     Namespace,
     Secret,
     Settings,
     check_namespaces,
-    load,
     names,
 )
 from service.store.database import Database
