@@ -38,6 +38,20 @@ PART: Final = 64 * 1024
 
 NAMESPACE = click.option("--namespace", help="Which namespace; needed only if there are several.")
 
+NOTE = click.option("--note", help="What you say of it; kept with it, and audited.")
+
+
+def _says_why(_ctx: click.Context, _param: click.Parameter, note: str) -> str:
+    if not note.strip():
+        raise click.BadParameter("must say why")
+    return note
+
+
+NEEDED_NOTE = click.option(
+    *("--note", "--reason", "note"), required=True, callback=_says_why, help="Why; kept with it, and audited."
+)
+"""For decisions that nobody could understand later without it. `--reason` is its name of old."""
+
 
 @contextmanager
 def started(
