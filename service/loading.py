@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from service.errors import SettingsError
-from service.settings import VENDOR_BASE_URL, Namespace, Secret, Settings, base_url_fault, names
+from service.settings import VENDOR_BASE_URL, Namespace, Secret, Settings, base_url_fault, names, proxy_url_fault
 
 MOST_ENTRIES: Final = 100_000
 SHORTEST_LEASE: Final = 3
@@ -180,6 +180,7 @@ def _check_numbers(settings: Settings) -> None:
         if (getattr(settings, name.lower()) or 0) > 65_535:
             raise SettingsError(f"{name} must be at most 65535.")
     _check_traces(settings)
+    _check_proxy(settings)
     if settings.admin_port == settings.port:
         raise SettingsError("ADMIN_PORT must be another port than PORT; leave it out to have one port for all.")
     if settings.push_batch_entries > MOST_ENTRIES:
@@ -205,3 +206,11 @@ def _check_traces(settings: Settings) -> None:
     fault = None if settings.traces_url is None else base_url_fault(settings.traces_url)
     if fault is not None:
         raise SettingsError(f"TRACES_URL must {fault}.")
+
+
+def _check_proxy(settings: Settings) -> None:
+    """The address itself is not repeated: a password may stand in it."""
+    url = settings.kahuna_proxy_url
+    fault = None if url is None else proxy_url_fault(url.reveal())
+    if fault is not None:
+        raise SettingsError(f"KAHUNA_PROXY_URL must {fault}.")

@@ -185,6 +185,11 @@ class Settings:
     surge_minute_stops: int = setting(
         1000, "The same for stops of one reason, from anywhere, that were recorded within one minute"
     )
+    kahuna_proxy_url: Secret | None = setting(
+        None,
+        "The HTTP proxy by which Kahuna is spoken to, such as `http://user:password@proxy.example.com:3128`. Unset: "
+        "none; `HTTPS_PROXY` and its like do not count",
+    )
     push_batch_entries: int = setting(5000, "Corrections in one call of a Sync API, at most 100000")
     push_timeout_seconds: float = setting(60.0, "Seconds that one call of a Sync API may take as a whole")
     push_lease_seconds: float = setting(
@@ -352,6 +357,18 @@ def base_url_fault(base_url: str) -> str | None:
         return "name a host and a port that can exist"
     # The first would put a key into logs; the others would be lost, as the paths of the APIs are set behind them.
     return "have no user, query or fragment" if re.search("[@?#]", base_url) else None
+
+
+def proxy_url_fault(proxy_url: str) -> str | None:
+    """What the address of a proxy must be and is not; None for one that can be used. It may have user and password."""
+    url = _split(proxy_url)
+    person, _, place = url.netloc.rpartition("@")
+    fault = base_url_fault(f"{url.scheme}://{place}")
+    if fault is None and (not person.isascii() or re.search(r"[\s\x00-\x1f\x7f]", proxy_url)):
+        return "have what is unusual in its user and password percent-encoded"
+    if fault is None and (url.path not in ("", "/") or re.search("[?#]", proxy_url)):
+        return "have no path, query or fragment; in its user and password these characters are percent-encoded"
+    return fault
 
 
 def _split(url: str) -> SplitResult:

@@ -227,7 +227,7 @@ def run(surroundings: Surroundings, order: Order, act: Act) -> int:
         raise Ended(str(error), printing.USAGE) from None
     if not order.dry_run and order.danger is not None and namespace.env == "p":
         _ask(order, namespace, surroundings.may_ask())
-    more = {"transport": Rehearsal(_show)} if order.dry_run else {}
+    more: dict[str, Any] = {"transport": Rehearsal(_show)} if order.dry_run else {"proxy": loaded.kahuna_proxy_url}
     kahuna = surroundings.connect(credentials, contract=contract, **more)
     session = Session(kahuna, namespace.name, order, surroundings.clock)
     return asyncio.run(_run(session, act))
