@@ -316,7 +316,7 @@ def _print_clock(rows: Sequence[Any], state: str, now: int, calendar: Any) -> No
         says = "open: Kahuna holds every stop" if state == "open" else f"{state.replace('_', ' ')}; see --state open"
         click.echo(f"No stop is {says}.", err=True)
         return
-    table = Table("due", "stopped", "channel", "address", "slot", "correction", "state", "because", "tries")
+    table = Table("due", "stopped", "channel", "address", "slot", "correction", "state", "why", "tries")
     for row in rows:
         due = f"{_at(due_at(row.stopped_at, calendar))} {urgency(row.stopped_at, now, calendar).replace('_', ' ')}"
         where = (row.channel, row.address, row.slot, str(row.id), row.state, row.reason or "")
