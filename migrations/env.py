@@ -10,7 +10,7 @@ from alembic import context
 from sqlalchemy import Connection, text
 from sqlalchemy.dialects.postgresql.base import PGDialect
 
-from service.settings import load
+from service.loading import load
 from service.store import tables_of_plans, tables_of_undo
 from service.store.database import single_connection
 from service.store.tables import Xid8

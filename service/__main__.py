@@ -42,6 +42,7 @@ from service.flows import ingest, upkeep
 from service.front import FrontConfig
 from service.kahuna import webhook
 from service.kahuna.simulator import SimulatorConfig, build_simulator
+from service.loading import load
 from service.operation import NAMESPACE, started, with_database
 from service.settings import Secret, Settings
 from service.store import access, migrations
@@ -122,7 +123,7 @@ def up_command(port: int | None, demonstrate: bool, simulator_port: int) -> None
     environ = dict(os.environ) | ({"PORT": str(port)} if port else {})
     if demonstrate:
         environ = demo.environ_of(environ, simulator_port)
-    embeds = settings.load(environ).database_url is None
+    embeds = load(environ).database_url is None
     with ExitStack() as stack:
         loaded = stack.enter_context(started(environ, namespaces=True, speaker="up"))
         _refuse_ports(loaded)
@@ -249,7 +250,7 @@ def simulator_command(
     port: int, seed: int, host: str, email_webhook: str | None, sms_webhook: str | None, parent: int | None
 ) -> None:
     """A stand-in Kahuna. Faults can be switched on."""
-    loaded = settings.load(os.environ)
+    loaded = load(os.environ)
     set_up_logging(loaded.log_level, loaded.log_format, "simulator")
     namespace = loaded.main_namespace or loaded.namespaces[0]
     secret_key = namespace.secret_key or Secret(demo.SECRET_KEY)
@@ -290,7 +291,7 @@ def token_create(name: str, scopes: str, namespace: str | None, channel: Channel
     if not name.strip():
         raise click.BadParameter("must say who will use it", param_hint="--name")
     if namespace is not None:
-        settings.chosen(settings.load(os.environ), namespace)
+        settings.chosen(load(os.environ), namespace)
     now = datetime.now(UTC)
     ends = None if expires is None else _end(expires, now)
 
@@ -392,7 +393,7 @@ def token_revoke(which: tuple[str, ...]) -> None:
 @NAMESPACE
 def send_command(channel: str, file: Any, to: str, namespace: str | None) -> None:
     """Sign a body as Kahuna does and post it. The smoke test of a deployment."""
-    loaded = settings.load(os.environ)
+    loaded = load(os.environ)
     keys = settings.chosen(loaded, namespace).api_key
     if not keys:
         raise SettingsError("KAHUNA_API_KEY is not set: the body cannot be signed.")

@@ -22,7 +22,8 @@ from service.errors import RequestError, SettingsError
 from service.flows import ingest, review
 from service.flows import quarantine as deeds
 from service.flows import surges as judging
-from service.operation import MOMENT, NAMESPACE, print_table, with_database
+from service.loading import load
+from service.operation import MOMENT, NAMESPACE, NEEDED_NOTE, NOTE, print_table, with_database
 from service.settings import Settings
 from service.store import imports, quarantine, retractions, reviews, surges, violations
 from service.store.database import Connection, Database
@@ -34,7 +35,6 @@ _CHANNEL: Final = click.option("--channel", type=click.Choice(CHANNELS), help="O
 _LIMIT: Final = click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="Rows.")
 _JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON, as the API answers.")
 _ID: Final = click.argument("chosen", metavar="ID", type=click.UUID)
-_NOTE: Final = click.option("--note", help="A note; kept with it, and audited.")
 _PLACE: Final = (
     click.argument("batch_id", type=click.UUID),
     click.argument("entry_index", type=click.IntRange(0, 10**9 - 1)),
@@ -146,13 +146,12 @@ def _requeue_all(wanted: quarantine.Asked, *, as_json: bool) -> None:
 
 @quarantine_group.command("discard")
 @_placed
-@click.option("--reason", required=True, help="Why it is of no use; kept with it, and audited.")
+@NEEDED_NOTE
 @_JSON
-def quarantine_discard(batch_id: uuid.UUID, entry_index: int, reason: str, as_json: bool) -> None:
-    """Take one entry out of the way, for a reason."""
-    _must_say("--reason", reason)
+def quarantine_discard(batch_id: uuid.UUID, entry_index: int, note: str, as_json: bool) -> None:
+    """Take one entry out of the way, for good or until somebody requeues it."""
     place = (batch_id, entry_index)
-    row = _decided(lambda database: deeds.discard(database, place, ACTOR, reason, _now, None))
+    row = _decided(lambda database: deeds.discard(database, place, ACTOR, note, _now, None))
     _show(archive.entry_told(row), as_json=as_json)
 
 
@@ -178,7 +177,7 @@ def reviews_list(state: str, limit: int, as_json: bool, namespace: str | None) -
 
 @reviews_group.command("approve")
 @_ID
-@_NOTE
+@NOTE
 @_JSON
 def reviews_approve(chosen: uuid.UUID, note: str | None, as_json: bool) -> None:
     """Say that an opt-in is genuine. The address may be messaged again, if nothing else stops it."""
@@ -187,7 +186,7 @@ def reviews_approve(chosen: uuid.UUID, note: str | None, as_json: bool) -> None:
 
 @reviews_group.command("refuse")
 @_ID
-@_NOTE
+@NOTE
 @_JSON
 def reviews_refuse(chosen: uuid.UUID, note: str | None, as_json: bool) -> None:
     """Say that an opt-in is not to be believed."""
@@ -264,9 +263,23 @@ def surges_list(state: str | None, limit: int, as_json: bool, namespace: str | N
     _list(_read(read), titles, nothing, as_json=as_json)
 
 
+@surges_group.command("show")
+@_ID
+@_JSON
+def surges_show(chosen: uuid.UUID, as_json: bool) -> None:
+    """Show one surge, and what was decided about it."""
+
+    async def read(connection: Connection) -> Any:
+        row = await surges.one(connection, chosen)
+        undone = await retractions.of_each(connection, "surge", [chosen])
+        return _there(row, "surge", "surges", lambda found: undo.surge_told(found, undone))
+
+    _show(_read(read), as_json=as_json)
+
+
 @surges_group.command("keep")
 @_ID
-@_NOTE
+@NOTE
 @_JSON
 def surges_keep(chosen: uuid.UUID, note: str | None, as_json: bool) -> None:
     """Say that these stops are genuine. A decision stands."""
@@ -287,7 +300,7 @@ def retractions_list(limit: int, as_json: bool, namespace: str | None) -> None:
     """Show retractions, the newest first."""
     name = _namespace(namespace)
     rows = _read(lambda connection: retractions.newest(connection, name, limit))
-    titles = {"id": "id", "created_at": "asked", "kind": "kind", "of": "of", "actor": "by", "reason": "why"}
+    titles = {"id": "id", "created_at": "asked", "kind": "kind", "of": "of", "actor": "by", "reason": "note"}
     titles |= {"state": "state", "counts": "counts", "error": "in the way"}
     nothing = (
         "No fact was taken back yet: those that kahuna-sync revert and reconcile revert take back would stand here. "
@@ -419,13 +432,8 @@ def _cell(value: Any) -> str:
     return msgspec.json.encode(value).decode() if isinstance(value, list) else str(value)
 
 
-def _must_say(option: str, text: str) -> None:
-    if not text.strip():
-        raise click.BadParameter("must say why", param_hint=option)
-
-
 def _namespace(given: str | None) -> str:
-    return settings.chosen(settings.load(os.environ), given).name
+    return settings.chosen(load(os.environ), given).name
 
 
 def _now() -> datetime:

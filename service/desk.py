@@ -22,7 +22,8 @@ from service.errors import RequestError, SettingsError
 from service.flows import desk as deeds
 from service.flows import ingest, push
 from service.flows.desk import Chosen, Desk
-from service.operation import MOMENT, NAMESPACE, print_table, with_database
+from service.loading import load
+from service.operation import MOMENT, NAMESPACE, NEEDED_NOTE, print_table, with_database
 from service.settings import Settings
 from service.store import calls, circuits, deadlines, desk, quality, sampling
 from service.store.database import Database
@@ -34,7 +35,7 @@ from service.web.http import shown
 STATES: Final = ("pending", "sending", "sent", "rejected", "dead", "superseded", "unsupported", "discarded")
 
 _CHANNEL: Final = click.option("--channel", type=click.Choice(CHANNELS), help="Of this channel only.")
-_REASON: Final = click.option("--why", help="Only those with this reason for their state, such as bad-request.")
+_WHY: Final = click.option("--why", help="Only those with this reason for their state, such as bad-request.")
 _LIMIT: Final = click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="Rows.")
 _IDS: Final = click.argument("ids", type=click.IntRange(min=1), nargs=-1)
 _ALL: Final = click.option(
@@ -51,7 +52,7 @@ def corrections_group() -> None:
 @click.option("--state", type=click.Choice(STATES), help="Only in this state (default: dead; with --address, any).")
 @click.option("--address", help="Only those of this address.")
 @_CHANNEL
-@_REASON
+@_WHY
 @_LIMIT
 @NAMESPACE
 def corrections_list(
@@ -80,7 +81,7 @@ def corrections_list(
         click.echo(f"There are no such corrections {which}.{others}", err=True)
         return
     click.echo(f"Corrections of {wanted.namespace} {which}, the newest first.{others}", err=True)
-    table = Table(*(Column(title, no_wrap=True) for title in ("id", "state", "because", "channel", "address", "slot")))
+    table = Table(*(Column(title, no_wrap=True) for title in ("id", "state", "why", "channel", "address", "slot")))
     for title in ("action", "stopped", "tries", "note"):
         table.add_column(title)
     for row in rows:
@@ -122,7 +123,7 @@ def corrections_show(correction_id: int, namespace: str | None) -> None:
         click.echo("It was not sent yet, or retention has dropped its calls.", err=True)
 
 
-_NAMED: Final = {"request_id": "caused by request", "trace_id": "caused in trace", "reason": "because"}
+_NAMED: Final = {"request_id": "caused by request", "trace_id": "caused in trace", "reason": "why"}
 """Fields whose own name would say too little: the request id is ours, not the one that Kahuna got."""
 
 
@@ -154,7 +155,7 @@ def _cell(field: str, value: Any) -> str:
 @_IDS
 @_ALL
 @_CHANNEL
-@_REASON
+@_WHY
 @click.option("--anyway", is_flag=True, help="Also what Kahuna refused for good, or somebody discarded.")
 @NAMESPACE
 def corrections_requeue(
@@ -171,19 +172,17 @@ def corrections_requeue(
 @_IDS
 @_ALL
 @_CHANNEL
-@_REASON
-@click.option("--reason", required=True, help="Why nobody has to wait for them; kept with each, and audited.")
+@_WHY
+@NEEDED_NOTE
 @NAMESPACE
 def corrections_discard(
-    ids: tuple[int, ...], state: str | None, channel: Any, why: str | None, reason: str, namespace: str | None
+    ids: tuple[int, ...], state: str | None, channel: Any, why: str | None, note: str, namespace: str | None
 ) -> None:
-    """Put corrections aside, for a reason. Kahuna is not told, and the clock of their stops ends.
+    """Put corrections aside. Kahuna is not told, and the clock of their stops ends.
 
     IDS are those that `corrections list` shows; or say --all unsupported.
     """
-    if not reason.strip():
-        raise click.BadParameter("must say why", param_hint="--reason")
-    _decide(ids, state, channel, why, namespace, lambda one, chosen: one.discard(chosen, reason))
+    _decide(ids, state, channel, why, namespace, lambda one, chosen: one.discard(chosen, note))
 
 
 def _decide(
@@ -260,7 +259,7 @@ def circuits_list(namespace: str | None) -> None:
             return await circuits.all_open(connection)
 
     found = with_database(read)
-    table = Table("channel", "state", "reason", "since", "next probe", "what to do")
+    table = Table("channel", "state", "why", "since", "next probe", "what to do")
     for channel in CHANNELS:
         one = told.circuit_told(name, channel, found.get((name, channel)), _now())
         times = (f"{at:%Y-%m-%d %H:%M:%S}Z" if at else "" for at in (one.since, one.next_probe_at))
@@ -297,7 +296,7 @@ def circuits_reset(channel: Any, namespace: str | None) -> None:
 def clock_command(state: str, channel: Any, limit: int, namespace: str | None) -> None:
     """Show stops that Kahuna does not hold yet. Exit code 1 if any is overdue."""
     name, now = _namespace(namespace), int(_now().timestamp())
-    calendar = deeds.calendar_of(settings.load(os.environ))
+    calendar = deeds.calendar_of(load(os.environ))
     asked = deadlines.Asked(name, *figures.between(state, now, calendar), channel)
 
     async def read(database: Database) -> tuple[Any, Any]:
@@ -317,7 +316,7 @@ def _print_clock(rows: Sequence[Any], state: str, now: int, calendar: Any) -> No
         says = "open: Kahuna holds every stop" if state == "open" else f"{state.replace('_', ' ')}; see --state open"
         click.echo(f"No stop is {says}.", err=True)
         return
-    table = Table("due", "stopped", "channel", "address", "slot", "correction", "state", "because", "tries")
+    table = Table("due", "stopped", "channel", "address", "slot", "correction", "state", "why", "tries")
     for row in rows:
         due = f"{_at(due_at(row.stopped_at, calendar))} {urgency(row.stopped_at, now, calendar).replace('_', ' ')}"
         where = (row.channel, row.address, row.slot, str(row.id), row.state, row.reason or "")
@@ -364,7 +363,7 @@ COMMANDS: Final = (corrections_group, circuits_group, clock_command, quality_com
 
 
 def _namespace(given: str | None) -> str:
-    return settings.chosen(settings.load(os.environ), given).name
+    return settings.chosen(load(os.environ), given).name
 
 
 def _spelt(address: str, channel: Any) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from service.errors import SettingsError, StorageUnavailable
 from service.flows import ingest
 from service.flows.examine import BODY, WRONG, Check, Release, of_connection, of_settings, of_signatures, of_spool
 from service.kahuna import CredentialsRefused, KahunaError, NotPermitted, Unreachable
+from service.loading import load
 from service.settings import Namespace, Settings
 from service.store import examining, migrations
 from service.store.database import Database, single_connection
@@ -30,6 +31,8 @@ from service.telemetry import set_up_logging
 
 PATIENCE: Final = 15.0
 """Seconds that one look may take."""
+
+PROXY_WANTS_A_USER: Final = 407
 
 LARGE: Final = 9 * 1024 * 1024
 """Bytes of a body that something before the service may refuse."""
@@ -77,7 +80,7 @@ async def _all(
 async def examine(environ: Mapping[str, str], *, public_url: str | None, offline: bool) -> Checks:
     """Every look, in the order in which things depend on each other."""
     try:
-        loaded = settings.load(environ)
+        loaded = load(environ)
         settings.check_namespaces(loaded)
         ingest.rules_of(loaded)
         for namespace in loaded.namespaces:
@@ -147,6 +150,7 @@ async def _of_database(loaded: Settings) -> Checks:
 async def _of_vendor(loaded: Settings, namespace: Namespace) -> Check:
     """Asks about a user who cannot exist. What Kahuna says to that does not matter, if only it answers."""
     name = f"kahuna/{namespace.name}"
+    by = "" if loaded.kahuna_proxy_url is None else f", by the proxy {_host(loaded.kahuna_proxy_url.reveal())}"
     try:
         async with asyncio.timeout(PATIENCE), worker.client_for(namespace, loaded) as client:
             await client.user_info("email", NOBODY)
@@ -155,14 +159,30 @@ async def _of_vendor(loaded: Settings, namespace: Namespace) -> Check:
     except NotPermitted as error:
         return Check(name, "warn", str(error), "the keys are right; have Kahuna permit the Sync APIs, at least")
     except Unreachable as error:
-        return Check(name, "fail", str(error), "check KAHUNA_BASE_URL, DNS and the firewall on the way out")
+        return Check(name, "fail", *_on_the_way(loaded, namespace, str(error)))
     except KahunaError as error:
+        if error.status == PROXY_WANTS_A_USER:
+            return Check(name, "fail", *_on_the_way(loaded, namespace, str(error)))
         if error.status in (200, 400, 404, 422):
-            return Check(name, "ok", "answers, and did not refuse the keys; the answer itself is not the contract's")
+            says = f"answers{by}, and did not refuse the keys; the answer itself is not the contract's"
+            return Check(name, "ok", says)
         return Check(name, "warn", str(error), "try again; if it stays, ask Kahuna's support")
     except (SettingsError, TimeoutError) as error:
-        return Check(name, "fail", str(error) or "no answer in time", "check KAHUNA_BASE_URL and the way out")
-    return Check(name, "ok", f"{urlsplit(namespace.base_url).hostname} takes the keys ({namespace.env})")
+        return Check(name, "fail", *_on_the_way(loaded, namespace, str(error) or "no answer in time"))
+    return Check(name, "ok", f"{_host(namespace.base_url)} takes the keys ({namespace.env}){by}")
+
+
+def _on_the_way(loaded: Settings, namespace: Namespace, says: str) -> tuple[str, str]:
+    """That Kahuna was not reached, and what to look at: of a proxy the host alone is told."""
+    if loaded.kahuna_proxy_url is None:
+        return says, "check KAHUNA_BASE_URL, DNS and the firewall on the way out"
+    proxy, vendor = _host(loaded.kahuna_proxy_url.reveal()), _host(namespace.base_url)
+    asks = f"is {proxy} reached from here, does it take the user and password, may we go on to {vendor}?"
+    return f"{says}, by the proxy {proxy}", f"check KAHUNA_PROXY_URL: {asks}"
+
+
+def _host(url: str) -> str:
+    return urlsplit(url).hostname or ""
 
 
 async def _of_webhooks(loaded: Settings, url: str) -> Checks:

@@ -19,6 +19,7 @@ from service.domain.suppression import verdict
 from service.errors import RequestError, SettingsError
 from service.flows import ingest
 from service.flows.write import normalised
+from service.loading import load
 from service.operation import NAMESPACE, print_table, with_database
 from service.settings import Settings
 from service.store import suppressions
@@ -68,7 +69,7 @@ def address_command(address: str, channel: Any, purpose: Any, limit: int, as_jso
     """
     given = sys.stdin.readline().strip() if address == "-" else address
     chosen: Channel = channel or ("email" if "@" in given else "sms")
-    name = settings.chosen(settings.load(os.environ), namespace).name
+    name = settings.chosen(load(os.environ), namespace).name
 
     async def read(database: Database, loaded: Settings) -> Explained:
         subject = Subject(name, chosen, normalised(chosen, given))

@@ -27,6 +27,7 @@ from service.domain.facts import REASONS
 from service.errors import RequestError, SettingsError, StorageUnavailable
 from service.flows import follow, imports, ingest, pull, rebuild, records, replay
 from service.kahuna import Retry
+from service.loading import load
 from service.settings import Settings
 from service.store import access, archive, changes, export
 from service.store.database import Database
@@ -36,6 +37,20 @@ PART: Final = 64 * 1024
 """Bytes of a file that are read at once."""
 
 NAMESPACE = click.option("--namespace", help="Which namespace; needed only if there are several.")
+
+NOTE = click.option("--note", help="What you say of it; kept with it, and audited.")
+
+
+def _says_why(_ctx: click.Context, _param: click.Parameter, note: str) -> str:
+    if not note.strip():
+        raise click.BadParameter("must say why")
+    return note
+
+
+NEEDED_NOTE = click.option(
+    *("--note", "--reason", "note"), required=True, callback=_says_why, help="Why; kept with it, and audited."
+)
+"""For decisions that nobody could understand later without it. `--reason` is its name of old."""
 
 
 @contextmanager
@@ -50,7 +65,7 @@ def started(
     """The settings, with a database behind `database_url`: the embedded one if no other is named. `speaker` is what the
     process calls itself in the log. One that is `quiet` logs warnings alone, unless LOG_LEVEL says otherwise. Where
     there is no embedded database yet, one that `makes_database` begins it; others get a SettingsError."""
-    loaded = settings.load(environ)
+    loaded = load(environ)
     if namespaces:
         settings.check_namespaces(loaded)
         ingest.rules_of(loaded)
@@ -120,7 +135,7 @@ def replay_command(
     since: datetime | None, until: datetime | None, channel: Any, dry_run: bool, namespace: str | None
 ) -> None:
     """Apply archived batches again, by the rules of today. What is known already stays as it is."""
-    chosen = settings.chosen(settings.load(os.environ), namespace).name
+    chosen = settings.chosen(load(os.environ), namespace).name
     asked = archive.Asked(chosen, channel, None, since, until)
     counts, stopped_at = with_database(lambda database, loaded: _replay(database, loaded, asked, dry_run))
     would = "would be " if dry_run else ""
@@ -236,7 +251,7 @@ def export_command(
     namespace: str | None,
 ) -> None:
     """Write the whole list as of now, a row for each cause."""
-    chosen = settings.chosen(settings.load(os.environ), namespace).name
+    chosen = settings.chosen(load(os.environ), namespace).name
     wanted = export.Wanted(chosen, int(datetime.now(UTC).timestamp()), channel, reason, active)
     with click.open_file(output or "-", "wb") as file:
         cursor = with_database(lambda database, loaded: _export(database, loaded, wanted, form, file))
@@ -287,7 +302,7 @@ def import_command(
     file: Any, channel: Any, reason: str | None, as_of: datetime | None, dry_run: bool, namespace: str | None
 ) -> None:
     """Suppress the addresses of a list. CSV or JSON, gzip or not; - is standard input."""
-    chosen = settings.chosen(settings.load(os.environ), namespace).name
+    chosen = settings.chosen(load(os.environ), namespace).name
     since = None if as_of is None else int(as_of.timestamp())
     name = None if file.name in ("-", "<stdin>") else os.path.basename(file.name)  # noqa: PTH119 (a name, not a path)
     order = imports.Order(chosen, channel, "shell", random.getrandbits(50), name, reason, since, dry_run)
@@ -373,7 +388,7 @@ def _part(file: Any, stop: asyncio.Event) -> bytes:
 @NAMESPACE
 def backfill_command(since: datetime | None, namespace: str | None) -> None:
     """Read what Kahuna's logs say of before this deployment. Interrupted, the same command goes on."""
-    loaded = settings.load(os.environ)
+    loaded = load(os.environ)
     chosen = settings.chosen(loaded, namespace)
     if chosen.secret_key is None or not chosen.api_key or chosen.env is None:
         raise SettingsError(

@@ -28,7 +28,8 @@ from service.errors import RequestError, SettingsError
 from service.flows import approve, ingest, reconcile, revert
 from service.flows.approve import Verdict
 from service.flows.underway import UNFINISHED, Means
-from service.operation import MOMENT, NAMESPACE, print_table, with_database
+from service.loading import load
+from service.operation import MOMENT, NAMESPACE, NOTE, print_table, with_database
 from service.settings import Settings
 from service.store import differences, reconciliations
 from service.store.database import Database
@@ -36,6 +37,7 @@ from service.store.differences import Selection
 from service.store.reconciliations import Run
 from service.web import report
 from service.web.asking import told
+from service.web.reconciliations import PassedOver
 from service.web.report import GroupShown, RunShown
 
 CHANNEL: Final = click.Choice(["email", "sms"])
@@ -60,6 +62,7 @@ def _now() -> datetime:
 @click.option("--since", type=MOMENT, help="With logs: from when on they are read again.")
 @click.option("--address", "addresses", multiple=True, help="With profiles: look this one up; repeatable.")
 @click.option("--auto-approve", is_flag=True, help="Carry out what the guards let pass, at once.")
+@_JSON
 @NAMESPACE
 @click.pass_context
 def reconcile_command(ctx: click.Context, /, channel: Any, source: str, auto_approve: bool, **more: Any) -> None:
@@ -75,7 +78,7 @@ def reconcile_command(ctx: click.Context, /, channel: Any, source: str, auto_app
         await reconcile.queue(database, run, _now)
         return await _watched(database, loaded, run.id)
 
-    _show(*with_database(work, quiet=True))
+    _tell(*with_database(work, quiet=True), as_json=more["as_json"])
 
 
 def _asked(channel: Channel, source: str, since: datetime | None, addresses: Sequence[str]) -> dict[str, Any] | None:
@@ -133,11 +136,15 @@ def show_command(run_id: uuid.UUID, as_json: bool) -> None:
     async def work(database: Database, _: Settings) -> Any:
         return await _found(database, run_id)
 
-    row, groups = with_database(work, quiet=True)
+    _tell(*with_database(work, quiet=True), as_json=as_json)
+
+
+def _tell(row: Any, groups: Sequence[GroupShown], *, as_json: bool, **more: Any) -> None:
+    """A run and its plan, and what else a decision came to: as one document, or for people."""
     if as_json:
-        _print_json({"run": told(RunShown, row), "groups": groups})
-        return
-    _show(row, groups)
+        _print_json(more | {"run": told(RunShown, row), "groups": groups})
+    else:
+        _show(row, groups)
 
 
 def _print_json(found: Any) -> None:
@@ -145,9 +152,10 @@ def _print_json(found: Any) -> None:
 
 
 def _deciding(command: Any) -> Any:
-    """The options by which lines are chosen."""
+    """The options by which lines are chosen, and what is said of the decision."""
     for option in (
-        click.option("--note", help="A note for the audit log."),
+        _JSON,
+        NOTE,
         click.option("--line", "lines", nargs=2, multiple=True, metavar="ADDRESS SLOT", help="This line; repeatable."),
         click.option("--action", type=click.Choice(["suppress", "clear"]), help="Lines that would do this."),
         click.option("--slot", type=click.Choice(REASONS), help="Lines of this slot of Kahuna's."),
@@ -160,33 +168,35 @@ def _deciding(command: Any) -> Any:
 
 @reconcile_command.command("approve")
 @_deciding
-def approve_command(run_id: uuid.UUID, note: str | None, **chosen: Any) -> None:
+def approve_command(run_id: uuid.UUID, note: str | None, as_json: bool, **chosen: Any) -> None:
     """Approve lines of a plan: all that wait, or those that the options choose."""
-    _decide(run_id, Verdict(ACTOR, "approved", _selection(**chosen), note))
+    _decide(run_id, Verdict(ACTOR, "approved", _selection(**chosen), note), as_json=as_json)
 
 
 @reconcile_command.command("reject")
 @_deciding
-def reject_command(run_id: uuid.UUID, note: str | None, **chosen: Any) -> None:
+def reject_command(run_id: uuid.UUID, note: str | None, as_json: bool, **chosen: Any) -> None:
     """Decide that lines of a plan are not to be carried out."""
-    _decide(run_id, Verdict(ACTOR, "declined", _selection(**chosen), note))
+    _decide(run_id, Verdict(ACTOR, "declined", _selection(**chosen), note), as_json=as_json)
 
 
 def _selection(lines: Sequence[tuple[str, str]], **filters: Any) -> Selection:
     return Selection(**filters, lines=tuple(lines) or None)
 
 
-def _decide(run_id: uuid.UUID, verdict: Verdict) -> None:
+def _decide(run_id: uuid.UUID, verdict: Verdict, *, as_json: bool) -> None:
     async def work(database: Database, loaded: Settings) -> Any:
         decided = await approve.decide(database, run_id, verdict, _now, None)
         missed = await _passed_over(database, run_id, decided.passed_over)
         return decided, missed, await _watched(database, loaded, run_id)
 
     decided, missed, (row, groups) = _refusals_told(work)
-    click.echo(f"{decided.lines} {'line' if decided.lines == 1 else 'lines'} {verdict.decision}")
+    if not as_json:
+        click.echo(f"{decided.lines} {'line' if decided.lines == 1 else 'lines'} {verdict.decision}")
     for sentence in missed:
         click.echo(sentence, err=True)
-    _show(row, groups)
+    passed_over = [PassedOver(address, slot, state) for (address, slot), state in decided.passed_over.items()]
+    _tell(row, groups, as_json=as_json, lines=decided.lines, passed_over=passed_over)
     if None in decided.passed_over.values():
         raise SystemExit(1)
 
@@ -208,12 +218,16 @@ async def _passed_over(database: Database, run_id: uuid.UUID, lines: Mapping[tup
 
 @reconcile_command.command("revert")
 @click.argument("run_id", type=click.UUID)
-@click.option("--note", help="A note for the audit log.")
+@NOTE
 @click.option("--dry-run", is_flag=True, help="Count what would come of it, and change nothing.")
-def revert_command(run_id: uuid.UUID, note: str | None, dry_run: bool) -> None:
+@_JSON
+def revert_command(run_id: uuid.UUID, note: str | None, dry_run: bool, as_json: bool) -> None:
     """Take back what a run recorded here. A stop that Kahuna accepted stands: it follows from the list."""
     if dry_run:
         would = _refusals_told(lambda database, _: revert.preview(database, run_id, None))
+        if as_json:
+            _print_json({"would": would._asdict()})
+            return
         click.echo(f"Revert of {run_id}, tried only: it would change nothing but this")
         table = Table("lines", "of")
         for count, says in zip(would, WOULD, strict=True):
@@ -225,7 +239,7 @@ def revert_command(run_id: uuid.UUID, note: str | None, dry_run: bool) -> None:
         await revert.ask(database, run_id, ACTOR, note, _now, None)
         return await _watched(database, loaded, run_id)
 
-    _show(*_refusals_told(work))
+    _tell(*_refusals_told(work), as_json=as_json)
 
 
 @reconcile_command.command("report")
@@ -252,7 +266,7 @@ def _refusals_told(work: Work) -> Any:
 
 
 def _namespace(named: str | None) -> str:
-    return settings.chosen(settings.load(os.environ), named).name
+    return settings.chosen(load(os.environ), named).name
 
 
 async def _found(database: Database, run_id: uuid.UUID) -> tuple[Any, list[GroupShown]]:

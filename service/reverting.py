@@ -44,20 +44,20 @@ _SAYS: Final = (
 @click.command("revert")
 @click.argument("kind", type=click.Choice(list(REVERTIBLE)))
 @click.argument("of", metavar="ID", type=click.UUID)
-@click.option("--reason", help="Why; kept in the audit log and shown in the history of each address.")
+@click.option(
+    *("--note", "--reason", "note"), help="Why; kept in the audit log and shown in the history of each address."
+)
 @click.option("--dry-run", is_flag=True, help="Count what would be taken back, and change nothing.")
-def revert_command(kind: str, of: uuid.UUID, reason: str | None, dry_run: bool) -> None:
+def revert_command(kind: str, of: uuid.UUID, note: str | None, dry_run: bool) -> None:
     """Take back all that an import, or a surge, has said. What others have said too stays.
 
     What a reconciliation recorded is taken back with: kahuna-sync reconcile revert ID
     """
-    if not dry_run and not (reason or "").strip():
-        raise SettingsError("Say why with --reason: it is told to whoever asks about one of the addresses.")
+    if not dry_run and not (note or "").strip():
+        raise SettingsError("Say why with --note: it is told to whoever asks about one of the addresses.")
     work = _preview if dry_run else _revert
     try:
-        counts, row = with_database(
-            lambda database, loaded: work(database, loaded, kind, of, reason or "-"), quiet=True
-        )
+        counts, row = with_database(lambda database, loaded: work(database, loaded, kind, of, note or "-"), quiet=True)
     except RequestError as error:
         raise SettingsError(str(error)) from None
     click.echo(f"Revert of {kind} {of}{', tried only' if row is None else f': {row.state}'}")

@@ -70,7 +70,8 @@ def client_for(namespace: Namespace, settings: Settings, retry: Retry = NO_RETRY
     except WrongCredentials as error:
         raise SettingsError(f"KAHUNA_BASE_URL or the keys of namespace {namespace.name}: {error}.") from None
     timeouts = Timeouts(deadline=settings.push_timeout_seconds)
-    return KahunaClient(credentials, timeouts=timeouts, retry=retry, contract=contract_of(namespace))
+    contract, proxy = contract_of(namespace), settings.kahuna_proxy_url
+    return KahunaClient(credentials, timeouts=timeouts, retry=retry, contract=contract, proxy=proxy)
 
 
 def contract_of(namespace: Namespace) -> Contract:

@@ -13,8 +13,8 @@ from service.__main__ import SECTIONS, cli
 from service.errors import SettingsError
 from service.settings import Settings
 from service.store.database import Database
+from tests.flows.desk import ANN, dead
 from tests.flows.speaking import World
-from tests.flows.test_desk import ANN, dead
 from tests.flows.test_retract import lines, take_in
 from tests.test_desk_command import run
 
@@ -54,7 +54,7 @@ async def test_it_is_the_history_of_the_api_and_may_come_from_standard_input(wor
 
 async def test_what_was_taken_back_and_who_asked_is_told(world: World) -> None:
     one = await take_in(world, lines(("ann@example.com", 100)))
-    assert (await run(world, "revert", "import", str(one.id), "--reason", "wrong file")).exit_code == 0
+    assert (await run(world, "revert", "import", str(one.id), "--note", "wrong file")).exit_code == 0
     answer = await run(world, "address", "ann@example.com")
     assert "taken back" in answer.stdout
     assert f"of the import {one.id}: wrong file" in answer.stdout

@@ -17,6 +17,7 @@ import uvicorn
 from service.kahuna.simulator import build_simulator
 from service.settings import Settings
 from service.store.database import Database
+from tests.commands import ended, figures
 from tests.flows.speaking import KEYS, World
 
 SINCE = f"{datetime.now(UTC) - timedelta(days=1):%Y-%m-%d}"
@@ -53,17 +54,6 @@ async def begun(world: World, kahuna: httpx.AsyncClient, *words: str, **more: st
     }
     command = (sys.executable, "-m", "service", "backfill", *words)
     return await asyncio.create_subprocess_exec(*command, env=environ | more, stdout=PIPE, stderr=PIPE)
-
-
-async def ended(process: Process) -> tuple[int, str, str]:
-    out, err = await process.communicate()
-    return process.returncode or 0, out.decode(), err.decode()
-
-
-def figures(out: str) -> dict[str, int]:
-    """The table, from its sentences to their numbers."""
-    rows = [[cell.strip() for cell in line.split("│")[1:3]] for line in out.splitlines() if line.startswith("│")]
-    return {says: int(count) for count, says in rows}
 
 
 async def stops(world: World) -> int:

@@ -41,7 +41,8 @@ async def test_an_empty_list_says_what_would_stand_there(world: World, group: st
 
 
 @pytest.mark.parametrize(
-    "words", [("imports", "show"), ("retractions", "show"), ("reviews", "approve"), ("surges", "keep")]
+    "words",
+    [("imports", "show"), ("retractions", "show"), ("reviews", "approve"), ("surges", "keep"), ("surges", "show")],
 )
 async def test_what_is_not_there_names_the_list(world: World, words: tuple[str, str]) -> None:
     answer = await run(world, *words, str(uuid.uuid4()))
@@ -62,7 +63,7 @@ async def test_quarantine_from_the_list_to_the_decision(world: World) -> None:
     assert "EXTRA_REASONS" in again.stderr
     every = await run(world, "quarantine", "requeue", "--all")
     assert (every.exit_code, "Still not understood: 3" in every.stderr) == (1, True)
-    gone = await told(world, "quarantine", "discard", *place, "--reason", "a test of theirs")
+    gone = await told(world, "quarantine", "discard", *place, "--note", "a test of theirs")
     assert (gone["state"], gone["decided_by"], gone["note"]) == ("discarded", "shell", "a test of theirs")
     twice = await run(world, "quarantine", "discard", *place, "--reason", "again")
     assert "discarded already" in str(twice.exception)
@@ -70,7 +71,7 @@ async def test_quarantine_from_the_list_to_the_decision(world: World) -> None:
     assert understood.exit_code == 0, understood.output
     assert {one["state"] for one in await told(world, "quarantine", "list", "--state", "requeued")} == {"requeued"}
     assert (await run(world, "quarantine", "requeue")).exit_code == 2
-    assert (await run(world, "quarantine", "discard", *place, "--reason", " ")).exit_code == 2
+    assert (await run(world, "quarantine", "discard", *place, "--note", " ")).exit_code == 2
 
 
 async def test_a_review_is_decided(world: World) -> None:
@@ -88,7 +89,7 @@ async def test_an_import_and_its_retraction(world: World) -> None:
     one = await take_in(world, lines(("ann@example.com", 100)))
     [listed] = await told(world, "imports", "list")
     assert (listed["id"], listed["counts"]["accepted"], listed["retraction_id"]) == (str(one.id), 1, None)
-    assert (await run(world, "revert", "import", str(one.id), "--reason", "wrong file")).exit_code == 0
+    assert (await run(world, "revert", "import", str(one.id), "--note", "wrong file")).exit_code == 0
     [undone] = await told(world, "retractions", "list")
     assert (undone["of"], undone["state"], undone["counts"]["facts"]) == (str(one.id), "done", 1)
     assert (await told(world, "imports", "show", str(one.id)))["retraction_id"] == undone["id"]
@@ -105,6 +106,7 @@ async def test_a_surge_is_kept(world: World) -> None:
     [flagged] = await told(world, "surges", "list", "--state", "flagged")
     kept = await told(world, "surges", "keep", flagged["id"], "--note", "a campaign")
     assert (kept["state"], kept["note"]) == ("kept", "a campaign")
+    assert await told(world, "surges", "show", flagged["id"]) == kept
     assert "campaign" in (await run(world, "surges", "list")).stdout
 
 

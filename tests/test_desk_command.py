@@ -14,8 +14,8 @@ from service.__main__ import cli
 from service.errors import KahunaSyncError
 from service.settings import Settings
 from service.store.database import Database
+from tests.flows.desk import ANN, dead, rejected
 from tests.flows.speaking import World
-from tests.flows.test_desk import ANN, dead, rejected
 
 
 @pytest.fixture
@@ -79,8 +79,8 @@ async def test_all_of_a_state_and_what_needs_a_word_more(world: World) -> None:
 async def test_a_discard_says_why(world: World) -> None:
     row = await dead(world)
     assert (await run(world, "corrections", "discard", str(row.id))).exit_code == 2
-    assert (await run(world, "corrections", "discard", str(row.id), "--reason", " ")).exit_code == 2
-    done = await run(world, "corrections", "discard", str(row.id), "--reason", "our own test")
+    assert (await run(world, "corrections", "discard", str(row.id), "--note", " ")).exit_code == 2
+    done = await run(world, "corrections", "discard", str(row.id), "--note", "our own test")
     assert (done.exit_code, await states(world)) == (0, ["discarded"])
     listed = await run(world, "corrections", "list", "--address", ANN)
     assert "our own test" in listed.stdout

@@ -13,6 +13,9 @@ from service.flows.examine import Check
 from service.settings import Settings
 from service.store import access, pulls
 from service.store.database import Database
+from tests.kahuna.listening import listening as listening_vendor
+from tests.kahuna.listening import said
+from tests.proxying import WRITTEN, proxying
 from tests.test_commands import listening
 from tests.web.harness import away
 
@@ -123,6 +126,20 @@ async def test_what_nobody_hears_and_what_everybody_reads_on_the_way_is_told(set
     assert (checks["kahuna/default"].level, checks["webhooks/default"].level) == ("fail", "fail")
     plain = await found(settings.database_url or "", "ftp://sync.example.com")
     assert plain["webhooks"].level == "fail"
+
+
+async def test_the_proxy_on_the_way_is_told_without_its_password() -> None:
+    async with listening_vendor(lambda _: said({"success": True})) as vendor, proxying() as proxy:
+        more = {"KAHUNA_BASE_URL": vendor.url, "KAHUNA_PROXY_URL": proxy.url}
+        good = (await found(away(), offline=False, **more))["kahuna/default"]
+        more["KAHUNA_PROXY_URL"] = proxy.url.replace("sync:", "nobody:")
+        bad = (await found(away(), offline=False, **more))["kahuna/default"]
+        more["KAHUNA_BASE_URL"] = vendor.url.replace("http:", "https:")
+        shut = (await found(away(), offline=False, **more))["kahuna/default"]
+    assert (good.level, "by the proxy 127.0.0.1" in good.says, len(vendor.seen)) == ("ok", True, 1)
+    for one in (bad, shut):
+        assert (one.level, "407" in one.says, "KAHUNA_PROXY_URL" in one.do) == ("fail", True, True)
+        assert WRITTEN not in repr(one)
 
 
 def test_it_exits_with_what_it_found() -> None:

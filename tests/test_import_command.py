@@ -14,8 +14,8 @@ import pytest
 
 from service.settings import Settings
 from service.store.database import Database
+from tests.commands import ended, figures
 from tests.flows.speaking import World
-from tests.test_replay_command import ended, figures
 
 
 @pytest.fixture

@@ -182,9 +182,10 @@ def test_a_taken_port_of_administration_is_told(database_url: str, tmp_path: Pat
 
 BETWEEN = """
 import asyncio, os, socket
-from service import app, serving, settings
+from service import app, serving
+from service.loading import load
 
-loaded = settings.load(os.environ)
+loaded = load(os.environ)
 taken = socket.create_server((loaded.host, getattr(loaded, os.environ["TAKEN"])))
 asyncio.run(serving.web(loaded, app.build(loaded), None))
 """

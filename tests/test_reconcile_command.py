@@ -48,8 +48,12 @@ async def test_a_plan_from_the_shell_from_its_table_to_its_report(world: World, 
     code, out, err = await ran(world, "approve", run_id, "--line", "a@example.com", "complaint", "--note", "seen")
     assert (code, "1 line approved" in out, "planned" in out) == (0, True, True), err
     assert [row.address for row in await world.corrections()] == ["a@example.com"]
-    code, out, err = await ran(world, "reject", run_id)
-    assert (code, "1 line declined" in out, "applied" in out) == (0, True, True), err
+    code, out, err = await ran(world, "reject", run_id, "--line", "a@example.com", "complaint", "--json")
+    [passed_over] = json.loads(out)["passed_over"]
+    assert (code, passed_over["state"], "a@example.com / complaint waits for no" in err) == (0, "applied", True), err
+    code, out, err = await ran(world, "reject", run_id, "--json")
+    done = json.loads(out)
+    assert (code, done["lines"], done["passed_over"], done["run"]["state"]) == (0, 1, [], "applied"), err
     file = tmp_path / "report.json"
     code, out, err = await ran(world, "report", run_id, "--format", "json", "--output", str(file))
     assert code == 0, err
@@ -58,6 +62,8 @@ async def test_a_plan_from_the_shell_from_its_table_to_its_report(world: World, 
     assert (code, run_id in out, "applied" in out) == (0, True, True), err
     code, out, err = await ran(world, "revert", run_id, "--dry-run")
     assert (code, re.findall(r"│ (\d) ", out)) == (0, ["0", "0", "0", "1", "0"]), err
+    would = json.loads((await ran(world, "revert", run_id, "--dry-run", "--json"))[1])["would"]
+    assert list(would.values()) == [0, 0, 0, 1, 0]
     code, out, err = await ran(world, "revert", run_id)
     assert (code, "reverted" in out, "still sent: 1" in err) == (0, True, True), err
     assert "nothing was recorded here; 0 stand at Kahuna" in out

@@ -14,6 +14,7 @@ import pytest
 from service.settings import Settings
 from service.store import archive
 from service.store.database import Database
+from tests.commands import ended, figures
 from tests.flows.speaking import World
 from tests.flows.test_ingest import unsub
 from tests.flows.test_replay import everything
@@ -43,18 +44,6 @@ async def begun(world: World, *words: str, **more: str) -> Process:
     }
     command = (sys.executable, "-m", "service", "replay", *words)
     return await asyncio.create_subprocess_exec(*command, env=environ | more, stdout=PIPE, stderr=PIPE)
-
-
-async def ended(process: Process) -> tuple[int, str, str]:
-    """Its exit code, and what it said."""
-    out, err = await process.communicate()
-    return process.returncode or 0, out.decode(), err.decode()
-
-
-def figures(out: str) -> dict[str, int]:
-    """The table, from its sentences to their numbers."""
-    rows = [[cell.strip() for cell in line.split("│")[1:3]] for line in out.splitlines() if line.startswith("│")]
-    return {says: int(count) for count, says in rows}
 
 
 async def requeued(world: World) -> int:

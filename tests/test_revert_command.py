@@ -38,13 +38,13 @@ def test_a_dry_run_counts_and_a_revert_takes_back(database_url: str, import_id: 
     assert re.search(r"2\s+│ facts taken back", done.stdout)
     assert "a@example.com" not in done.output
     assert run(database_url, "rebuild", "--verify").exit_code == 0
-    again = run(database_url, "revert", "import", import_id, "--reason", "wrong file")
+    again = run(database_url, "revert", "import", import_id, "--note", "wrong file")
     assert re.search(r"2\s+│ facts taken back", again.stdout), "the same retraction is told again"
 
 
 def test_what_a_person_can_mend_is_said(database_url: str, import_id: str) -> None:
     for arguments, says in (
-        (("import", import_id), "--reason"),
+        (("import", import_id), "--note"),
         (("import", str(uuid.uuid4()), "--reason", "x"), "no such import"),
         (("surge", str(uuid.uuid4()), "--reason", "x"), "no such surge"),
     ):

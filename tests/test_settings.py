@@ -9,13 +9,13 @@ import pytest
 
 from service.errors import SettingsError
 from service.flows.ingest import rules_of
+from service.loading import load
 from service.settings import (
     VENDOR_BASE_URL,
     Namespace,
     Secret,
     Settings,
     check_namespaces,
-    load,
     names,
 )
 from service.store.database import Database
@@ -333,11 +333,20 @@ def test_no_database_is_refused_by_name() -> None:
 def test_nothing_secret_is_shown() -> None:
     hidden = dict.fromkeys(("KAHUNA_API_KEY", "KAHUNA_SECRET_KEY", "CALLBACK_TOKEN"), SECRET)
     hidden |= dict.fromkeys(("DATABASE_URL", "DATABASE_DIRECT_URL"), f"postgresql://me:{SECRET}@127.0.0.1/db")
+    hidden["KAHUNA_PROXY_URL"] = f"http://me:{SECRET}@proxy.example.com:3128"
     loaded = load(hidden)
+    assert loaded.kahuna_proxy_url == Secret(hidden["KAHUNA_PROXY_URL"])
     assert loaded.database_url == loaded.database_direct_url == hidden["DATABASE_URL"]
     for shown in (repr(loaded), str(loaded), f"{loaded}", repr(loaded.namespaces), str(loaded.namespaces[0].api_key)):
         assert SECRET not in shown
         assert "postgresql" not in shown
+
+
+@pytest.mark.parametrize("url", ["proxy:3128", "socks5://me:{}@proxy", "http://me:{}/@proxy", "http://me:{}@"])
+def test_an_impossible_proxy_is_refused_by_name_and_not_shown(url: str) -> None:
+    with pytest.raises(SettingsError, match="KAHUNA_PROXY_URL must") as caught:
+        load({"KAHUNA_PROXY_URL": url.format(SECRET)})
+    assert SECRET not in str(caught.value)
 
 
 def test_a_secret_gives_its_text_only_when_asked() -> None:

@@ -28,7 +28,8 @@ from service.store import calls, circuits, outbox, proofs
 from service.store.batches import new_id
 from service.store.calls import Made
 from service.store.circuits import Circuit
-from service.store.database import Connection, Database, is_conflict, until_settled
+from service.store.database import Connection, Database, until_settled
+from service.store.faults import is_conflict
 from service.store.outbox import Claimed, Scope, Settlement
 from service.telemetry import Metrics, logger
 

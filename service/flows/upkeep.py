@@ -31,7 +31,8 @@ from service.store import (
     withdrawals,
 )
 from service.store.batches import Applied, Extent
-from service.store.database import Connection, Database, is_forbidden, until_settled
+from service.store.database import Connection, Database, until_settled
+from service.store.faults import is_forbidden
 from service.store.leases import Lease
 from service.store.partitions import ARCHIVE, CALLS, FEED, Month, Receipts
 from service.telemetry import logger

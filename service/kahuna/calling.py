@@ -21,7 +21,7 @@ import msgspec
 from service.kahuna import errors
 from service.kahuna.pacing import Times, Turn
 from service.kahuna.salvage import SURROGATE
-from service.settings import Secret, base_url_fault
+from service.settings import Secret, base_url_fault, proxy_url_fault
 
 _T = TypeVar("_T")
 
@@ -52,7 +52,7 @@ _DETAIL_CHARACTERS: Final = 1_000
 
 
 class WrongCredentials(ValueError):
-    """An address that nothing can be sent to, or a key that cannot be written; its text says what is wrong."""
+    """An address that nothing can be sent to or by, or a key that cannot be written; its text says what is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,10 +242,11 @@ class Request:
 class Caller:
     """Speaks for one namespace; safe for any number of concurrent calls, of which `concurrency` are under way."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what the client was given
         self,
         credentials: Credentials,
         *,
+        proxy: Secret | None,
         transport: httpx.AsyncBaseTransport | None,
         timeouts: Timeouts,
         retry: Retry,
@@ -274,9 +275,10 @@ class Caller:
             follow_redirects=False,
             # Whatever sets cookies is no part of the contract, and would tie calls of one caller to another's.
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
-            # A proxy that a variable of the surroundings names would see the keys on http, and nobody asked for it: one
-            # that is wanted is said by `transport`. SSL_CERT_FILE and SSL_CERT_DIR count.
+            # A proxy that a variable of the surroundings names would see the keys on http, and nobody asked for it.
+            # SSL_CERT_FILE and SSL_CERT_DIR count.
             trust_env=False,
+            proxy=None if proxy is None or transport is not None else _proxy_at(proxy.reveal()),
             verify=httpx.create_ssl_context(),
             transport=transport,
         )
@@ -395,12 +397,29 @@ class Caller:
         return b""
 
 
+def _proxy_at(url: str) -> httpx.Proxy:
+    """The proxy at this URL. One that speaks TLS shows a certificate, as Kahuna does."""
+    fault = proxy_url_fault(url)
+    if fault is None:
+        try:
+            return httpx.Proxy(url, ssl_context=httpx.create_ssl_context() if url.startswith("https:") else None)
+        except (httpx.InvalidURL, UnicodeError):
+            fault = "be a URL"
+    raise WrongCredentials(f"proxy must {fault}")
+
+
+def _cause_of(error: Exception) -> str:
+    """The type of what broke, and the status with which a proxy refused to let us through."""
+    status = str(error)[:3] if isinstance(error, httpx.ProxyError) else ""
+    return f"{type(error).__name__} {status}" if status.isdigit() else type(error).__name__
+
+
 def _failure(api: Api, error: Exception) -> errors.KahunaError:
     """The error of an exchange that broke. Of what broke it only the type is told."""
     if isinstance(error, httpx.InvalidURL | UnicodeError) and not isinstance(error, UnicodeDecodeError):
         return unsent(api, "it cannot be written as HTTP")
     if isinstance(error, _NEVER_SENT):
-        return errors.Unreachable(api.name, cause=type(error).__name__)
+        return errors.Unreachable(api.name, cause=_cause_of(error))
     return errors.Ambiguous(api.name, cause="deadline" if type(error) is TimeoutError else type(error).__name__)
 
 

@@ -21,17 +21,7 @@ from urllib.parse import quote, urlencode
 import httpx
 
 from service.kahuna import answers, contract, paging, sending, wire
-from service.kahuna.calling import (
-    Api,
-    Call,
-    Caller,
-    Credentials,
-    Request,
-    Retry,
-    Timeouts,
-    checksum,
-    unsent,
-)
+from service.kahuna.calling import Api, Call, Caller, Credentials, Request, Retry, Timeouts, checksum, unsent
 from service.kahuna.contract import MAX_USERS, Contract
 from service.kahuna.pacing import Pace, Times
 from service.kahuna.paging import MAX_RECORDS, Pages, RawPage, Span
@@ -70,6 +60,7 @@ from service.kahuna.sending import (
     Unencodable,
     UserAttributes,
 )
+from service.settings import Secret
 
 JOB_PACE: Final = 30.0
 """Seconds between two calls [DOC]. That they are two about one job is [ASSUME]."""
@@ -108,6 +99,8 @@ class KahunaClient:
 
     Every method raises KahunaErrors alone, of the tree in `errors`. Calls that may be repeated without a second effect
     are, as `retry` says; the others are repeated only when surely nothing was done, and end in Ambiguous otherwise.
+    `proxy` is the URL of one that every request goes by, with user and password if it wants them: it sees no more of an
+    https address than host and port, but all of an http one, keys included. Another `transport` takes its place.
     `observe` is told of every request, and must not raise. `concurrency` is how many are under way at most. The last
     four parameters are where time comes from: Unix seconds, seconds that never go back, sleep, and a number in [0, 1).
     """
@@ -116,6 +109,7 @@ class KahunaClient:
         self,
         credentials: Credentials,
         *,
+        proxy: Secret | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         timeouts: Timeouts = Timeouts(),
         retry: Retry = Retry(),
@@ -134,6 +128,7 @@ class KahunaClient:
         self._job_pace = Pace(JOB_PACE, self._times)
         self._caller = Caller(
             credentials,
+            proxy=proxy,
             transport=transport,
             timeouts=timeouts,
             retry=retry,

@@ -25,6 +25,7 @@ from service import settings
 from service.errors import SettingsError
 from service.kahuna import Contract, Credentials, KahunaClient, KahunaError, WrongCorrection, WrongCredentials
 from service.kahuna.rehearsal import Rehearsal
+from service.loading import load
 from service.settings import Namespace
 from service.shell import printing
 from service.shell.printing import Ended
@@ -217,7 +218,7 @@ Act = Callable[[Session], Awaitable[int]]
 def run(surroundings: Surroundings, order: Order, act: Act) -> int:
     """Runs a command and returns its exit code; Ended or a usage error where it has none to return."""
     try:
-        loaded = settings.load(surroundings.environ)
+        loaded = load(surroundings.environ)
         namespace = settings.chosen(loaded, order.namespace)
         settings.check_namespaces(replace(loaded, namespaces=(namespace,), default_namespace=None))
         contract = _contract(namespace)
@@ -226,7 +227,7 @@ def run(surroundings: Surroundings, order: Order, act: Act) -> int:
         raise Ended(str(error), printing.USAGE) from None
     if not order.dry_run and order.danger is not None and namespace.env == "p":
         _ask(order, namespace, surroundings.may_ask())
-    more = {"transport": Rehearsal(_show)} if order.dry_run else {}
+    more: dict[str, Any] = {"transport": Rehearsal(_show)} if order.dry_run else {"proxy": loaded.kahuna_proxy_url}
     kahuna = surroundings.connect(credentials, contract=contract, **more)
     session = Session(kahuna, namespace.name, order, surroundings.clock)
     return asyncio.run(_run(session, act))

@@ -15,7 +15,8 @@ from sqlalchemy import BigInteger, DateTime, LargeBinary, Text, Uuid, bindparam,
 
 from service.domain.suppression import Policy
 from service.store.batches import Received, compressor
-from service.store.database import SEPARATOR, Connection, Overtaken, Straight, note_fed
+from service.store.database import SEPARATOR, Connection, Straight, note_fed
+from service.store.faults import Overtaken
 from service.store.suppressions import (
     AT_ODDS,
     CROSSED,

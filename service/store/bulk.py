@@ -24,11 +24,11 @@ from service.store.database import (
     SEPARATOR,
     Connection,
     driver_of,
-    is_conflict,
     note_fed,
     out_of_turn,
     plan_anew,
 )
+from service.store.faults import is_conflict
 from service.store.suppressions import PARTITION, Entry, Merged, Provenance, in_order
 
 SLICE: Final = 10_000

@@ -1,4 +1,4 @@
-"""Owns the engine and the only begin and commit. Tells apart what can be retried, what is away, and what is a bug."""
+"""Owns the engine and the only begin and commit, and the ways of asking many things at once."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
@@ -15,17 +15,12 @@ from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool, QueuePool
 
-from service.errors import SettingsError, StorageBusy, StorageOutdated, StorageUnavailable
+from service.errors import SettingsError, StorageBusy
 from service.settings import Settings
+from service.store.faults import is_conflict, weather
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class Overtaken(Exception):
-    """Somebody made a row meanwhile that this transaction was to make, and may hold it until we are done: the same
-    work, tried again, finds it there and waits in its turn. Never seen outside."""
-
 
 Connection: TypeAlias = AsyncConnection
 """What every function of the store takes first; the floors above know it by this name only."""
@@ -49,22 +44,6 @@ _BY_KEY: Final = text(
 # No limit if it were 0; the least that there is ends long before the server looks for deadlocks.
 _WITHOUT_PATIENCE: Final = text("select current_setting('lock_timeout'), set_config('lock_timeout', '1ms', true)")
 _WITH_PATIENCE: Final = text("select set_config('lock_timeout', :patience, true)")
-
-CONFLICT_STATES: Final = frozenset({"40001", "40P01", "55P03", "23505"})
-"""Serialisation failure, deadlock, lock not available, and a unique key that another took meanwhile (all our inserts
-expect that, but for those of the outbox): the same work, tried again, goes through."""
-
-AWAY_STATES: Final = frozenset(
-    {"57P01", "57P02", "57P03", "53300", "53400", "53100", "53200", "25006", "25P03", "25P04"}
-)
-"""Shutting down, crashed, starting, too many connections, out of resources, read-only, a transaction that the server
-ended because it took too long: not our bug."""
-
-REFUSAL_STATES: Final = frozenset({"28000", "28P01", "3D000"})
-"""No such role, wrong password, no such database: somebody must correct the URL."""
-
-OUTDATED_STATES: Final = frozenset({"42P01", "42703"})
-"""No such table or column."""
 
 SNAPSHOT_PATIENCE: Final = 30.0
 """Seconds that a snapshot waits for its tables: a migration or an upkeep may be at them."""
@@ -162,7 +141,7 @@ class Database:
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[AsyncConnection]:
         """A transaction: committed at the end of the block, rolled back by any exception."""
-        async with _weather(), self._engine.begin() as connection:
+        async with weather(), self._engine.begin() as connection:
             if self._settings_per_transaction is not None:
                 await connection.execute(text(self._settings_per_transaction))
             connection.info.pop(_FED, None)  # of one that was rolled back
@@ -174,7 +153,7 @@ class Database:
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """A connection on which each statement stands alone: one round trip for one answer."""
-        async with _weather(), self._autocommit.connect() as connection:
+        async with weather(), self._autocommit.connect() as connection:
             yield connection
 
     @asynccontextmanager
@@ -213,7 +192,7 @@ class Database:
 
     @asynccontextmanager
     async def _seated(self) -> AsyncIterator[Seated]:
-        async with _weather():
+        async with weather():
             seated = await self._from_bench()
             seated.told.pop(_FED, None)  # of one that was rolled back
             try:
@@ -286,7 +265,7 @@ class Database:
         it. Of `tables` no partition is dropped meanwhile: those that go are gone for every snapshot. StorageBusy if
         others hold one of them for longer than the seconds of `patience`."""
         frozen = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-        async with _weather(), frozen.begin() as connection:
+        async with weather(), frozen.begin() as connection:
             # The moment is that of the first query, so these come before it.
             await connection.execute(text(f"set local lock_timeout = {patience * 1000:.0f}"))
             try:
@@ -347,23 +326,6 @@ class Straight(NamedTuple):
         return await driver.fetch(self.statement, *[values[name] for name in self.names])
 
 
-def is_forbidden(error: BaseException) -> bool:
-    """Whether our role lacks the right to do this."""
-    return _state_of(error) == "42501"
-
-
-def is_conflict(error: BaseException) -> bool:
-    """Whether the transaction lost to another one and may be tried again as it is."""
-    return isinstance(error, Overtaken) or _state_of(error) in CONFLICT_STATES or _is_astray(error)
-
-
-def _is_astray(error: BaseException) -> bool:
-    """Whether a row was on its way to a default partition when its own was made. A check of ours has a name."""
-    original = error.orig if isinstance(error, sqlalchemy.exc.DBAPIError) else error
-    cause = getattr(original, "__cause__", None) or original
-    return _state_of(error) == "23514" and getattr(cause, "constraint_name", None) is None
-
-
 def async_url(url: str) -> str:
     """A `postgresql://` URL, as libpq writes it, in the words of the driver."""
     parts = urlsplit(url)
@@ -408,7 +370,7 @@ async def single_connection(url: str) -> AsyncIterator[AsyncConnection]:
     """One connection outside any pool, for migrations."""
     engine = create_async_engine(async_url(url), poolclass=NullPool, hide_parameters=True)
     try:
-        async with _weather(), engine.connect() as connection:
+        async with weather(), engine.connect() as connection:
             yield connection
     finally:
         await engine.dispose()
@@ -431,43 +393,6 @@ def _transaction_timeout(settings: Settings, local: str) -> str:
     """What the server's releases from 17 on have: no transaction of ours holds the feed back for longer."""
     value = f"set_config('transaction_timeout', '{settings.transaction_timeout_seconds}s', {local})"
     return f"case when current_setting('server_version_num')::int >= 170000 then {value} end"
-
-
-@asynccontextmanager
-async def _weather() -> AsyncIterator[None]:
-    """Turns everything that means "not now" into one error. A lost connection says nothing about the data."""
-    try:
-        yield
-    except Exception as error:
-        state = _state_of(error)
-        if state in REFUSAL_STATES:
-            raise StorageUnavailable(
-                "The database refuses us: check role, password and name in DATABASE_URL."
-            ) from error
-        if state in OUTDATED_STATES:
-            raise StorageOutdated("The database lacks what this release needs: run kahuna-sync migrate.") from error
-        if is_away(error):
-            raise StorageUnavailable("The database cannot be reached; try again.") from error
-        raise
-
-
-def is_away(error: BaseException) -> bool:
-    """Whether the database, not the statement, is what failed. A value that the driver cannot encode is a bug of ours,
-    though asyncpg files it under the same class as a closed connection."""
-    state = _state_of(error)
-    if state is not None:
-        return state.startswith("08") or state in AWAY_STATES
-    if isinstance(error, sqlalchemy.exc.DBAPIError):
-        return error.connection_invalidated
-    if isinstance(error, asyncpg.InterfaceError):
-        return not isinstance(error, asyncpg.DataError)
-    return isinstance(error, OSError | sqlalchemy.exc.TimeoutError)
-
-
-def _state_of(error: BaseException) -> str | None:
-    original = error.orig if isinstance(error, sqlalchemy.exc.DBAPIError) else error
-    state = getattr(original, "sqlstate", None)
-    return state if isinstance(state, str) else None
 
 
 def among(column: ColumnElement[Any], values: Iterable[Any]) -> ColumnElement[bool]:

@@ -44,35 +44,28 @@ _SAID_BEFORE: Final = text(
     """
 )
 
-_UNKNOWN: Final = text(
-    """
-    select place
-    from unnest(string_to_array(:address, :separator), string_to_array(:reason, ','),
-                string_to_array(:occurred_at, ',')::bigint[], string_to_array(:place, ',')::int[])
-         as given(address, reason, occurred_at, place)
-    where (
-        select count(*) from facts as f
-        where f.address = given.address and f.channel = :channel and f.namespace = :namespace
-          and f.reason = given.reason and f.action = 'suppress' and f.occurred_at = given.occurred_at
-          and f.source = 'local'
-    ) = 0
-    """
-)
 
-_KNOWN_OF_KAHUNA: Final = text(
-    """
-    select place
-    from unnest(string_to_array(:address, :separator), string_to_array(:reason, ','),
-                string_to_array(:occurred_at, ',')::bigint[], string_to_array(:place, ',')::int[])
-         as given(address, reason, occurred_at, place)
-    where (
-        select count(*) from facts as f
-        where f.address = given.address and f.channel = :channel and f.namespace = :namespace
-          and f.reason = given.reason and f.action = 'suppress' and f.occurred_at = given.occurred_at
-          and f.source = 'kahuna'
-    ) > 0
-    """
-)
+def _told_by(source: str, found: str) -> TextClause:
+    """Which of the given stops that side told at that very time, or did not."""
+    return text(
+        f"""
+        select place
+        from unnest(string_to_array(:address, :separator), string_to_array(:reason, ','),
+                    string_to_array(:occurred_at, ',')::bigint[], string_to_array(:place, ',')::int[])
+             as given(address, reason, occurred_at, place)
+        where (
+            select count(*) from facts as f
+            where f.address = given.address and f.channel = :channel and f.namespace = :namespace
+              and f.reason = given.reason and f.action = 'suppress' and f.occurred_at = given.occurred_at
+              and f.source = '{source}'
+        ) {found}
+        """  # noqa: S608 (our own words)
+    )
+
+
+_UNKNOWN: Final = _told_by("local", "= 0")
+
+_KNOWN_OF_KAHUNA: Final = _told_by("kahuna", "> 0")
 
 # Of an address without a correction, of whose slots Kahuna never told or took anything, a stop in force is owed as it
 # is, and nothing else is. Soft bounces are left out: whether they are in force takes more than a comparison.

@@ -15,7 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.domain.facts import SAME_EVENT
 from service.store.database import SEPARATOR, plan_anew
+from service.store.forgetting import oldest_of
 from service.store.logs import ANY_TIME, told
+from service.store.tables import log_evidence
 
 
 class Record(NamedTuple):
@@ -72,18 +74,7 @@ _STANDING: Final = text(
     """  # noqa: S608 (built from our own words alone)
 ).bindparams(bindparam("id", type_=Uuid))
 
-_FORGET: Final = text(
-    """
-    with old as materialized (
-        select address, namespace, reason, occurred_at from log_evidence where noted_at < :moment limit :limit
-    ), gone as (
-        delete from log_evidence as e using old
-        where e.address = old.address and e.namespace = old.namespace and e.reason = old.reason
-          and e.occurred_at = old.occurred_at returning 1
-    )
-    select count(*) from gone
-    """
-).bindparams(bindparam("moment", type_=DateTime(True)))
+_FORGET: Final = oldest_of(log_evidence, log_evidence.c.noted_at)
 
 
 async def note(connection: AsyncConnection, namespace: str, records: Sequence[Record], now: datetime) -> None:

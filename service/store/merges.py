@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import DateTime, bindparam, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.domain.addresses import Channel
+from service.store.forgetting import oldest_of
 from service.store.tables import merges
 
 AT_ONCE: Final = 500
@@ -38,18 +38,7 @@ async def write(connection: AsyncConnection, namespace: str, notes: Sequence[Not
     return new
 
 
-_FORGET: Final = text(
-    """
-    with old as materialized (
-        select address, channel, namespace, digest from merges where recorded_at < :moment limit :limit
-    ), gone as (
-        delete from merges as m using old
-        where m.address = old.address and m.channel = old.channel and m.namespace = old.namespace
-          and m.digest = old.digest returning 1
-    )
-    select count(*) from gone
-    """
-).bindparams(bindparam("moment", type_=DateTime(True)))
+_FORGET: Final = oldest_of(merges, merges.c.recorded_at)
 
 
 async def forget_before(connection: AsyncConnection, moment: datetime, limit: int) -> int:

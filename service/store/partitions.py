@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import StorageBusy
 from service.store.batches import first_id
-from service.store.database import is_conflict
+from service.store.faults import is_conflict
 
 Key: TypeAlias = datetime | uuid.UUID
 

@@ -18,7 +18,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.domain.addresses import CHANNELS, Channel
 from service.domain.facts import Action, Fact, Origin, Source, home_of, reasons_of
 from service.domain.suppression import Cause, Policy
-from service.store.database import SEPARATOR, Overtaken, among, aside, fetch, note_fed, pages, plan_anew
+from service.store.database import SEPARATOR, among, aside, fetch, note_fed, pages, plan_anew
+from service.store.faults import Overtaken
 from service.store.tables import facts, suppressions
 
 _AWAY_FROM_HOME: Final = frozenset(

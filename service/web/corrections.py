@@ -373,6 +373,13 @@ _CIRCUIT: Final = {
 
 _CORRECTIONS: Final = "/v1/admin/corrections"
 
+
+def _each(outcome: str, waits_as: int | None) -> Answer:
+    """What is answered to a decision about several."""
+    one = {"id": 17, "outcome": outcome, "waits_as": waits_as}
+    return Answer(200, DecidedShown, "What came of each.", {"counts": {outcome: 1}, "corrections": [one], "next": None})
+
+
 OPERATIONS: Final[list[AnyOperation]] = [
     Operation(
         "GET",
@@ -400,18 +407,7 @@ OPERATIONS: Final[list[AnyOperation]] = [
         scope="admin",
         query=Asked,
         body=Body(CorrectionRequeue, {"ids": [17]}),
-        answers=[
-            Answer(
-                200,
-                DecidedShown,
-                "What came of each.",
-                {
-                    "counts": {"requeued": 1},
-                    "corrections": [{"id": 17, "outcome": "requeued", "waits_as": 18}],
-                    "next": None,
-                },
-            )
-        ],
+        answers=[_each("requeued", 18)],
         problems=["nothing-chosen", "invalid-cursor", "invalid-time", "impossible-address"],
     ),
     Operation(
@@ -421,18 +417,7 @@ OPERATIONS: Final[list[AnyOperation]] = [
         scope="admin",
         query=Asked,
         body=Body(CorrectionDiscard, {"ids": [17], "reason": "The mailbox is our own test"}),
-        answers=[
-            Answer(
-                200,
-                DecidedShown,
-                "What came of each.",
-                {
-                    "counts": {"discarded": 1},
-                    "corrections": [{"id": 17, "outcome": "discarded", "waits_as": None}],
-                    "next": None,
-                },
-            )
-        ],
+        answers=[_each("discarded", None)],
         problems=["nothing-chosen", "invalid-cursor", "invalid-time", "impossible-address"],
     ),
     Operation(

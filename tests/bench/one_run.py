@@ -8,9 +8,9 @@ import time
 import uuid
 from datetime import UTC, datetime
 
-from service import settings
 from service.flows import ingest, reconcile
 from service.flows.underway import Means
+from service.loading import load
 from service.store import reconciliations
 from service.store.database import Database
 from service.store.reconciliations import Run
@@ -24,7 +24,7 @@ def _now() -> datetime:
 
 async def main(lines: int) -> None:
     """Plans once, and sees to it that so many lines were found."""
-    loaded = settings.load(os.environ)
+    loaded = load(os.environ)
     set_up_logging("warning", "console")
     async with Database.of(loaded) as database:
         means = Means(database, ingest.rules_of(loaded), _now)

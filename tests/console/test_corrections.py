@@ -121,9 +121,9 @@ async def test_those_ticked_are_counted_before_anything_is_done(person: Person) 
     before = await chosen(person, page, first, third)
     assert "You mean 2 dead." in Read(before).text
     assert await states(person) == dict.fromkeys((first, second, third), "dead")
-    refused = await press(person, before, "Discard 2 corrections", because=" ")
+    refused = await press(person, before, "Discard 2 corrections", note=" ")
     assert (refused.status_code, "Say why they are put aside" in refused.text) == (422, True)
-    done = await press(person, before, "Discard 2 corrections", because=EVIL)
+    done = await press(person, before, "Discard 2 corrections", note=EVIL)
     assert "2 are put aside" in Read(done).text
     assert await states(person) == {first: "discarded", second: "dead", third: "discarded"}
     assert [(actor, detail["reason"]) for actor, detail in await audited(person, "correction.discarded")] == [
@@ -166,9 +166,9 @@ async def test_a_decision_without_anything_meant_is_refused(person: Person) -> N
     nothing = await chosen(person, page)
     assert (nothing.status_code, "Nothing is ticked" in nothing.text) == (422, True)
     for verb in ("choose", "requeue", "discard"):
-        answer = await person.act(f"{PATH}/{verb}", which="all", state="sent", because="x")
+        answer = await person.act(f"{PATH}/{verb}", which="all", state="sent", note="x")
         assert (answer.status_code, "can be decided about" in answer.text) == (422, True)
-        answer = await person.act(f"{PATH}/{verb}", which="all", because="x")
+        answer = await person.act(f"{PATH}/{verb}", which="all", note="x")
         assert answer.status_code == 422
     assert set((await states(person)).values()) == {"pending"}
 
@@ -177,7 +177,7 @@ async def test_what_is_settled_meanwhile_is_told_so(person: Person) -> None:
     [one] = await stopped(person, "ann@example.com")
     before = await chosen(person, await person.get(PATH), one)
     await person.site.execute("update corrections set state = 'sent', settled_at = created_at")
-    done = await press(person, before, "Discard 1 correction", because="a test")
+    done = await press(person, before, "Discard 1 correction", note="a test")
     assert "1 were accepted by Kahuna already" in Read(done).text
     assert await audited(person, "correction.discarded") == []
 
@@ -214,7 +214,7 @@ async def test_what_can_be_no_id_means_nothing_and_never_all(person: Person) -> 
     await given_up(person)
     for verb in ("choose", "requeue", "discard"):
         for name in ("id-", "id-abc", "id-1234567890123456789"):
-            answer = await person.act(f"{PATH}/{verb}", state="dead", because="x", **{name: "on"})
+            answer = await person.act(f"{PATH}/{verb}", state="dead", note="x", **{name: "on"})
             assert (answer.status_code, "Nothing is ticked" in answer.text) == (422, True), (verb, name)
     assert await states(person) == {one: "dead"}
 
@@ -230,7 +230,7 @@ async def test_nothing_of_it_is_seen_or_decided_from_another_namespace(settings:
             assert (await other.get(f"{PATH}/{one}")).status_code == 404
             assert (await other.get(f"{PATH}?namespace=default")).status_code == 403
             assert "none" in Read(await other.act(f"{PATH}/choose", **{f"id-{one}": "on"})).text
-            done = await other.act(f"{PATH}/discard", because="x", **{f"id-{one}": "on"})
+            done = await other.act(f"{PATH}/discard", note="x", **{f"id-{one}": "on"})
             assert "1 are not to be found" in Read(done).text
             await other.act(f"{PATH}/requeue", which="all", state="dead")
             assert await states(person) == {one: "dead"}

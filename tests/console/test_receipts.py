@@ -168,9 +168,9 @@ async def test_an_entry_is_discarded_with_a_reason_and_read_again(settings: Sett
     async with signed_in(settings) as person:
         batch = await delivered(person, ODD)
         page = await person.get(f"/console/quarantine/{batch}/0")
-        refused = await press(person, page, "Discard this entry", reason="  ")
+        refused = await press(person, page, "Discard this entry", note="  ")
         assert (refused.status_code, "Say why it is discarded" in refused.text) == (422, True)
-        after = await press(person, page, "Discard this entry", reason=EVIL)
+        after = await press(person, page, "Discard this entry", note=EVIL)
         assert "The entry is discarded" in Read(after).text
         assert "Nothing waits here" in Read(after).text
         [(actor, detail)] = await audited(person, "quarantine.discarded")
@@ -178,7 +178,7 @@ async def test_an_entry_is_discarded_with_a_reason_and_read_again(settings: Sett
         listed = await person.get("/console/quarantine?state=discarded")
         assert EVIL in Read(listed).text
         assert "<script>alert" not in listed.text
-        again = await press(person, page, "Discard this entry", reason="twice")
+        again = await press(person, page, "Discard this entry", note="twice")
         assert (again.status_code, "discarded already" in again.text) == (409, True)
         still = await press(person, await person.get(f"/console/quarantine/{batch}/0"), "Read it again")
         assert "It is still not understood: unknown-reason." in Read(still).text
@@ -288,7 +288,7 @@ async def test_nothing_of_it_is_seen_from_another_namespace(settings: Settings) 
                 f"reviews/{review}/approve",
                 f"reviews/{review}/refuse",
             ):
-                assert (await other.act(f"/console/{path}", reason="x")).status_code == 404, path
+                assert (await other.act(f"/console/{path}", note="x")).status_code == 404, path
             done = await followed(other, await other.act("/console/quarantine/requeue"))
             assert "0 entries were read again" in Read(done).text
             assert await person.site.query("select state from quarantine") == [("open",)]

@@ -97,9 +97,9 @@ async def test_a_surge_shows_who_is_in_it_and_is_taken_back_with_the_numbers_sai
     asked = await person.get(Read(shown).links["Keep it, or take it back…"])
     assert "You mean 3 stops of email for complaint, of one.example, that came in 2 batches." in Read(asked).text
     assert "In all of them, 3 stops are meant, on which 3 facts stand now." in Read(asked).text
-    refused = await press(person, asked, "Take 3 stops back", reason=" ")
+    refused = await press(person, asked, "Take 3 stops back", note=" ")
     assert refused.status_code == 422
-    done = await press(person, asked, "Take 3 stops back", reason=EVIL)
+    done = await press(person, asked, "Take 3 stops back", note=EVIL)
     assert "a worker takes it up" in done.text
     assert EVIL not in done.text
     assert EVIL in Read(done).text
@@ -114,7 +114,7 @@ async def test_a_kept_surge_stays_decided(person: Person) -> None:
     asked = await person.get(f"/console/surges/{found['one.example']}/decide")
     kept = await press(person, asked, "Keep 3 stops", note=EVIL)
     assert "Kept: the 3 stops stand" in Read(kept).text
-    again = await press(person, asked, "Take 3 stops back", reason="late")
+    again = await press(person, asked, "Take 3 stops back", note="late")
     assert (again.status_code, "a decision stands" in again.text) == (409, True)
     assert "Keep 3 stops" not in (await person.get(f"/console/surges/{found['one.example']}/decide")).text
     assert await is_suppressed(person, "a0@one.example")
@@ -140,7 +140,7 @@ async def test_an_import_is_listed_and_taken_back(person: Person) -> None:
     assert "x.csv" in listed.text
     page = await person.get(f"/console/imports/{one}")
     assert "2 lines were new" in Read(page).text
-    done = await press(person, page, "Take 2 lines back", reason="the wrong file")
+    done = await press(person, page, "Take 2 lines back", note="the wrong file")
     assert "It is being taken back" in Read(done).text
     await carried_out(person)
     [(retraction,)] = await person.site.query("select id from retractions")
@@ -155,7 +155,7 @@ async def test_an_import_is_listed_and_taken_back(person: Person) -> None:
 
 async def test_nothing_of_it_is_seen_from_another_namespace(person: Person) -> None:
     surge, one = (await flagged(person, "one.example"))["one.example"], await imported(person)
-    await press(person, await person.get(f"/console/imports/{one}"), "Take 2 lines back", reason="x")
+    await press(person, await person.get(f"/console/imports/{one}"), "Take 2 lines back", note="x")
     [(retraction,)] = await person.site.query("select id from retractions")
     async with browsing(person.site, namespace="other") as other:
         await other.sign_in()
@@ -164,5 +164,5 @@ async def test_nothing_of_it_is_seen_from_another_namespace(person: Person) -> N
         for path in (f"surges/{surge}", f"surges/{surge}/decide", f"imports/{one}", f"retractions/{retraction}"):
             assert (await other.get(f"/console/{path}")).status_code == 404, path
         for path in (f"surges/{surge}/keep", f"surges/{surge}/revert", f"imports/{one}/revert"):
-            assert (await other.act(f"/console/{path}", reason="x")).status_code == 404, path
+            assert (await other.act(f"/console/{path}", note="x")).status_code == 404, path
         assert await person.site.query("select state from surges") == [("flagged",)]

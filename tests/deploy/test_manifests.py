@@ -19,7 +19,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.__main__ import cli
-from service.settings import Settings, load
+from service.loading import load
+from service.settings import Settings
 from tests.acceptance.running import free_port, until
 from tests.chaos.rolling import where
 from tests.deploy.reading import DEPLOY, SETTINGS, Compose, DeploymentSpec, JobSpec, Pod, compose, objects

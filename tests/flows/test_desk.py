@@ -1,73 +1,31 @@
-"""The desk: corrections sent again or put aside by a person, every call kept, circuits, and the clock of open stops."""
+"""The desk: corrections sent again or put aside by a person, their lists, and the lines of plans that they are of."""
 
 import asyncio
 import uuid
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
-
-import httpx
-import pytest
-from sqlalchemy import text
 
 from service.domain.addresses import Channel
-from service.domain.deadlines import Calendar, due_by
-from service.flows import desk as deeds
-from service.flows import prove, reconcile, upkeep
-from service.flows.desk import Chosen, Desk
-from service.flows.upkeep import Retention
-from service.store import calls, circuits, deadlines, desk, outbox
+from service.flows import prove, reconcile
+from service.flows.desk import Chosen
+from service.store import desk, outbox
 from service.store.desk import Wanted
 from service.store.outbox import Scope, Settlement
 from service.store.reconciliations import Run
+from tests.flows.desk import (
+    ANN,
+    NUMBER,
+    dead,
+    deeds_done,
+    desk_of,
+    discard,
+    rejected,
+    requeue,
+    states,
+    waiting_for_a_lock,
+)
 from tests.flows.planning import approved, found, lines, lines_of, load_behind_our_back, means, planned, pushed
 from tests.flows.speaking import World
-
-ANN = "ann@example.com"
-NUMBER = "15550100001"
-DAY = 86_400
-
-
-def desk_of(world: World, namespace: str = "default") -> Desk:
-    return Desk(world.database, namespace, "operator", world.policy, world.clock)
-
-
-async def requeue(world: World, *ids: int, anyway: bool = False) -> list[str]:
-    decided = await desk_of(world).requeue(Chosen(ids), anyway=anyway)
-    return [result.outcome for result in decided.results]
-
-
-async def discard(world: World, *ids: int) -> list[str]:
-    return [result.outcome for result in (await desk_of(world).discard(Chosen(ids), "a test of ours")).results]
-
-
-async def dead(world: World, address: str = ANN, at: int | None = None) -> Any:
-    """A stop whose correction was given up."""
-    await world.stop("email", address, "unsubscribe", at=at)
-    await world.fault(status=400, times=1)
-    await world.push()
-    await world.heal()
-    world.clock.sleep(1)
-    return (await world.corrections("dead"))[-1]
-
-
-async def rejected(world: World, address: str = ANN) -> Any:
-    """A stop that Kahuna refused for good."""
-    await world.stop("email", address, "unsubscribe")
-    await world.fault(reject=[address], times=1)
-    await world.push()
-    await world.heal()
-    world.clock.sleep(1)
-    return (await world.corrections("rejected"))[-1]
-
-
-async def states(world: World) -> list[str]:
-    return [row.state for row in await world.corrections()]
-
-
-async def deeds_done(world: World) -> list[Any]:
-    return await world.query("select * from audit where action like 'corr%' or action like 'circ%' order by at")
-
 
 # Sending again.
 
@@ -255,247 +213,6 @@ async def test_what_is_settled_cannot_be_discarded(world: World) -> None:
     assert await states(world) == ["sent"]
 
 
-# Every call is kept.
-
-
-async def calls_of(world: World, row: Any) -> list[Any]:
-    async with world.database.read() as connection:
-        return list(await calls.of_correction(connection, row, world.clock()))
-
-
-async def test_every_call_is_kept_with_its_masked_answer(world: World) -> None:
-    await world.stop("email", ANN, "unsubscribe")
-    answers: list[httpx.Response | None] = [
-        httpx.Response(503, json={"error": "Database of ann@example.com is away, key demo-api-key"}),
-        httpx.Response(200, content=b"<html>"),
-        httpx.Response(400, json={"error_detail": "Entry a***@example.com is invalid"}),
-    ]
-    world.wire.answer = lambda _: answers.pop(0)
-    for _ in range(3):
-        await world.push()
-        world.clock.sleep(1000)
-    [row] = await world.corrections("dead")
-    kept = await calls_of(world, row)
-    assert [(one.status, one.outcome, one.answer) for one in kept] == [
-        (400, "bad-request", "Entry *** is invalid"),
-        (200, "unreadable-answer", None),
-        (503, "unavailable", "Database of *** is away, key ***"),
-    ]
-    assert {(one.worker, one.channel, tuple(one.corrections)) for one in kept} == {("worker", "email", (row.id,))}
-    assert row.attempts == len(kept) == 3
-
-
-async def test_no_address_and_no_key_is_in_any_call(world: World) -> None:
-    addresses = [f"{name}@{name}.example" for name in ("alpha", "bravo", "charlie", "delta")]
-    for address in addresses:
-        await world.stop("email", address, "manual")
-    errors = [{"email": addresses[0], "error": f"unknown mailbox alpha of {addresses[0]}, see charlie"}]
-    answer = {"accepted": 3, "rejected": 1, "errors": errors}
-    world.wire.answer = lambda _: httpx.Response(200, json=answer)
-    await world.push()
-    [kept] = await world.query("select * from calls")
-    assert (kept.outcome, kept.accepted, kept.rejected, len(kept.corrections)) == ("answered", 3, 1, 4)
-    assert kept.answer == "*** unknown mailbox *** of *** see ***"
-    for secret in (*addresses, "alpha", "charlie", "demo-api-key"):
-        assert secret not in str(kept)
-
-
-async def test_the_calls_of_a_bisection_are_those_that_an_entry_was_in(world: World) -> None:
-    for n in range(4):
-        await world.stop("email", f"a{n}@example.com", "manual")
-    await world.fault(reject=["a2@example.com"], name_rejected=False)
-    await world.push()
-    [refused] = await world.corrections("rejected")
-    kept = await calls_of(world, refused)
-    assert sorted(len(one.corrections) for one in kept) == [1, 2, 4]
-    assert len(await world.query("select 1 from calls")) == len(world.wire.bodies)
-
-
-async def test_calls_have_months_and_their_own_retention(world: World) -> None:
-    await dead(world)
-    world.clock.sleep(40 * DAY)
-    await upkeep.run_due(world.database, world.rules, Retention(), world.clock)
-    parts = "select relname from pg_class where relname like 'calls_2%' and relkind = 'r' order by 1"
-    assert [row.relname for row in await world.query(parts)] == [f"calls_2026_0{n}" for n in (3, 4, 5, 6)]
-    world.clock.sleep(40 * DAY)
-    await upkeep.run_due(world.database, world.rules, Retention(calls=timedelta(days=20)), world.clock)
-    assert await world.query("select 1 from calls") == []
-    assert len(await world.corrections("dead")) == 1
-
-
-# Circuits.
-
-
-async def test_exactly_one_probe_goes_out_however_many_workers_look(world: World) -> None:
-    for n in range(6):
-        await world.stop("email", f"a{n}@example.com", "manual")
-    await world.fault(status=401)
-    await world.push()
-    world.clock.sleep(world.settings.circuit_probe_seconds + 1)
-    world.wire.bodies.clear()
-    await world.fault(status=401, latency_seconds=0.05)
-    await asyncio.gather(*(world.push() for _ in range(4)))
-    assert [len(body) for body in world.wire.bodies] == [1]
-    assert not await world.push(), "the next one when its time has come"
-
-
-async def test_a_probe_that_is_lost_is_followed_by_another(world: World) -> None:
-    await world.stop("email", ANN, "manual")
-    await world.stop("email", "bob@example.com", "manual")
-    await world.fault(status=401)
-    await world.push()
-    await world.heal()
-    world.clock.sleep(world.settings.circuit_probe_seconds + 1)
-    async with world.database.begin() as connection:
-        [circuit] = (await circuits.all_open(connection)).values()
-        assert await circuits.may_probe(connection, circuit, world.clock())
-        await circuits.probing(connection, circuit, world.clock() + timedelta(seconds=60))
-    assert not await world.push()
-    world.clock.sleep(61)
-    assert await world.push()
-    while await world.push():
-        pass
-    assert await states(world) == ["sent", "sent"]
-
-
-async def test_a_reset_sends_at_once_what_waited_for_the_circuit(world: World) -> None:
-    await world.stop("email", ANN, "manual")
-    await world.fault(status=401)
-    await world.push()
-    await world.heal()
-    assert not await world.push()
-    was, released = await deeds.reset_circuit(world.database, "default", "email", "operator", world.clock)
-    assert was is not None
-    assert (was.reason, was.opened_at, released) == ("credentials-refused", world.clock(), 1)
-    assert await world.push()
-    assert await states(world) == ["sent"]
-    [deed] = await deeds_done(world)
-    assert (deed.actor, deed.action, deed.channel) == ("operator", "circuit.reset", "email")
-    assert deed.detail == {"was_open": True, "released": 1, "because": "credentials-refused"}
-    assert await deeds.reset_circuit(world.database, "default", "email", "operator", world.clock) == (None, 0)
-
-
-# The clock.
-
-
-async def open_stops(world: World, **asked: Any) -> list[Any]:
-    async with world.database.read() as connection:
-        return list(await deadlines.listed(connection, deadlines.Asked("default", **asked), None, 100))
-
-
-async def counts(world: World) -> list[tuple[str, int, int, int]]:
-    now, ten = world.clock.seconds, Calendar()
-    async with world.database.read() as connection:
-        found = await deadlines.counted(connection, due_by(now, ten), due_by(now + ten.soon, ten))
-    return [(one.channel, one.overdue, one.due_soon, one.open) for one in found]
-
-
-async def test_a_stop_is_open_until_kahuna_accepts_it(world: World) -> None:
-    await world.stop("email", ANN, "unsubscribe", at=world.clock.seconds - DAY)
-    [stop] = await open_stops(world)
-    assert (stop.address, stop.state, stop.stopped_at) == (ANN, "pending", world.clock.seconds - DAY)
-    assert await counts(world) == [("email", 0, 0, 1)]
-    world.clock.sleep(12 * DAY)
-    assert await counts(world) == [("email", 0, 1, 1)]
-    world.clock.sleep(3 * DAY)
-    assert await counts(world) == [("email", 1, 0, 1)]
-    await world.push()
-    assert (await open_stops(world), await counts(world)) == ([], [])
-
-
-async def test_what_kahuna_told_us_was_never_open(world: World) -> None:
-    await world.callback("email", [{"reason": "unsub", "email": ANN, "timestamp": world.clock.seconds}])
-    assert await open_stops(world) == []
-
-
-@pytest.mark.parametrize("given_up", [dead, rejected])
-async def test_a_stop_that_was_given_up_stays_open_until_it_is_settled(world: World, given_up: Any) -> None:
-    await given_up(world)
-    [stop] = await open_stops(world)
-    await discard(world, stop.id)
-    assert await open_stops(world) == []
-
-
-@pytest.mark.parametrize("given_up", [dead, rejected])
-async def test_kahuna_may_learn_of_it_in_another_way(world: World, given_up: Any) -> None:
-    await given_up(world)
-    await world.callback("email", [{"reason": "unsub", "email": ANN, "timestamp": world.clock.seconds}])
-    assert await open_stops(world) == []
-
-
-@pytest.mark.parametrize("given_up", [dead, rejected])
-async def test_a_consent_ends_it(world: World, given_up: Any) -> None:
-    await given_up(world)
-    await world.consent("email", ANN)
-    assert await open_stops(world) == []
-
-
-async def test_saying_it_again_gives_nobody_more_time(world: World) -> None:
-    first = world.clock.seconds
-    await dead(world, at=first)
-    world.clock.sleep(5 * DAY)
-    await world.stop("email", ANN, "unsubscribe")
-    world.clock.sleep(5 * DAY)
-    await world.stop("email", ANN, "manual")
-    [stop] = await open_stops(world)
-    assert (stop.state, stop.stopped_at) == ("pending", first)
-    await world.push()
-    world.clock.sleep(DAY)
-    await world.stop("email", ANN, "manual")
-    assert await open_stops(world) == [], "Kahuna holds it already"
-
-
-async def test_a_stop_after_a_consent_begins_anew(world: World) -> None:
-    await dead(world)
-    world.clock.sleep(DAY)
-    await world.consent("email", ANN)
-    world.clock.sleep(DAY)
-    await world.stop("email", ANN, "unsubscribe")
-    [stop] = await open_stops(world)
-    assert stop.stopped_at == world.clock.seconds
-
-
-async def test_a_start_against_our_stop_counts_from_the_start(world: World) -> None:
-    now = world.clock.seconds
-    await world.stop("sms", NUMBER, "manual", at=now - 9 * DAY)
-    await world.push("sms")
-    await world.callback("sms", [{"number": NUMBER, "timestamp": now - 50, "opt-in": True}])
-    [stop] = await open_stops(world)
-    assert stop.stopped_at == now - 49
-
-
-async def test_two_refusals_of_one_slot_are_one_stop(world: World) -> None:
-    first = (await rejected(world)).occurred_at
-    world.clock.sleep(DAY)
-    await rejected(world)
-    assert len(await world.corrections("rejected")) == 2
-    [stop] = await open_stops(world)
-    assert stop.stopped_at == first
-
-
-async def test_the_clock_is_read_page_by_page_and_narrowed(world: World) -> None:
-    now = world.clock.seconds
-    for n in range(5):
-        await world.stop("email", f"a{n}@example.com", "complaint", at=now - n // 2)
-    await world.stop("sms", NUMBER, "do_not_call", at=now)
-    found: list[int] = []
-    after: deadlines.Place | None = None
-    asked = deadlines.Asked("default", channel="email")
-    while True:
-        async with world.database.read() as connection:
-            rows = await deadlines.listed(connection, asked, after, 2)
-        found += [row.id for row in rows]
-        if len(rows) < 2:
-            break
-        after = deadlines.Place(rows[-1].stopped_at, rows[-1].id)
-    everything = await open_stops(world, channel="email")
-    assert found == [row.id for row in everything]
-    assert len(set(found)) == 5
-    assert len(await open_stops(world, channel="email", slot="complaint", state="pending")) == 5
-    assert await open_stops(world, slot="invalid") == []
-    assert len(await open_stops(world, above=now - 1, up_to=now)) == 3
-
-
 # Lists.
 
 
@@ -548,17 +265,6 @@ async def claim(world: World, channel: Channel = "sms") -> tuple[list[outbox.Cla
     lease, until = uuid.uuid4(), world.clock() + timedelta(minutes=1)
     async with world.database.begin() as connection:
         return await outbox.claim(connection, "default", channel, 10, lease, world.clock(), until), lease
-
-
-async def waiting_for_a_lock(world: World) -> None:
-    """Until somebody in this database waits for another."""
-    query = text("select 1 from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'")
-    for _ in range(500):
-        async with world.database.read() as connection:
-            if (await connection.execute(query)).first() is not None:
-                return
-        await asyncio.sleep(0.01)
-    raise AssertionError("nobody waits")
 
 
 # Lines of a plan.

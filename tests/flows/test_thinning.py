@@ -15,6 +15,7 @@ from service.store import differences, merges, reconciliations
 from service.store.database import Connection
 from service.store.differences import Decided, Part, Selection
 from service.store.merges import Note
+from tests.flows.desk import waiting_for_a_lock
 from tests.flows.planning import approved as carried_out
 from tests.flows.planning import (
     asked,
@@ -27,7 +28,6 @@ from tests.flows.planning import (
     planned,
 )
 from tests.flows.speaking import World
-from tests.flows.test_desk import waiting_for_a_lock
 from tests.flows.test_rebuild import DAY
 
 KEPT = Retention(lines=timedelta(days=30), merges=timedelta(days=30))

@@ -11,7 +11,8 @@ from sqlalchemy import text
 
 from service.errors import StorageBusy, StorageUnavailable
 from service.settings import Settings
-from service.store.database import Database, fetch, is_conflict
+from service.store.database import Database, fetch
+from service.store.faults import is_conflict
 
 
 @pytest.mark.parametrize(

@@ -23,12 +23,11 @@ from service.store.database import (
     SEPARATOR,
     Connection,
     Database,
-    Overtaken,
-    is_conflict,
     out_of_turn,
     plan_anew,
     until_settled,
 )
+from service.store.faults import Overtaken, is_conflict
 from service.store.suppressions import PARTITION, RUN, Entry, Merged, Provenance, columns_of
 from tests.flows.test_crowds import circles
 from tests.store.test_bulk import POLICY, held, plain, provenance, stop

@@ -1,14 +1,12 @@
 """What operators ask and decide: opt-ins that wait, the quarantine, corrections."""
 
 import uuid
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
 
-from service.settings import Settings
-from tests.web.harness import Headers, Site, address_path, is_problem, opened
+from tests.web.harness import Headers, Site, address_path, is_problem
 
 NUMBER = address_path("sms", "15550100001")
 LISTS = {
@@ -17,12 +15,6 @@ LISTS = {
     "/v1/admin/quarantine": "entries",
     "/v1/admin/reviews": "reviews",
 }
-
-
-@pytest.fixture
-async def site(settings: Settings) -> AsyncIterator[Site]:
-    async with opened(settings) as site:
-        yield site
 
 
 @pytest.fixture

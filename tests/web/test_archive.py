@@ -20,12 +20,6 @@ ODD = {"reason": "vanished", "email": "odd@example.com"}
 
 
 @pytest.fixture
-async def site(settings: Settings) -> AsyncIterator[Site]:
-    async with opened(settings) as site:
-        yield site
-
-
-@pytest.fixture
 async def taught(settings: Settings) -> AsyncIterator[Site]:
     """The same deployment after a restart with one word more."""
     default, other = settings.namespaces

@@ -2,7 +2,6 @@
 
 import csv
 import io
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,19 +10,12 @@ import pytest
 from sqlalchemy import text
 
 from service.errors import StorageBusy
-from service.settings import Settings
 from service.store import quality, sampling
 from service.store.quality import Window
-from tests.web.harness import Headers, Site, address_path, is_problem, opened
+from tests.web.harness import Headers, Site, address_path, is_problem
 
 PATH = "/v1/admin/corrections"
 DAY = 86_400
-
-
-@pytest.fixture
-async def site(settings: Settings) -> AsyncIterator[Site]:
-    async with opened(settings) as site:
-        yield site
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import csv
 import gzip
 import io
 import random
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -39,12 +38,6 @@ ODD = [
     "😀@example.com",
 ]
 Row = dict[str, Any]
-
-
-@pytest.fixture
-async def site(settings: Settings) -> AsyncIterator[Site]:
-    async with opened(settings) as site:
-        yield site
 
 
 @pytest.fixture

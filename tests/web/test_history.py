@@ -1,25 +1,17 @@
 """The explanation of one address: what a support person can read out, and everything behind it, oldest first."""
 
 import uuid
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from service.settings import Settings
-from tests.web.harness import Headers, Site, address_path, is_problem, opened
+from tests.web.harness import Headers, Site, address_path, is_problem
 
 ANN = address_path("email", "ann@example.com")
 HISTORY = f"{ANN}/history"
 STOP = {"email": "Ann@Example.com", "reason": "unsub", "timestamp": 1_700_000_000}
 NUMBER = address_path("sms", "15550100001")
 START: dict[str, object] = {"number": "15550100001", "opt-in": True}
-
-
-@pytest.fixture
-async def site(settings: Settings) -> AsyncIterator[Site]:
-    async with opened(settings) as site:
-        yield site
 
 
 @pytest.fixture

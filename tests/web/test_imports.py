@@ -3,7 +3,6 @@
 import asyncio
 import gzip
 import json
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -15,12 +14,6 @@ from tests.web.harness import Endless, Halting, Headers, Site, address_path, is_
 
 LIST = b"email,reason,created\nAnn@example.com,spam,1700000000\nbob@example.com,Bounce,\nnobody,spam,1700000001\n"
 STOP = {"reason": "manual", "occurred_at": "2026-01-31T12:00:00Z"}
-
-
-@pytest.fixture
-async def site(settings: Settings) -> AsyncIterator[Site]:
-    async with opened(settings) as site:
-        yield site
 
 
 async def sent(

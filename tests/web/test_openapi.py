@@ -4,7 +4,7 @@ import ast
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -30,12 +30,6 @@ from tests.conftest import cloned, settings_for
 from tests.web.harness import Site, opened, signature
 
 ROOT = Path(app.__file__).parent
-
-
-@pytest.fixture
-async def site(settings: Settings) -> AsyncIterator[Site]:
-    async with opened(settings) as site:
-        yield site
 
 
 @pytest.fixture

@@ -11,16 +11,10 @@ from service.store.database import Database
 from tests.flows.logs import act, due, filled, mailed, pulled
 from tests.flows.speaking import World
 from tests.flows.test_ingest import unsub
-from tests.web.harness import Headers, Site, address_path, is_problem, opened
+from tests.web.harness import Headers, Site, address_path, is_problem
 
 A = "a@example.com"
 HOUR = 3600
-
-
-@pytest.fixture
-async def site(settings: Settings) -> AsyncIterator[Site]:
-    async with opened(settings) as site:
-        yield site
 
 
 @pytest.fixture

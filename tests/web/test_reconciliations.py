@@ -3,7 +3,6 @@
 import csv
 import io
 import uuid
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -12,17 +11,10 @@ import pytest
 from service.flows import prove, reconcile
 from service.flows.ingest import rules_of
 from service.flows.underway import Means
-from service.settings import Settings
-from tests.web.harness import Headers, Site, address_path, is_problem, opened
+from tests.web.harness import Headers, Site, address_path, is_problem
 
 RUNS = "/v1/admin/reconciliations"
 ANN, EVIL = "ann@example.com", "=<script>&'\"@example.com"
-
-
-@pytest.fixture
-async def site(settings: Settings) -> AsyncIterator[Site]:
-    async with opened(settings) as site:
-        yield site
 
 
 @pytest.fixture

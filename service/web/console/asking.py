@@ -74,6 +74,14 @@ def as_body(kind: type[B], fields: Mapping[str, Any]) -> B:
         raise Unprocessable(f"The form is not filled in as it must be: {error}.", "invalid-body") from None
 
 
+def why_of(form: Form, sentence: str) -> str:
+    """The note of a decision that needs one; without it, that sentence is the refusal."""
+    note = form.get("note", "").strip()
+    if not note:
+        raise Unprocessable(sentence)
+    return note
+
+
 def written(form: Form, *names: str) -> dict[str, str]:
     """These fields of a form, as far as something stands in them; a time in the API's words."""
     found = {name: form.get(name, "").strip() for name in names}

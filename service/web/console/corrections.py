@@ -14,7 +14,7 @@ from service.errors import Unprocessable
 from service.store import desk, outbox
 from service.store.desk import Wanted
 from service.web import corrections as routes
-from service.web.console.asking import as_body, call, filtered, further, ticked, written
+from service.web.console.asking import as_body, call, filtered, further, ticked, why_of, written
 from service.web.console.visiting import Action, Form, Page, Visit
 from service.web.contract import Asked, Parameters
 from service.web.corrections import (
@@ -166,12 +166,11 @@ async def requeue(visit: Visit, form: Form) -> Response:
 
 async def discard(visit: Visit, form: Form) -> Response:
     """Puts them aside, for a reason."""
-    choice, reason = _choice(form), form.get("because", "").strip()
-    if not reason:
-        raise Unprocessable("Say why they are put aside: it is kept with each of them, and in the audit log.")
-    body = as_body(CorrectionDiscard, choice.body | {"reason": reason})
+    choice = _choice(form)
+    note = why_of(form, "Say why they are put aside: it is kept with each of them, and in the audit log.")
+    body = as_body(CorrectionDiscard, choice.body | {"reason": note})
     done = await routes.discard_corrections(call(visit, Asked(namespace=visit.namespace), body))
-    return _decided(visit, "discard", choice, done, {"because": reason})
+    return _decided(visit, "discard", choice, done, {"note": note})
 
 
 def _decided(visit: Visit, verb: str, choice: Choice, done: DecidedShown, more: dict[str, str]) -> Response:

@@ -6,11 +6,10 @@ import msgspec
 from starlette.responses import Response
 
 from service.domain.addresses import CHANNELS
-from service.errors import Unprocessable
 from service.store import quarantine
 from service.web import archive
 from service.web.archive import Batches, Discard, Entries, Replay, Requeue, RequeuedShown, WholeBatch
-from service.web.console.asking import as_body, call, filtered, further, written
+from service.web.console.asking import as_body, call, filtered, further, why_of, written
 from service.web.console.visiting import Action, Form, Page, Visit
 from service.web.contract import Asked, Parameters
 from service.web.http import SMALL_BODY
@@ -117,10 +116,8 @@ async def requeue(visit: Visit, _form: Form) -> Response:
 
 async def discard(visit: Visit, form: Form) -> Response:
     """Takes one entry out of the way."""
-    reason = form.get("reason", "").strip()
-    if not reason:
-        raise Unprocessable("Say why it is discarded: it is kept with the entry, and in the audit log.")
-    said = as_body(Discard, {"reason": reason})
+    note = why_of(form, "Say why it is discarded: it is kept with the entry, and in the audit log.")
+    said = as_body(Discard, {"reason": note})
     await archive.discard_entry(call(visit, Asked(namespace=visit.namespace), said))
     return visit.back("/console/quarantine", "The entry is discarded; it stays readable under “discarded”.")
 

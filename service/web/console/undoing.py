@@ -16,7 +16,7 @@ from service.store import surges as store
 from service.web import undo
 from service.web.asking import Page as Rows
 from service.web.asking import Walk, id_in
-from service.web.console.asking import ROWS, as_body, call, filtered, further, written
+from service.web.console.asking import ROWS, as_body, call, filtered, further, why_of, written
 from service.web.console.visiting import Action, Form, Page, Visit
 from service.web.contract import Asked, Parameters
 from service.web.undo import Judgement, Revert, Surges, SurgeShown
@@ -25,6 +25,8 @@ _SURGES: Final = Parameters(Surges)
 _IMPORTS: Final = Parameters(Walk)
 
 _LATER: Final = "It is being taken back: a worker goes through what was said. Reload to see how far it is."
+
+_WHY: Final = "Say why it is taken back: it is told to whoever asks about one of the addresses."
 
 
 async def surges(visit: Visit) -> Response:
@@ -70,7 +72,7 @@ async def keep(visit: Visit, form: Form) -> Response:
 
 async def revert_surge(visit: Visit, form: Form) -> Response:
     """Takes the stops of a surge back."""
-    said = as_body(Revert, written(form, "reason"))
+    said = as_body(Revert, {"reason": why_of(form, _WHY)})
     return await _taken_back(visit, await undo.revert_surge(call(visit, Asked(namespace=visit.namespace), said)))
 
 
@@ -90,7 +92,7 @@ async def one_import(visit: Visit) -> Response:
 
 async def revert_import(visit: Visit, form: Form) -> Response:
     """Takes all that a list has said back."""
-    said = as_body(Revert, written(form, "reason"))
+    said = as_body(Revert, {"reason": why_of(form, _WHY)})
     return await _taken_back(visit, await undo.revert_import(call(visit, Asked(namespace=visit.namespace), said)))
 
 
