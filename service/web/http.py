@@ -40,7 +40,7 @@ from service.store.access import Caller
 from service.store.database import Database
 from service.store.suppressions import CauseRow, Subject
 from service.telemetry import REQUEST_ID, Metrics, RequestIds, logger
-from service.web.callers import Callers
+from service.web.callers import Callers, token_in
 from service.web.problems import PROBLEMS, document
 
 _T = TypeVar("_T", bound=msgspec.Struct)
@@ -285,8 +285,7 @@ def header_in(scope: Scope, wanted: bytes) -> str:
 
 def _bearer(scope: Scope) -> str:
     """The token that was sent, if any."""
-    kind, _, token = header_in(scope, b"authorization").partition(" ")
-    return token.strip() if kind.lower() == "bearer" else ""
+    return token_in(header_in(scope, b"authorization"))
 
 
 def namespace_for(service: Service, caller: Caller, given: str | None) -> str:
