@@ -59,21 +59,21 @@ class Callers:
 
     async def of(self, token: str) -> Caller | None:
         """Whom the token stands for; None if it is unknown, revoked or expired. TooManyCalls if it makes too many."""
-        caller = await self._told(token, self._clock())
+        now = self._clock()
+        caller = await self._told(token, now)
         if caller is not None:
-            self.count(caller)
+            self.count(caller, now)
         return caller
 
-    def known(self, token: str) -> Caller | None:
+    def known(self, token: str, now: datetime) -> Caller | None:
         """Whom the token stands for, if nobody need be asked for that. It is not counted as a call."""
-        known, now = self._known.get(access.digest_of(token)), self._clock()
+        known = self._known.get(access.digest_of(token))
         return None if known is None or not known.since <= now < known.until else _living(known, now)
 
-    def count(self, caller: Caller) -> None:
+    def count(self, caller: Caller, now: datetime) -> None:
         """That a caller calls. TooManyCalls if it makes too many, and then this is none."""
         if caller.token_id is None:
             return
-        now = self._clock()
         if self._allowance is not None:
             self._allowance.spend(caller.token_id, now)
         self._used[caller.token_id] = now

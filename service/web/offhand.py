@@ -5,6 +5,7 @@ Refuses whatever is not quite usual, and whatever has to be refused: that goes t
 """
 
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from time import perf_counter
 from typing import Final, TypeAlias
 from urllib.parse import unquote
@@ -57,17 +58,19 @@ class Offhand:
 
     def _subject(self, target: bytes, headers: Mapping[bytes, bytes]) -> Subject | None:
         """What is asked about. The call is counted with it."""
-        service, place, caller = self._service, place_in(unquote(target.decode())), self._caller(headers)
+        service, place = self._service, place_in(unquote(target.decode()))
+        now = service.now
+        caller = self._caller(headers, now)
         if place is None or len(place[1]) > LONGEST_RAW or caller is None or service.lookups.full:
             return None
         subject = subject_at(*place, target, caller, namespace_for(service, caller, None))
-        service.callers.count(caller)
+        service.callers.count(caller, now)
         return subject
 
-    def _caller(self, headers: Mapping[bytes, bytes]) -> Caller | None:
+    def _caller(self, headers: Mapping[bytes, bytes], now: datetime) -> Caller | None:
         """Who is calling, if that is known, and may ask."""
         token = token_in(headers.get(b"authorization", b"").decode("latin-1"))
-        caller = self._service.callers.known(token)
+        caller = self._service.callers.known(token, now)
         return caller if caller is not None and "read" in caller.scopes else None
 
 

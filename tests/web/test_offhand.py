@@ -173,9 +173,12 @@ UNUSUAL = {
     f"{ANN}#top": 200,
     "/v1/suppressions/email/ann%ff@example.com": 400,
     "/v1/suppressions/email/ann%4@example.com": 400,
+    "/v1/suppressions/email/\xc3\xa9@example.com": 400,
+    "/v1/suppressions/email/\xe9@example.com": 400,
     "/v1/suppressions/email/ann": 422,
     "/v1/suppressions/email/": 422,
     f"/v1/suppressions/email/{'a' * 2000}@example.com": 422,
+    f"/v1/suppressions/email/{'%20' * 17_000}ann@example.com": 414,
     "/v1/suppressions/sms/STOP": 422,
     "/v1/suppressions/fax/1": 404,
     "/v1/suppressions/email/a/b@example.com": 200,
@@ -339,13 +342,17 @@ async def test_one_who_goes_while_it_waits_costs_the_others_nothing(two: Two, re
     lookup, before = Held(), two.counted("200")
     async with held(two, lookup) as door:
         _, gone = await waits(door, get(ANN, reader))
+        deaf, half = await waits(door, get(ANN, reader))
         stream, writer = await waits(door, get(ANN, reader))
         gone.transport.abort()
+        half.write_eof()
+        assert await deaf.read() == b""
         await until(lambda: len(door.server.server_state.connections) == 1)
         lookup.gate.set()
         assert (await answer_from(stream)).startswith(b"HTTP/1.1 200")
         writer.close()
-    assert two.counted("200") == before + 2
+        half.close()
+    assert two.counted("200") == before + 3
 
 
 async def test_at_the_end_what_waits_is_answered_first(two: Two, reader: Headers) -> None:
