@@ -279,10 +279,12 @@ class _Connection(HttpToolsProtocol):
         take = self.config.take
         if take is None or self.parser.get_method() != b"GET" or self._is_busy() or self.flow.write_paused:
             return False
-        headers = dict(self.headers)
-        if len(headers) < len(self.headers) or not self._is_plain(headers) or not take(self.url, headers, self._tell):
+        headers, taken = dict(self.headers), _Taken()
+        if len(headers) < len(self.headers) or not self._is_plain(headers):
             return False
-        self.cycle = self._answering = _Taken()  # type: ignore[assignment]
+        if not take(self.url, headers, partial(self._tell, taken)):
+            return False
+        self.cycle = self._answering = taken  # type: ignore[assignment]
         return True
 
     def _is_plain(self, headers: Mapping[bytes, bytes]) -> bool:
@@ -295,9 +297,9 @@ class _Connection(HttpToolsProtocol):
             and self.parser.get_http_version() == "1.1"
         )
 
-    def _tell(self, status: int, head: bytes, body: bytes) -> None:
-        taken = self._answering
-        if taken is None or taken.disconnected or self.transport.is_closing():
+    def _tell(self, taken: _Taken, status: int, head: bytes, body: bytes) -> None:
+        """Sends the answer to what was taken, unless it has one, or nobody is there any more."""
+        if taken.response_complete or taken.disconnected or self.transport.is_closing():
             return
         common = self.config.written(self.server_state.default_headers)
         ends = not taken.keep_alive or _CLOSED in common

@@ -306,7 +306,9 @@ class Offhand:
 
     def tell(self, body: bytes = b"ok", status: int = 200) -> None:
         """Answers the one that waits."""
-        self.waiting.pop(0)[2](status, b"content-length: %d\r\n" % len(body), body)
+        tell = self.waiting.pop(0)[2]
+        for _ in range(2):  # the second time, nobody waits for it
+            tell(status, b"content-length: %d\r\n" % len(body), body)
 
 
 TOLD = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"

@@ -200,7 +200,8 @@ async def on_fault(_request: Request, _error: Exception) -> Response:
 class Telling:
     """Outermost: gives every request its id, every answer the header, and notes how long it took by route.
 
-    Answers for anything that nobody foresaw, too, so that even that carries the id and no traceback.
+    Answers for anything that nobody foresaw, too, so that even that carries the id and no traceback. What is answered
+    offhand does not come here, and sees to all of it by itself.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:

@@ -16,7 +16,7 @@ from service.domain.addresses import LONGEST_RAW
 from service.errors import KahunaSyncError
 from service.store.access import Caller
 from service.store.suppressions import CauseRow, Subject
-from service.telemetry import REQUEST_ID, RequestIds, logger
+from service.telemetry import RequestIds, logger
 from service.web.callers import token_in
 from service.web.http import Service, namespace_for, problem, problem_of
 from service.web.problems import PROBLEMS
@@ -114,7 +114,5 @@ class _Question:
         self._service.metrics.requests.add(perf_counter() - self._started, STATUS_PATH, str(status))
 
     def _fault(self, error: BaseException) -> Response:
-        token = REQUEST_ID.set(self._id)
-        logger().error("request.failed", route=STATUS_PATH, exc_info=error)
-        REQUEST_ID.reset(token)
+        logger().error("request.failed", request_id=self._id, route=STATUS_PATH, exc_info=error)
         return problem(500, "internal-error", PROBLEMS["internal-error"].says)

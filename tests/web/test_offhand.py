@@ -394,6 +394,7 @@ async def test_a_lookup_that_fails_is_the_same_problem(two: Two, reader: Headers
         assert told.startswith(b"HTTP/1.1 %d" % status)
         failed = [line for line in lines if line["event"] == "request.failed"]
         assert len(failed) == (2 if status == 500 else 0)
+        assert all(line["route"] == "/v1/suppressions/{channel}/{address:path}" for line in failed)
         assert two.counted(str(status)) == 1
         if status == 503:
             await two.site.execute("alter table away rename to suppressions")
