@@ -43,7 +43,7 @@ class Offhand:
     def take(self, target: bytes, headers: Mapping[bytes, bytes], tell: Tell) -> bool:
         """Takes a GET without a body, which will be told its answer once, in a later turn of the event loop; or leaves
         it as it came, counted nowhere."""
-        if not target.startswith(_PREFIX) or b"?" in target or b"#" in target or not target.isascii():
+        if not target.startswith(_PREFIX) or b"?" in target or b"#" in target:
             return False
         try:
             subject = self._subject(target, headers)
@@ -58,7 +58,7 @@ class Offhand:
 
     def _subject(self, target: bytes, headers: Mapping[bytes, bytes]) -> Subject | None:
         """What is asked about. The call is counted with it."""
-        service, place = self._service, place_in(unquote(target.decode()))
+        service, place = self._service, place_in(unquote(target.decode("ascii")))
         now = service.now
         caller = self._caller(headers, now)
         if place is None or len(place[1]) > LONGEST_RAW or caller is None or service.lookups.full:
