@@ -42,17 +42,17 @@ class Door:
         reader, writer = await self.connect()
         writer.write(asked)
         try:
-            async with asyncio.timeout(10):
-                return await answer_from(reader, headless=asked.startswith(b"HEAD"))
+            return await answer_from(reader, headless=asked.startswith(b"HEAD"))
         finally:
             writer.close()
 
 
 async def answer_from(reader: asyncio.StreamReader, *, headless: bool = False) -> bytes:
     """The next answer of a connection."""
-    head = await reader.readuntil(b"\r\n\r\n")
-    lengths = [line for line in head.split(b"\r\n") if line.startswith(b"content-length: ")]
-    body = b"" if headless or not lengths else await reader.readexactly(int(lengths[0].partition(b": ")[2]))
+    async with asyncio.timeout(10):
+        head = await reader.readuntil(b"\r\n\r\n")
+        lengths = [line for line in head.split(b"\r\n") if line.startswith(b"content-length: ")]
+        body = b"" if headless or not lengths else await reader.readexactly(int(lengths[0].partition(b": ")[2]))
     return head + body
 
 
