@@ -377,6 +377,7 @@ async def test_the_headers_of_all_answers_are_those_of_the_moment(line: Line, of
         offhand.tell()
     said = [piece.split(b"\r\n")[1:3] for piece in line.transport.pieces]
     assert said == [[b"date: now", b"content-length: 2"], [b"date: then", b"connection: close"]]
+    assert line.transport.pieces[-1].count(b"connection") == 1
     assert line.transport.closed
 
 
