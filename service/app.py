@@ -41,6 +41,7 @@ from service.web import (
     history,
     imports,
     listing,
+    offhand,
     pulls,
     reconciliations,
     reference,
@@ -149,6 +150,12 @@ def desk_of(application: Application) -> Application | None:
     return desk
 
 
+def take_of(application: Application) -> offhand.Take | None:
+    """What takes requests from connections that need no task, if this application has any of that kind."""
+    take: offhand.Take | None = application.state.take
+    return take
+
+
 def desk_is_open(application: Application) -> None:
     """Somebody is served at the ADMIN_PORT from now on: the application must not end before that does."""
     application.state.desk.closed.clear()
@@ -210,6 +217,8 @@ def _application(
         inner = shortcut(inner)
     telling = Telling(inner, service.metrics)
     made.middleware_stack = Tracing(telling, tracer) if tracer.on else telling
+    # Whoever follows requests in traces wants to see the ways inside, too.
+    made.state.take = offhand.Offhand(service).take if queries.Shortcut in shortcuts and not tracer.on else None
     return made
 
 

@@ -6,9 +6,9 @@ clock, and whoever takes nothing of an answer by another, so that none stays ope
 asked: a body's bounds are those of its route.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, ClassVar, Final, TypeAlias
 
 import httptools
 import msgspec
@@ -36,15 +36,34 @@ FRAMES: Final = 8
 """Bytes that may come beside a body, and for each of its bytes: one a chunk has six."""
 
 
+Tell: TypeAlias = Callable[[int, bytes, bytes], None]
+"""Sends a whole answer: its status, its headers as they are written, each with the end of its line, and its body, if it
+may have one. It does nothing for one who has gone, and raises nothing."""
+
+Take: TypeAlias = Callable[[bytes, Mapping[bytes, bytes], Tell], bool]
+"""Whether the application takes a request, by its target and its headers, to tell the answer in a later turn of the
+loop; else it is served the ordinary way, by a task."""
+
+_KEPT: Final = b"keep-alive"
+_CLOSED: Final = b"connection: close\r\n"
+
 _CONTROLS: Final = bytes({*range(0x20), 0x7F} - {ord("\t")})
 """Characters that no header may hold; those that end a line among them."""
 
 
 class FrontConfig(uvicorn.Config):
-    """How the web process listens: request line and headers in at most `head_limit` bytes and `head_seconds`."""
+    """How the web process listens: request line and headers in at most `head_limit` bytes and `head_seconds`. What may
+    be answered without a task is offered to `take` first."""
 
     def __init__(
-        self, application: Any, host: str, port: int, *, head_limit: int = 64 * 1024, head_seconds: float = 15.0
+        self,
+        application: Any,
+        host: str,
+        port: int,
+        *,
+        head_limit: int = 64 * 1024,
+        head_seconds: float = 15.0,
+        take: Take | None = None,
     ) -> None:
         super().__init__(
             application,
@@ -62,7 +81,34 @@ class FrontConfig(uvicorn.Config):
         )
         self.head_limit = head_limit
         self.head_seconds = head_seconds
+        self.take = take
         self.ids = RequestIds()
+        self._common: tuple[Sequence[tuple[bytes, bytes]], bytes] = ((), b"")
+
+    def written(self, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+        """The headers that all answers have, as they are written. The library makes a new list of them every second."""
+        if headers is not self._common[0]:
+            self._common = headers, b"".join([b"%b: %b\r\n" % header for header in headers])
+        return self._common[1]
+
+
+class _Taken:
+    """A request under way that the application has taken, where the library looks for one that has a task."""
+
+    __slots__ = ("disconnected", "keep_alive", "more_body", "response_complete")
+    scope: ClassVar = {"method": "GET"}
+
+    def __init__(self) -> None:
+        self.disconnected = self.response_complete = False
+        self.keep_alive = self.more_body = True
+
+    @property
+    def message_event(self) -> "_Taken":
+        """What the library sets to have the task look around."""
+        return self
+
+    def set(self) -> None:
+        """There is no task."""
 
 
 class _Whole:
@@ -136,7 +182,7 @@ class _Connection(HttpToolsProtocol):
         self._idle_since = 0.0
         self._clock: Any = None
         self._reader_clock: Any = None
-        self._answering: RequestResponseCycle | None = None
+        self._answering: RequestResponseCycle | _Taken | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Somebody has connected, and has so long to ask for something."""
@@ -223,8 +269,47 @@ class _Connection(HttpToolsProtocol):
             raise httptools.HttpParserCallbackError
         if self._offers_upgrade():
             return
-        super().on_headers_complete()
+        if not self._is_taken():
+            super().on_headers_complete()
         self._reading_head = False
+
+    def _is_taken(self) -> bool:
+        """Whether the application took the request, which it is offered if it has the connection for itself, and a head
+        in which nothing is said twice."""
+        take = self.config.take
+        if take is None or self.parser.get_method() != b"GET" or self._is_busy() or self.flow.write_paused:
+            return False
+        headers, taken = dict(self.headers), _Taken()
+        if len(headers) < len(self.headers) or not self._is_plain(headers):
+            return False
+        if not take(self.url, headers, partial(self._tell, taken)):
+            return False
+        self.cycle = self._answering = taken  # type: ignore[assignment]
+        return True
+
+    def _is_plain(self, headers: Mapping[bytes, bytes]) -> bool:
+        """Whether the request ends with its head, and the connection may go on after it."""
+        return (
+            headers.get(b"content-length", b"0") == b"0"
+            and b"transfer-encoding" not in headers
+            and not self.expect_100_continue
+            and headers.get(b"connection", _KEPT).lower() == _KEPT
+            and self.parser.get_http_version() == "1.1"
+        )
+
+    def _tell(self, taken: _Taken, status: int, head: bytes, body: bytes) -> None:
+        """Sends the answer to what was taken, unless it has one, or nobody is there any more."""
+        if taken.response_complete or taken.disconnected or self.transport.is_closing():
+            return
+        common = self.config.written(self.server_state.default_headers)
+        ends = not taken.keep_alive or _CLOSED in common
+        if ends and _CLOSED not in common:
+            head += _CLOSED
+        self.transport.write(b"%b%b%b\r\n%b" % (STATUS_LINE[status], common, head, body))
+        taken.response_complete = True
+        if ends:
+            self.transport.close()
+        self.on_response_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         # The library makes its cycles by itself, and gives away what they send by.

@@ -19,7 +19,7 @@ import uvicorn
 from service import app, boards, up
 from service.boards import Board
 from service.errors import SettingsError
-from service.front import FrontConfig
+from service.front import FrontConfig, Take
 from service.settings import Settings
 from service.spans import Tracer
 from service.telemetry import Metrics, logger
@@ -192,7 +192,7 @@ async def web(
     """Serves callbacks and, at their port, the other calls until a signal, or until the parent is gone. Not ready comes
     first, then what is under way may finish."""
     parts = [(application, loaded.port), (app.desk_of(application), loaded.admin_port or 0)]
-    servers = [_Server(_config_of(loaded, one, port)) for one, port in parts if one is not None]
+    servers = [_Server(_config_of(loaded, one, port, app.take_of(one))) for one, port in parts if one is not None]
     stop = asyncio.Event()
     up.stop_on_signals(stop)
     ending = asyncio.create_task(_end_after(stop, loaded, application, servers))
@@ -237,10 +237,10 @@ async def _end_after(
         server.end()
 
 
-def _config_of(loaded: Settings, application: Any, port: int) -> FrontConfig:
+def _config_of(loaded: Settings, application: Any, port: int, take: Take | None = None) -> FrontConfig:
     """How a web process listens. Without trusted proxies nobody's word is taken for where a request came from."""
     limit, seconds = loaded.head_limit_bytes, loaded.head_timeout_seconds
-    config = FrontConfig(application, loaded.host, port, head_limit=limit, head_seconds=seconds)
+    config = FrontConfig(application, loaded.host, port, head_limit=limit, head_seconds=seconds, take=take)
     config.proxy_headers = bool(loaded.trusted_proxies)
     config.forwarded_allow_ips = list(loaded.trusted_proxies)
     return config

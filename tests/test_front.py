@@ -3,13 +3,13 @@
 import asyncio
 import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 from uvicorn.server import ServerState
 
-from service.front import KEEP_ALIVE, STALLED, FrontConfig
+from service.front import KEEP_ALIVE, STALLED, FrontConfig, Take, Tell
 
 Header = tuple[bytes, bytes]
 ASKED = b"GET / HTTP/1.1\r\nhost: sync.test\r\n\r\n"
@@ -89,11 +89,11 @@ class Loop:
 class Line:
     """A connection to an application that answers by these messages, or to one that is given."""
 
-    def __init__(self, *messages: dict[str, Any], application: Any = None) -> None:
+    def __init__(self, *messages: dict[str, Any], application: Any = None, take: Take | None = None) -> None:
         self.messages = messages
         self.transport = Transport()
         self.loop = Loop()
-        config = FrontConfig(application or self, "127.0.0.1", 80)
+        config = FrontConfig(application or self, "127.0.0.1", 80, take=take)
         config.load()
         made: Any = config.http_protocol_class
         self.connection = made(config=config, server_state=ServerState(), app_state={}, _loop=self.loop)
@@ -292,3 +292,110 @@ async def test_when_the_caller_goes_it_is_the_request_under_way_that_hears_of_it
         await asking
     assert heard[-1] == "http.disconnect"
     assert heard.count("http.disconnect") == 1
+
+
+class Offhand:
+    """Takes whatever it is offered, and tells when it is let."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[bytes, Mapping[bytes, bytes], Tell]] = []
+
+    def take(self, target: bytes, headers: Mapping[bytes, bytes], tell: Tell) -> bool:
+        self.waiting.append((target, headers, tell))
+        return True
+
+    def tell(self, body: bytes = b"ok", status: int = 200) -> None:
+        """Answers the one that waits."""
+        tell = self.waiting.pop(0)[2]
+        for _ in range(2):  # the second time, nobody waits for it
+            tell(status, b"content-length: %d\r\n" % len(body), body)
+
+
+TOLD = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+
+
+@pytest.fixture
+def offhand() -> Offhand:
+    return Offhand()
+
+
+@pytest.fixture
+async def line(offhand: Offhand) -> Line:
+    """A connection whose requests are taken where they may be; the others are told "task" by a task."""
+    return Line(start((b"content-length", b"4")), part(b"task"), take=offhand.take)
+
+
+async def test_what_is_taken_has_no_task_and_is_answered_in_one_piece(line: Line, offhand: Offhand) -> None:
+    for number in (1, 2):
+        line.connection.data_received(ASKED)
+        assert not line.connection.tasks
+        assert offhand.waiting[0][:2] == (b"/", {b"host": b"sync.test"})
+        offhand.tell()
+        assert line.transport.pieces == [TOLD] * number
+    assert line.connection.server_state.total_requests == 2
+
+
+async def test_what_comes_behind_one_that_was_taken_waits_for_it(line: Line, offhand: Offhand) -> None:
+    line.connection.data_received(ASKED * 2)
+    assert len(offhand.waiting) == 1
+    offhand.tell()
+    assert [piece[-4:] for piece in await line.ask(ASKED)] == [TOLD[-4:], b"task", b"task"]
+    line.connection.data_received(ASKED)
+    assert len(offhand.waiting) == 1
+
+
+async def test_where_much_waits_to_be_sent_nothing_is_taken(line: Line, offhand: Offhand) -> None:
+    line.connection.pause_writing()
+    line.connection.data_received(ASKED)
+    line.connection.resume_writing()
+    assert (await line.ask(b""))[0].endswith(b"task")
+    assert not offhand.waiting
+
+
+async def test_one_who_has_gone_is_told_nothing(line: Line, offhand: Offhand) -> None:
+    line.connection.data_received(ASKED)
+    line.connection.connection_lost(None)
+    offhand.tell()
+    assert not line.transport.pieces
+
+
+async def test_before_the_end_what_was_taken_is_answered_and_then_its_connection_ends(
+    line: Line, offhand: Offhand
+) -> None:
+    line.connection.data_received(ASKED)
+    line.connection.shutdown()
+    assert not line.transport.closed
+    offhand.tell()
+    assert line.transport.pieces == [TOLD[:-6] + b"\r\nconnection: close\r\n\r\nok"]
+    assert line.transport.closed
+
+
+async def test_the_headers_of_all_answers_are_those_of_the_moment(line: Line, offhand: Offhand) -> None:
+    for headers in ([(b"date", b"now")], [(b"date", b"then"), (b"connection", b"close")]):
+        line.connection.server_state.default_headers = headers
+        line.connection.data_received(ASKED)
+        offhand.tell()
+    said = [piece.split(b"\r\n")[1:3] for piece in line.transport.pieces]
+    assert said == [[b"date: now", b"content-length: 2"], [b"date: then", b"connection: close"]]
+    assert line.transport.pieces[-1].count(b"connection") == 1
+    assert line.transport.closed
+
+
+async def test_no_clock_ends_what_was_taken_and_one_that_is_idle_after_it_ends(line: Line, offhand: Offhand) -> None:
+    line.connection.data_received(ASKED)
+    line.loop.pass_by(10 * KEEP_ALIVE)
+    offhand.tell()
+    line.loop.pass_by(KEEP_ALIVE - 1)
+    assert not line.transport.closed
+    line.loop.pass_by(1)
+    assert line.transport.closed
+
+
+async def test_what_is_no_http_behind_one_that_was_taken_ends_the_connection_after_it(
+    line: Line, offhand: Offhand
+) -> None:
+    line.connection.data_received(ASKED + b"\0\r\n")
+    assert not line.transport.pieces
+    offhand.tell()
+    assert line.transport.pieces[0].startswith(TOLD[:15])
+    assert line.transport.closed

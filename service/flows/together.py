@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from service.errors import StorageUnavailable
 
@@ -27,6 +27,24 @@ session's locks."""
 
 Q = TypeVar("Q")
 A = TypeVar("A")
+A_contra = TypeVar("A_contra", contravariant=True)
+
+
+class Waiter(Protocol[A_contra]):
+    """Who waits for an answer, and is told once. A future is one. Others may raise nothing when they are told: more
+    wait behind them."""
+
+    def done(self) -> bool:
+        """Whether it need not be told any more."""
+
+    def set_result(self, result: A_contra, /) -> None:
+        """Tells the answer."""
+
+    def set_exception(self, exception: BaseException, /) -> None:
+        """Tells what the work raised instead."""
+
+    def cancel(self) -> object:
+        """Tells that the work was ended before there was an answer."""
 
 
 class Together(Generic[Q, A]):
@@ -51,7 +69,7 @@ class Together(Generic[Q, A]):
         self._most = most
         self._waiting = waiting
         self._least = least
-        self._asked: deque[tuple[Q, asyncio.Future[A]]] = deque()
+        self._asked: deque[tuple[Q, Waiter[A]]] = deque()
         self._under_way: set[asyncio.Task[None]] = set()
         self._answered = 0
         self._late: asyncio.TimerHandle | None = None
@@ -61,12 +79,22 @@ class Together(Generic[Q, A]):
 
     async def ask(self, question: Q) -> A:
         """The answer, once the work that this question shares is done. StorageUnavailable if too many wait."""
-        if len(self._asked) >= self._waiting:
+        if self.full:
             raise StorageUnavailable("Too many wait already; try again.")
         answer: asyncio.Future[A] = asyncio.get_running_loop().create_future()
-        self._asked.append((question, answer))
-        self._start()
+        self.enlist(question, answer)
         return await answer
+
+    @property
+    def full(self) -> bool:
+        """Whether so many wait that the next is to come again."""
+        return len(self._asked) >= self._waiting
+
+    def enlist(self, question: Q, waiter: Waiter[A]) -> None:
+        """The same for one who is no task and has seen that there is room: it is told in a later turn of the event
+        loop, never before this returns."""
+        self._asked.append((question, waiter))
+        self._start()
 
     def abandon(self) -> None:
         """Ends the work under way: for when it is known that it would never end. Whoever still waits is cancelled."""
@@ -137,13 +165,13 @@ class Together(Generic[Q, A]):
         asyncio.get_running_loop().call_soon(tell)
 
     @staticmethod
-    def _tell(answered: Sequence[tuple[tuple[Q, asyncio.Future[A]], A]]) -> None:
+    def _tell(answered: Sequence[tuple[tuple[Q, Waiter[A]], A]]) -> None:
         for (_, future), answer in answered:
             if not future.done():
                 future.set_result(answer)
 
     @staticmethod
-    def _refuse(waiting: Sequence[tuple[Q, asyncio.Future[A]]], error: BaseException) -> None:
+    def _refuse(waiting: Sequence[tuple[Q, Waiter[A]]], error: BaseException) -> None:
         for _, future in waiting:
             if future.done():
                 continue

@@ -61,11 +61,22 @@ class Callers:
         """Whom the token stands for; None if it is unknown, revoked or expired. TooManyCalls if it makes too many."""
         now = self._clock()
         caller = await self._told(token, now)
-        if caller is not None and caller.token_id is not None:
-            if self._allowance is not None:
-                self._allowance.spend(caller.token_id, now)
-            self._used[caller.token_id] = now
+        if caller is not None:
+            self.count(caller, now)
         return caller
+
+    def known(self, token: str, now: datetime) -> Caller | None:
+        """Whom the token stands for, if nobody need be asked for that. It is not counted as a call."""
+        known = self._known.get(access.digest_of(token))
+        return None if known is None or not known.since <= now < known.until else _living(known, now)
+
+    def count(self, caller: Caller, now: datetime) -> None:
+        """That a caller calls. TooManyCalls if it makes too many, and then this is none."""
+        if caller.token_id is None:
+            return
+        if self._allowance is not None:
+            self._allowance.spend(caller.token_id, now)
+        self._used[caller.token_id] = now
 
     def note(self, caller: Caller) -> None:
         """That a caller who was told otherwise, by a session, uses the token now."""
@@ -82,10 +93,7 @@ class Callers:
         # A clock that was set back must not make a moment of an hour.
         if known is None or not known.since <= now < known.until:
             known = await self._learn(digest, now)
-        caller = known.caller
-        if caller is None or (caller.expires_at is not None and caller.expires_at <= now):
-            return None
-        return caller
+        return _living(known, now)
 
     async def _learn(self, digest: bytes, now: datetime) -> _Known:
         caller = await self._ask(digest)
@@ -125,6 +133,18 @@ class Callers:
                     await self.note_uses(database)
             except TimeoutError:
                 logger().warning("token.uses_lost")
+
+
+def _living(known: _Known, now: datetime) -> Caller | None:
+    """The caller, unless its token has ended by now."""
+    caller = known.caller
+    return None if caller is None or (caller.expires_at is not None and caller.expires_at <= now) else caller
+
+
+def token_in(authorization: str) -> str:
+    """The token that this header carries, if any."""
+    kind, _, token = authorization.partition(" ")
+    return token.strip() if kind.lower() == "bearer" else ""
 
 
 class _Allowance:

@@ -40,7 +40,7 @@ from service.store.access import Caller
 from service.store.database import Database
 from service.store.suppressions import CauseRow, Subject
 from service.telemetry import REQUEST_ID, Metrics, RequestIds, logger
-from service.web.callers import Callers
+from service.web.callers import Callers, token_in
 from service.web.problems import PROBLEMS, document
 
 _T = TypeVar("_T", bound=msgspec.Struct)
@@ -200,7 +200,8 @@ async def on_fault(_request: Request, _error: Exception) -> Response:
 class Telling:
     """Outermost: gives every request its id, every answer the header, and notes how long it took by route.
 
-    Answers for anything that nobody foresaw, too, so that even that carries the id and no traceback.
+    Answers for anything that nobody foresaw, too, so that even that carries the id and no traceback. What is answered
+    offhand does not come here, and sees to all of it by itself.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -285,8 +286,7 @@ def header_in(scope: Scope, wanted: bytes) -> str:
 
 def _bearer(scope: Scope) -> str:
     """The token that was sent, if any."""
-    kind, _, token = header_in(scope, b"authorization").partition(" ")
-    return token.strip() if kind.lower() == "bearer" else ""
+    return token_in(header_in(scope, b"authorization"))
 
 
 def namespace_for(service: Service, caller: Caller, given: str | None) -> str:

@@ -23,10 +23,15 @@ def subject_of(call: Call[Any, Any]) -> Subject:
 def subject_in(asked: Scope, caller: Caller, namespace: str) -> Subject:
     """The same, of a request that has come as far as its `path_params`."""
     channel, address = asked["path_params"]["channel"], asked["path_params"]["address"]
+    return subject_at(channel, address, asked.get("raw_path", b""), caller, namespace)
+
+
+def subject_at(channel: str, address: str, raw: bytes, caller: Caller, namespace: str) -> Subject:
+    """The same, of the channel and the address in a path that was sent like this."""
     if channel not in CHANNELS:
         raise NotFound("There is no such channel; use email or sms.", "unknown-channel")
     channel_for(caller, channel)
-    _refuse_bad_encoding(asked.get("raw_path", b""))
+    _refuse_bad_encoding(raw)
     # A local part may hold a slash, a domain never: what follows one names something that does not exist here.
     if channel == "email" and "/" in address.rpartition("@")[2] and "@" in address:
         raise NotFound("There is nothing at this path below an address.")

@@ -31,8 +31,8 @@ from service.web.http import (
 )
 from service.web.subject import subject_in, subject_of
 
-_PREFIX: Final = "/v1/suppressions/"
-_STATUS_PATH: Final = "/v1/suppressions/{channel}/{address:path}"
+PREFIX: Final = "/v1/suppressions/"
+STATUS_PATH: Final = "/v1/suppressions/{channel}/{address:path}"
 
 Reason: TypeAlias = Annotated[str, msgspec.Meta(extra_json_schema={"enum": sorted({*EMAIL_REASONS, *SMS_REASONS})})]
 """A reason of either channel; `write` refuses one of the other, with those that there are."""
@@ -116,7 +116,7 @@ async def status(call: Call[Question, None]) -> Response:
         moment = _past(query.at, service.now)
         causes, policy = await state_at(service.database, subject, moment, query.basis, service.rules.policy)
     judged = verdict({row.cause.reason: row.cause for row in causes}, int(moment.timestamp()), policy, query.purpose)
-    return _tagged(call.request.scope, _document(subject, judged, causes))
+    return tagged(header_in(call.request.scope, b"if-none-match"), _document(subject, judged, causes))
 
 
 async def _answer_usual(asked: Scope, receive: Receive, send: Send) -> None:
@@ -124,7 +124,8 @@ async def _answer_usual(asked: Scope, receive: Receive, send: Send) -> None:
     service: Service = asked["state"]["service"]
     caller = await caller_with(asked, "read")
     subject = subject_in(asked, caller, namespace_for(service, caller, None))
-    response = _tagged(asked, _now(service, subject, await service.lookups.ask(subject)))
+    document = status_now(service, subject, await service.lookups.ask(subject))
+    response = tagged(header_in(asked, b"if-none-match"), document)
     await response(asked, receive, send)
 
 
@@ -138,7 +139,7 @@ async def suppress(call: Call[Asked, Stop]) -> Status:
     statement = Statement(call.caller.name, *subject[:2], call.request.path_params["address"], occurred_at)
     policy = service.rules.policy
     causes = await write.suppress(service.database, statement, said.reason, said.note, policy, service.clock)
-    return _now(service, subject, causes)
+    return status_now(service, subject, causes)
 
 
 async def reactivate(call: Call[Asked, Consent]) -> Status:
@@ -153,7 +154,7 @@ async def reactivate(call: Call[Asked, Consent]) -> Status:
     statement = Statement(call.caller.name, *subject[:2], call.request.path_params["address"], occurred_at)
     policy = service.rules.policy
     causes = await write.reactivate(service.database, statement, consent.evidence, policy, service.clock)
-    return _now(service, subject, causes)
+    return status_now(service, subject, causes)
 
 
 _EXAMPLE: Final = {
@@ -191,7 +192,7 @@ OPERATIONS: Final[list[AnyOperation]] = [
     ),
     Operation(
         "GET",
-        _STATUS_PATH,
+        STATUS_PATH,
         status,
         scope="read",
         query=Question,
@@ -209,7 +210,7 @@ OPERATIONS: Final[list[AnyOperation]] = [
     ),
     Operation(
         "PUT",
-        _STATUS_PATH,
+        STATUS_PATH,
         suppress,
         scope="write",
         query=Asked,
@@ -220,24 +221,30 @@ OPERATIONS: Final[list[AnyOperation]] = [
 ]
 
 
+def place_in(path: str) -> tuple[str, str] | None:
+    """The channel and the address, if this is the path of one address. None if the address has a slash, since what
+    follows that may be a path of its own."""
+    if not path.startswith(PREFIX):
+        return None
+    channel, _, address = path[len(PREFIX) :].partition("/")
+    return (channel, address) if channel in CHANNELS and address and "/" not in address else None
+
+
 class Shortcut:
     """Answers the question about one address past the router, which tries the patterns of all routes, and what stands
-    around it. Everything else goes on: an address with a slash too, since what follows the slash may be a path of its
-    own."""
+    around it. Everything else goes on."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._route = next(route for route in contract.routes(OPERATIONS) if route.path == _STATUS_PATH)
+        self._route = next(route for route in contract.routes(OPERATIONS) if route.path == STATUS_PATH)
         self._endpoint = self._route.endpoint
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "GET" or not scope["path"].startswith(_PREFIX):
+        place = place_in(scope["path"]) if scope["type"] == "http" and scope["method"] == "GET" else None
+        if place is None:
             await self._app(scope, receive, send)
             return
-        channel, _, address = scope["path"][len(_PREFIX) :].partition("/")
-        if channel not in CHANNELS or not address or "/" in address:
-            await self._app(scope, receive, send)
-            return
+        channel, address = place
         scope["route"], scope["path_params"] = self._route, {"channel": channel, "address": address}
         unusual = scope["query_string"] or len(address) > LONGEST_RAW
         try:
@@ -252,7 +259,8 @@ def _past(at: datetime, now: datetime) -> datetime:
     return at
 
 
-def _now(service: Service, subject: Subject, causes: list[CauseRow]) -> Status:
+def status_now(service: Service, subject: Subject, causes: list[CauseRow]) -> Status:
+    """The status of an address by these causes, at this moment."""
     judged = verdict({r.cause.reason: r.cause for r in causes}, int(service.now.timestamp()), service.rules.policy)
     return _document(subject, judged, causes)
 
@@ -277,12 +285,12 @@ def cause_told(standing: Standing, row: CauseRow) -> Cause:
 _NO_STORE: Final = (b"cache-control", b"no-store")
 
 
-def _tagged(asked: Scope, document: Status) -> Response:
-    """The document, or 304 if the caller has it already. The tag names the bytes, so every replica gives the same."""
+def tagged(given: str, document: Status) -> Ready:
+    """The document, or 304 if the caller has it already, as the `If-None-Match` that was given says (empty if none).
+    The tag names the bytes, so every replica gives the same."""
     body = msgspec.json.encode(document)
     tag = f'"{hashlib.blake2b(body, digest_size=16).hexdigest()}"'
     etag = (b"etag", tag.encode())
-    given = header_in(asked, b"if-none-match")
     if given and not {"*", tag}.isdisjoint(one.strip().removeprefix("W/") for one in given.split(",")):
         return Ready(304, [etag, _NO_STORE])
     headers = [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")]

@@ -7,6 +7,7 @@ import pytest
 
 from service.errors import StorageUnavailable
 from service.flows.together import LATE, Together
+from tests.flows.speaking import until
 
 
 class Work:
@@ -127,6 +128,64 @@ async def test_too_many_are_told_to_come_again() -> None:
         await together.ask(4)
     work.gate.set()
     assert await asyncio.gather(*tasks) == [2, 4, 6]
+
+
+class Heard:
+    """Somebody who waits without a task; keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[object] = []
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, answer: int) -> None:
+        self.told.append(answer)
+
+    def set_exception(self, error: BaseException) -> None:
+        self.told.append(type(error))
+
+    def cancel(self) -> None:
+        self.told.append("cancelled")
+
+
+async def test_who_waits_without_a_task_shares_the_work_and_is_told_once() -> None:
+    work, first, last = Work(), Heard(), Heard()
+    together = Together(work, at_once=1, most=8, waiting=8, least=8)
+    work.gate.set()
+    together.enlist(1, first)
+    task = asyncio.create_task(together.ask(2))
+    together.enlist(3, last)
+    assert first.told == []
+    assert await task == 4
+    assert (first.told, last.told) == ([2], [6])
+    assert work.shared == [[1, 3, 2]]
+
+
+async def test_who_waits_without_a_task_hears_of_a_failure_and_of_an_end() -> None:
+    work, failed, ended = Work(), Heard(), Heard()
+    together = Together(work, at_once=1, most=1, waiting=8)
+    together.enlist(13, failed)
+    work.gate.set()
+    await until(lambda: bool(failed.told))
+    work.gate.clear()
+    together.enlist(1, ended)
+    await until(lambda: len(work.shared) == 2)
+    together.abandon()
+    await until(lambda: bool(ended.told))
+    assert (failed.told, ended.told) == ([ValueError], ["cancelled"])
+
+
+async def test_whether_one_more_may_wait_is_known_before() -> None:
+    work = Work()
+    together = Together(work, at_once=1, most=1, waiting=2)
+    await asked(together, 1)
+    seen = [together.full]
+    for number in (2, 3):
+        together.enlist(number, Heard())
+        seen.append(together.full)
+    assert seen == [False, False, True]
+    work.gate.set()
 
 
 @pytest.mark.parametrize("turns", range(8))
