@@ -544,8 +544,6 @@ def _faults_of(settings: Settings) -> Iterator[str]:
     yield from _faults_of_traces(settings)
     if settings.admin_port == settings.port:
         yield "ADMIN_PORT must be another port than PORT; leave it out to have one port for all."
-    if settings.body_budget_bytes < settings.body_limit_bytes:
-        yield "BODY_BUDGET_BYTES must be at least BODY_LIMIT_BYTES, or no body of that size could ever be taken."
     if settings.push_batch_entries > MOST_ENTRIES:
         yield f"PUSH_BATCH_ENTRIES must be at most {MOST_ENTRIES}, the vendor's own limit."
     if settings.surge_window_minutes > 60:
