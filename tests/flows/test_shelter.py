@@ -201,6 +201,19 @@ async def test_what_is_drained_is_traced_to_the_request_that_brought_it(house: H
     assert [line["request_id"] for line in log if line["event"] == "batch.applied"] == ["first", "large"]
 
 
+async def test_what_an_older_release_spooled_is_traced_to_the_redelivery_at_least(house: House) -> None:
+    now = house.world.clock.seconds
+    await house.world.stop("sms", "15550100001", "do_not_call", at=now - 100)
+    await house.world.push("sms")
+    house.relay.cut()
+    opt_in: Any = {"number": "15550100001", "timestamp": now - 50, "opt-in": True}
+    await house.callback([opt_in], "sms")
+    house.relay.mend()
+    await house.shelter.weather.back()
+    assert (await house.callback([opt_in], "sms", request_id="delivered-again")).state == "applied"
+    assert [row.request_id for row in await house.world.corrections("pending")] == ["delivered-again"]
+
+
 async def test_what_is_drained_shares_transactions(house: House) -> None:
     house.relay.cut()
     await asyncio.gather(*(house.callback([unsub(f"a{n}@example.com")]) for n in range(2 * TOGETHER)))
