@@ -202,15 +202,25 @@ _COLUMNS: Final = """(address, channel, namespace, reason, stop_at, clear_at, bo
 
 _AT_ODDS: Final = "stop_at is distinct from held_stop_at or held_clear_at is not null or clear_at is not null"
 
-# Last the causes: those of rows that are locked by now, then new rows, in the order of the keys. A row that turned up
-# since the first were locked may be locked by somebody who waits for our facts: it is not waited for.
+# Last the causes: new rows, in the order of the keys, then those of rows that are locked by now. A row that turned up
+# since the first were locked may be locked by somebody who waits for our facts: it is not waited for. It would be if it
+# were changed already, whatever is to be done on a conflict: so nobody changes a row and waits for anything after that.
+# The planner takes arrays for short and looks rows up in a hash, however many there are and however little memory.
 _CHANGED: Final = f"""
     shown as materialized (
-        select touched.*, (address, reason) in (select address, reason from locked) as held from touched
+        select touched.*, (address, reason) in (
+            select * from unnest(array(select address from locked), array(select reason from locked))
+        ) as held from touched
+    ),
+    made as (
+        insert into suppressions {_COLUMNS}
+        from shown where not held order by address, reason
+        on conflict do nothing
+        returning address, {_AT_ODDS} as at_odds
     ),
     updated as (
         insert into suppressions as s {_COLUMNS}
-        from shown where held
+        from shown where held and (select count(*) from made) >= 0
         on conflict (address, channel, namespace, reason) do update set
             stop_at = greatest(s.stop_at, excluded.stop_at),
             clear_at = greatest(s.clear_at, excluded.clear_at),
@@ -235,14 +245,8 @@ _CHANGED: Final = f"""
            or excluded.bounces is not null
         returning address, {_AT_ODDS} as at_odds
     ),
-    made as (
-        insert into suppressions {_COLUMNS}
-        from shown where not held order by address, reason
-        on conflict do nothing
-        returning address, {_AT_ODDS} as at_odds
-    ),
     changed as (
-        select address, at_odds, true as met from updated union all select address, at_odds, false from made
+        select address, at_odds, false as met from made union all select address, at_odds, true from updated
     ),
     -- An address of two reasons is fed twice: nobody minds, and to find those out costs more than all of them.
     fed as (

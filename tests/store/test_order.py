@@ -27,7 +27,7 @@ from service.store.database import (
     out_of_turn,
     until_settled,
 )
-from service.store.suppressions import PARTITION, RUN, Entry, Merged, Provenance, columns_of
+from service.store.suppressions import ENTRIES, MERGE_ONCE, PARTITION, RUN, Entry, Merged, Provenance, columns_of
 from tests.flows.test_crowds import circles
 from tests.store.test_bulk import POLICY, held, plain, provenance, stop
 
@@ -189,6 +189,26 @@ async def _once(database: Database, transaction: Callable[[Connection], Awaitabl
         return await transaction(connection)
 
 
+@pytest.mark.parametrize("way", ["merged", "copied"])
+async def test_nor_is_it_while_it_is_changed(settings: Settings, way: str) -> None:
+    """An insert that does nothing on a conflict waits all the same for whoever changes the row: for one that may wait
+    for our new rows."""
+    many = [stop(f"b{n:05d}@example.com") for n in range(MANY if way == "copied" else 0)]
+    a, middle, x = (stop(f"{name}@example.com") for name in ("a", "m", "x"))
+    async with Database.of(settings) as database:
+        async with database.read() as looking, held(database, [middle._replace(occurred_at=2_000)]) as third:
+            first = asyncio.ensure_future(applied(database, [a, *many, middle, x]))
+            await waiting(looking, 1)
+            await applied(database, [x._replace(occurred_at=3_000)])
+            later = [a._replace(occurred_at=4_000), x._replace(occurred_at=4_000)]
+            second = asyncio.ensure_future(applied(database, later))
+            await waiting(looking, 2)
+            await third.rollback()
+        came = await asyncio.gather(first, second, return_exceptions=True)
+    assert [type(one) for one in came] in ([Overtaken, Merged], [Merged, Overtaken], [Merged, Merged])
+    assert await circles(settings) == 0
+
+
 @pytest.mark.parametrize("way", ["in company", "in one statement"])
 async def test_callbacks_do_not_wait_for_it_either(database: Database, way: str) -> None:
     batch = received(LOW)
@@ -240,3 +260,21 @@ async def test_out_of_turn_nobody_is_waited_for(database: Database) -> None:
                 await suppressions.apply(connection, [stop("a@example.com")], provenance(), POLICY)
         assert is_conflict(failed.value)
         await connection.rollback()
+
+
+@pytest.mark.parametrize(("memory", "many"), [("4MB", 120_000), ("64kB", 2_000)])
+async def test_rows_that_are_held_are_looked_up_in_a_hash(database: Database, memory: str, many: int) -> None:
+    """A planner that sees too little memory for it compares each with each, which takes minutes for so many."""
+    mine = provenance()
+    values = columns_of([stop(f"u{n:06d}@example.com", entry_index=n) for n in range(many)]) | {"separator": SEPARATOR}
+    values |= {"namespace": mine.namespace, "channel": mine.channel, "source": mine.source, "origin": mine.origin}
+    entry = f"select *, null::uuid as batch_id from ({ENTRIES}) as given"
+    merge = MERGE_ONCE.replace(":recorded_at", "now()").replace(":audit_id", "null").replace(":kept", "9")
+    statement = text(f"explain (verbose) with entry as materialized ({entry}), {merge} select count(*) from changed")
+    async with database.begin() as connection:
+        await connection.execute(text(f"set local work_mem = '{memory}'"))
+        written = statement.bindparams(**values).compile(
+            dialect=connection.dialect, compile_kwargs={"literal_binds": True}
+        )
+        plan = "\n".join((await connection.exec_driver_sql(str(written))).scalars())
+    assert "hashed SubPlan" in plan
