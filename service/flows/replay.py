@@ -20,7 +20,7 @@ from service.store import access, archive, batches, quarantine, retractions, rev
 from service.store.access import Deed
 from service.store.archive import Archived, Asked, Key
 from service.store.batches import Outcome
-from service.store.database import Connection, Database, until_settled
+from service.store.database import Connection, Database, out_of_turn, until_settled
 from service.store.reviews import Held
 from service.store.suppressions import Entry
 from service.telemetry import logger
@@ -254,7 +254,10 @@ async def _apply_again(
     recorded = [await ingest.read_again(one.batch, rules) for one in archived if one.outcome is None]
     done = [] if not recorded else await _apply_first(connection, recorded, rules, now)
     applied = [one for one in archived if one.outcome is not None]
-    return done if not applied else done + await again(connection, applied, rules, now, actor)
+    if not applied or not done:
+        return done or await again(connection, applied, rules, now, actor)
+    async with out_of_turn(connection):  # what was only recorded has locked, and stored, before
+        return done + await again(connection, applied, rules, now, actor)
 
 
 async def _apply_first(

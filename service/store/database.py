@@ -23,8 +23,8 @@ T = TypeVar("T")
 
 
 class Overtaken(Exception):
-    """Somebody made a row meanwhile that this transaction was to make, and may hold it until we are done: the same
-    work, tried again, finds it there and waits in its turn. Never seen outside."""
+    """Somebody made a row meanwhile that this transaction was to make, or holds one that it needs out of turn, and may
+    wait for us: the same work, tried again, finds it there and waits in its turn. Never seen outside."""
 
 
 Connection: TypeAlias = AsyncConnection
@@ -74,6 +74,10 @@ BENCH: Final = 4
 
 GOODBYE: Final = 0.5
 """Seconds that a server may take to say goodbye."""
+
+OVERTAKEN: Final = 8
+PAUSE: Final = 0.01
+"""How often one that is overtaken is tried again, and seconds before the second time; each pause is twice the last."""
 
 _FED: Final = "kahuna_sync_fed"
 _DRIVER: Final = "kahuna_sync_driver"
@@ -489,9 +493,14 @@ async def plan_anew(connection: AsyncConnection, size: int = MANY + 1) -> None:
 @asynccontextmanager
 async def out_of_turn(connection: AsyncConnection) -> AsyncIterator[None]:
     """For statements that take locks out of the order in which everybody takes them: whoever holds one may wait for
-    this transaction, so it is not waited for. A conflict if there is one."""
+    this transaction, so it is not waited for. Overtaken if somebody does."""
     patience = (await connection.execute(_WITHOUT_PATIENCE)).scalar_one()
-    yield
+    try:
+        yield
+    except Exception as error:
+        if not is_conflict(error):
+            raise
+        raise Overtaken from error
     await connection.execute(_WITH_PATIENCE, {"patience": patience})
 
 
@@ -547,13 +556,23 @@ async def settle(connection: AsyncConnection, **values: str) -> None:
     await connection.execute(text(f"select {calls}"), values)
 
 
-async def until_settled(database: Database, transaction: Callable[[Connection], Awaitable[T]], attempts: int = 8) -> T:
-    """Runs a transaction, and again if it lost a lock or a deadlock: it left nothing behind. Then `StorageBusy`."""
-    for _ in range(attempts):
+async def until_settled(database: Database, transaction: Callable[[Connection], Awaitable[T]], attempts: int = 4) -> T:
+    """Runs a transaction, and again if it lost a lock or a deadlock: it left nothing behind. Then `StorageBusy`.
+
+    An attempt may have waited for as long as anybody waits for a lock. One that was overtaken has not, so it may be
+    more often, at once for the first time, then after ever longer pauses: who is ahead may need a moment.
+    """
+    overtaken = 0
+    while attempts and overtaken <= OVERTAKEN:
+        if overtaken > 1:
+            await asyncio.sleep(PAUSE * 2.0 ** (overtaken - 2))
         try:
             async with database.begin() as connection:
                 return await transaction(connection)
+        except Overtaken:
+            overtaken += 1
         except Exception as error:
             if not is_conflict(error):
                 raise
+            attempts -= 1
     raise StorageBusy("Others hold what this needs; try again.")

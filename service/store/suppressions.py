@@ -16,9 +16,10 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.domain.addresses import CHANNELS, Channel
+from service.domain.corrections import Marks
 from service.domain.facts import Action, Fact, Origin, Source, home_of, reasons_of
 from service.domain.suppression import Cause, Policy
-from service.store.database import SEPARATOR, Overtaken, among, aside, fetch, note_fed, pages, plan_anew
+from service.store.database import SEPARATOR, Overtaken, among, aside, fetch, is_conflict, note_fed, pages, plan_anew
 from service.store.tables import facts, suppressions
 
 _AWAY_FROM_HOME: Final = frozenset(
@@ -432,14 +433,20 @@ async def lock(
     connection: AsyncConnection, namespace: str, channel: Channel, addresses: Iterable[str], *, first: bool = True
 ) -> None:
     """Locks every row of these addresses, in the order of the keys. Where this is not the `first` that a transaction
-    does about them, it holds all that there were: a row that turned up since is not waited for."""
+    does about them, it holds all that there were: a row that turned up since is not waited for, but Overtaken."""
     given = list(addresses)
     await plan_anew(connection, len(given))
     table = suppressions.c
     mine = (among(table.address, given), table.channel == channel, table.namespace == namespace)
     query = select(table.reason).where(*mine).order_by(table.address, table.reason)
     # One row comes back, not all: to read those would hold the event loop up.
-    await connection.execute(select(func.count()).select_from(query.with_for_update(nowait=not first).subquery()))
+    locking = select(func.count()).select_from(query.with_for_update(nowait=not first).subquery())
+    try:
+        await connection.execute(locking)
+    except Exception as error:
+        if first or not is_conflict(error):
+            raise
+        raise Overtaken from error
 
 
 async def causes_of(connection: AsyncConnection, namespace: str, channel: Channel, address: str) -> list[CauseRow]:
@@ -519,20 +526,20 @@ async def every_cause(connection: AsyncConnection) -> AsyncIterator[list[tuple[s
 
 async def local_stops(
     connection: AsyncConnection, namespace: str, channel: Channel, addresses: Iterable[str]
-) -> dict[str, int]:
-    """The addresses under a stop that did not come from Kahuna, each with its time: a newer opt-in would clear it."""
+) -> dict[str, Marks]:
+    """The addresses of which we have said a stop that an opt-in may end, each with its latest, and the latest clear."""
     given = list(addresses)
     if not given:
         return {}
     table = suppressions.c
-    query = select(table.address, table.local_stop_at).where(
+    query = select(table.address, table.local_stop_at, table.clear_at).where(
         among(table.address, given),
         table.channel == channel,
         table.namespace == namespace,
         table.reason == "do_not_call",
-        table.local_stop_at >= func.coalesce(table.clear_at, table.local_stop_at),
+        table.local_stop_at.is_not(None),
     )
-    return {row.address: row.local_stop_at for row in await connection.execute(query)}
+    return {row.address: Marks(row.local_stop_at, row.clear_at) for row in await connection.execute(query)}
 
 
 def cause_from(row: Any) -> Cause:
