@@ -559,8 +559,8 @@ async def settle(connection: AsyncConnection, **values: str) -> None:
 async def until_settled(database: Database, transaction: Callable[[Connection], Awaitable[T]], attempts: int = 4) -> T:
     """Runs a transaction, and again if it lost a lock or a deadlock: it left nothing behind. Then `StorageBusy`.
 
-    An attempt may have waited for as long as anybody waits for a lock. One that was overtaken has not, so it may be
-    more often, at once for the first time, then after ever longer pauses: who is ahead may need a moment.
+    An attempt that lost may have waited for as long as anybody waits for a lock. Whoever was overtaken did not lose by
+    that, and may be more often: tried again at once, then after ever longer pauses, since who is ahead may need them.
     """
     overtaken = 0
     while attempts and overtaken <= OVERTAKEN:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from random import Random
 
+import asyncpg
 import hypothesis
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 
 from service.domain.suppression import Policy
+from service.errors import StorageBusy
 from service.settings import Settings
 from service.store import arrivals, batches, bulk, outbox, suppressions
 from service.store.arrivals import Arrival, Group
@@ -182,6 +184,27 @@ async def test_a_row_that_turned_up_meanwhile_is_not_waited_for(database: Databa
         async with database.begin() as connection:
             await connection.execute(text("delete from facts"))
             await connection.execute(text("delete from suppressions"))
+
+
+@pytest.mark.parametrize(("lost", "attempts"), [(Overtaken, 6), (asyncpg.LockNotAvailableError, 4)])
+async def test_who_was_overtaken_tries_more_often_than_who_has_waited(
+    database: Database, lost: type[Exception], attempts: int
+) -> None:
+    """Each wait may be as long as the whole `lock_timeout`, and whoever delivers waits for all of them."""
+    tried: list[int] = []
+
+    async def transaction(_: Connection) -> int:
+        tried.append(1)
+        if len(tried) < 6:
+            raise lost
+        return len(tried)
+
+    if lost is Overtaken:
+        assert await until_settled(database, transaction) == 6
+    else:
+        with pytest.raises(StorageBusy):
+            await until_settled(database, transaction)
+    assert len(tried) == attempts
 
 
 async def _once(database: Database, transaction: Callable[[Connection], Awaitable[Merged]]) -> Merged:
