@@ -249,8 +249,8 @@ def read(batch: Received, words: Mapping[str, str]) -> Member:
 
 
 async def apply(connection: Connection, members: Sequence[Member], rules: Rules, now: datetime) -> list[Outcome]:
-    """Facts, causes, corrections, feed, quarantine and reviews of these batches, all of one namespace and channel, in
-    the caller's transaction."""
+    """Facts, causes, corrections, feed, quarantine and reviews of these batches, all of one namespace, channel and
+    origin, in the caller's transaction."""
     namespace = rules.namespaces[members[0].batch.namespace]
     found = [await sort_apart(member, place, namespace) for place, member in enumerate(members)]
     taken = await take(connection, members, found, rules, now)

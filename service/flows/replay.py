@@ -165,8 +165,8 @@ async def again(
     actor: str,
     only: frozenset[int] | None = None,
 ) -> list[Replayed]:
-    """Applies batches of one namespace and channel again, in the caller's transaction, their rows locked; of a single
-    one perhaps these rejected entries alone. What they say of themselves, and the quarantine, follow."""
+    """Applies batches of one namespace, channel and origin again, in the caller's transaction, their rows locked; of a
+    single one perhaps these rejected entries alone. What they say of themselves, and the quarantine, follow."""
     members = [await ingest.read_again(one.batch, rules) for one in archived]
     namespace = rules.namespaces[members[0].batch.namespace]
     given_up = await quarantine.discarded(connection, [one.batch.id for one in archived])
@@ -401,11 +401,11 @@ def _moment_of(key: Key) -> datetime:
 
 
 def _slices(keys: Sequence[Key]) -> Iterator[list[Key]]:
-    """The batches in their order, those of one channel that follow one another together, up to a size."""
+    """The batches in their order, those of one channel and origin that follow one another together, up to a size."""
     some: list[Key] = []
     for key in keys:
         full = len(some) == SLICE or sum(one.size for one in some) + key.size > SLICE_BYTES
-        if some and (full or some[0].channel != key.channel):
+        if some and (full or (some[0].channel, some[0].origin) != (key.channel, key.origin)):
             yield some
             some = []
         some.append(key)
