@@ -16,10 +16,11 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.domain.addresses import CHANNELS, Channel
+from service.domain.corrections import Marks
 from service.domain.facts import Action, Fact, Origin, Source, home_of, reasons_of
 from service.domain.suppression import Cause, Policy
 from service.store.database import SEPARATOR, among, aside, fetch, note_fed, pages, plan_anew
-from service.store.faults import Overtaken
+from service.store.faults import Overtaken, is_conflict
 from service.store.tables import facts, suppressions
 
 _AWAY_FROM_HOME: Final = frozenset(
@@ -203,16 +204,25 @@ _COLUMNS: Final = """(address, channel, namespace, reason, stop_at, clear_at, bo
 
 _AT_ODDS: Final = "stop_at is distinct from held_stop_at or held_clear_at is not null or clear_at is not null"
 
-# Last the causes: those of rows that are locked by now, then new rows, in the order of the keys. A row that turned up
-# since the first were locked may be locked by somebody who waits for our facts: it is not waited for.
+# Last the causes: new rows, in the order of the keys, then those of rows that are locked by now. A row that turned up
+# since the first were locked may be locked by somebody who waits for our facts: it is not waited for. It would be if it
+# were changed already, whatever is to be done on a conflict: so nobody changes a row and waits for anything after that.
+# The planner takes arrays for short and looks rows up in a hash, however many there are and however little memory.
 _CHANGED: Final = f"""
     shown as materialized (
-        select touched.*, there.address is not null as held
-        from touched left join (select distinct address, reason from locked) as there using (address, reason)
+        select touched.*, (address, reason) in (
+            select * from unnest(array(select address from locked), array(select reason from locked))
+        ) as held from touched
+    ),
+    made as (
+        insert into suppressions {_COLUMNS}
+        from shown where not held order by address, reason
+        on conflict do nothing
+        returning address, {_AT_ODDS} as at_odds
     ),
     updated as (
         insert into suppressions as s {_COLUMNS}
-        from shown where held
+        from shown where held and (select count(*) from made) >= 0
         on conflict (address, channel, namespace, reason) do update set
             stop_at = greatest(s.stop_at, excluded.stop_at),
             clear_at = greatest(s.clear_at, excluded.clear_at),
@@ -237,14 +247,8 @@ _CHANGED: Final = f"""
            or excluded.bounces is not null
         returning address, {_AT_ODDS} as at_odds
     ),
-    made as (
-        insert into suppressions {_COLUMNS}
-        from shown where not held order by address, reason
-        on conflict do nothing
-        returning address, {_AT_ODDS} as at_odds
-    ),
     changed as (
-        select address, at_odds, true as met from updated union all select address, at_odds, false from made
+        select address, at_odds, false as met from made union all select address, at_odds, true from updated
     ),
     -- An address of two reasons is fed twice: nobody minds, and to find those out costs more than all of them.
     fed as (
@@ -430,14 +434,20 @@ async def lock(
     connection: AsyncConnection, namespace: str, channel: Channel, addresses: Iterable[str], *, first: bool = True
 ) -> None:
     """Locks every row of these addresses, in the order of the keys. Where this is not the `first` that a transaction
-    does about them, it holds all that there were: a row that turned up since is not waited for."""
+    does about them, it holds all that there were: a row that turned up since is not waited for, but Overtaken."""
     given = list(addresses)
     await plan_anew(connection, len(given))
     table = suppressions.c
     mine = (among(table.address, given), table.channel == channel, table.namespace == namespace)
     query = select(table.reason).where(*mine).order_by(table.address, table.reason)
     # One row comes back, not all: to read those would hold the event loop up.
-    await connection.execute(select(func.count()).select_from(query.with_for_update(nowait=not first).subquery()))
+    locking = select(func.count()).select_from(query.with_for_update(nowait=not first).subquery())
+    try:
+        await connection.execute(locking)
+    except Exception as error:
+        if first or not is_conflict(error):
+            raise
+        raise Overtaken from error
 
 
 async def causes_of(connection: AsyncConnection, namespace: str, channel: Channel, address: str) -> list[CauseRow]:
@@ -517,20 +527,20 @@ async def every_cause(connection: AsyncConnection) -> AsyncIterator[list[tuple[s
 
 async def local_stops(
     connection: AsyncConnection, namespace: str, channel: Channel, addresses: Iterable[str]
-) -> dict[str, int]:
-    """The addresses under a stop that did not come from Kahuna, each with its time: a newer opt-in would clear it."""
+) -> dict[str, Marks]:
+    """The addresses of which we have said a stop that an opt-in may end, each with its latest, and the latest clear."""
     given = list(addresses)
     if not given:
         return {}
     table = suppressions.c
-    query = select(table.address, table.local_stop_at).where(
+    query = select(table.address, table.local_stop_at, table.clear_at).where(
         among(table.address, given),
         table.channel == channel,
         table.namespace == namespace,
         table.reason == "do_not_call",
-        table.local_stop_at >= func.coalesce(table.clear_at, table.local_stop_at),
+        table.local_stop_at.is_not(None),
     )
-    return {row.address: row.local_stop_at for row in await connection.execute(query)}
+    return {row.address: Marks(row.local_stop_at, row.clear_at) for row in await connection.execute(query)}
 
 
 def cause_from(row: Any) -> Cause:

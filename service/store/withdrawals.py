@@ -180,7 +180,7 @@ _RECOMPUTE: Final = """
         from known
         order by address, reason, occurred_at desc, action desc, recorded_at, coalesce(batch_id, audit_id)
     ),
-    accepted as (
+    accepted as materialized (
         select given.address, c.slot, max(c.occurred_at) as stop_at
         from given cross join lateral (
             select slot, occurred_at from corrections
