@@ -123,9 +123,9 @@ def up_command(port: int | None, demonstrate: bool, simulator_port: int) -> None
     environ = dict(os.environ) | ({"PORT": str(port)} if port else {})
     if demonstrate:
         environ = demo.environ_of(environ, simulator_port)
-    embeds = load(environ).database_url is None
     with ExitStack() as stack:
         loaded = stack.enter_context(started(environ, namespaces=True, speaker="up"))
+        embeds = load(environ).database_url is None
         _refuse_ports(loaded)
         environ["DATABASE_URL"] = loaded.database_url or ""
         environ["SPOOL_DIR"] = str(loaded.spool_dir or loaded.data_dir / "spool")

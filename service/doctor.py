@@ -18,12 +18,11 @@ import click
 import httpx
 import msgspec
 
-from service import embedded, serving, settings, worker
+from service import embedded, serving, worker
 from service.errors import SettingsError, StorageUnavailable
-from service.flows import ingest
 from service.flows.examine import BODY, WRONG, Check, Release, of_connection, of_settings, of_signatures, of_spool
 from service.kahuna import CredentialsRefused, KahunaError, NotPermitted, Unreachable
-from service.loading import load
+from service.operation import load_whole
 from service.settings import Namespace, Settings
 from service.store import examining, migrations
 from service.store.database import Database, single_connection
@@ -80,11 +79,7 @@ async def _all(
 async def examine(environ: Mapping[str, str], *, public_url: str | None, offline: bool) -> Checks:
     """Every look, in the order in which things depend on each other."""
     try:
-        loaded = load(environ)
-        settings.check_namespaces(loaded)
-        ingest.rules_of(loaded)
-        for namespace in loaded.namespaces:
-            worker.contract_of(namespace)
+        loaded = load_whole(environ)
         serving.spans_of(loaded, "doctor")
     except SettingsError as error:
         yield Check("settings", "fail", str(error), "correct it in the environment or in CONFIG_FILE")

@@ -9,7 +9,7 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
@@ -34,18 +34,18 @@ MOST_DAYS: Final = 36_500
 _T = TypeVar("_T")
 
 
-def load(environ: Mapping[str, str]) -> Settings:
+def load(environ: Mapping[str, str], further: Callable[[Settings], Iterable[str]] = lambda _: ()) -> Settings:
     """All settings from the environment and, below it, the file that `CONFIG_FILE` names. SettingsError tells of every
-    value that cannot be: whoever mends one at a time starts it as often."""
+    value that cannot be, those among them that `further` finds: whoever mends one at a time starts it as often."""
     file = _file(environ.get("CONFIG_FILE"))
     tables = _tables(file.pop("namespaces", {}))
     given = {name.upper(): value for name, value in file.items()} | _known(environ)
-    _refuse_unknown(file)
-    faults: list[str] = []
-    named = {f"[namespaces.{name}]: ": _table_of(name, table) for name, table in tables.items()} or {"": given}
+    faults = list(_unknown(file))
+    named = {f"[namespaces.{name}]: ": _table_of(name, table, faults) for name, table in tables.items()} or {"": given}
     namespaces = tuple(_namespace_of(where, one, faults) for where, one in named.items())
     faults += _strays_in(given) if tables else ()
     settings = dataclasses.replace(_read(Settings, given, faults), namespaces=namespaces)
+    faults += further(settings)
     faults += _faults_of(settings)
     if faults:
         raise SettingsError(" ".join(dict.fromkeys(faults)))
@@ -57,11 +57,11 @@ def _known(environ: Mapping[str, str]) -> dict[str, Any]:
     return {name: environ[name] for name in (*names(Settings), *names(Namespace)) if environ.get(name)}
 
 
-def _refuse_unknown(file: Mapping[str, Any]) -> None:
+def _unknown(file: Mapping[str, Any]) -> Iterator[str]:
     known = {*names(Settings), *names(Namespace)}
     for name in file:
         if name.upper() not in known:
-            raise SettingsError(f"CONFIG_FILE holds {name}, which is no setting: correct its spelling or take it out.")
+            yield f"CONFIG_FILE holds {name}, which is no setting: correct its spelling or take it out."
 
 
 def _tables(given: Any) -> dict[str, dict[str, Any]]:
@@ -91,13 +91,12 @@ def _file(path: str | None) -> dict[str, Any]:
         ) from error
 
 
-def _table_of(name: str, table: Mapping[str, Any]) -> dict[str, Any]:
+def _table_of(name: str, table: Mapping[str, Any], faults: list[str]) -> dict[str, Any]:
     """A table of the file, by the names that its settings have in the environment."""
     fields = {f.name: env_name for env_name, f in names(Namespace).items() if f.name != "name"}
-    for key in table:
-        if key not in fields:
-            raise SettingsError(f"CONFIG_FILE: [namespaces.{name}] holds {key}, which is no setting: correct it.")
-    return {fields[key]: value for key, value in table.items()} | {"KAHUNA_NAMESPACE": name}
+    unknown = [key for key in table if key not in fields]
+    faults += [f"CONFIG_FILE: [namespaces.{name}] holds {key}, which is no setting: correct it." for key in unknown]
+    return {fields[key]: value for key, value in table.items() if key in fields} | {"KAHUNA_NAMESPACE": name}
 
 
 def _read(kind: type[_T], given: Mapping[str, Any], faults: list[str]) -> _T:
@@ -213,6 +212,8 @@ def _faults_of(settings: Settings) -> Iterator[str]:
         yield f"PUSH_BATCH_ENTRIES must be at most {MOST_ENTRIES}, the vendor's own limit."
     if settings.surge_window_minutes > 60:
         yield "SURGE_WINDOW_MINUTES must be at most 60."
+    if settings.reconcile_guard_share > 1:
+        yield "RECONCILE_GUARD_SHARE must be at most 1, which is all of the list."
     if settings.push_lease_seconds < SHORTEST_LEASE:
         yield f"PUSH_LEASE_SECONDS must be at least {SHORTEST_LEASE}, or a claim ends before it is renewed."
 

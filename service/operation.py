@@ -11,9 +11,10 @@ import random
 import select
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, Final
 
 import click
@@ -26,6 +27,7 @@ from service.domain.evidence import KINDS
 from service.domain.facts import REASONS
 from service.errors import RequestError, SettingsError, StorageUnavailable
 from service.flows import follow, imports, ingest, pull, rebuild, records, replay
+from service.flows.desk import calendar_of
 from service.kahuna import Retry
 from service.loading import load
 from service.settings import Settings
@@ -53,6 +55,27 @@ NEEDED_NOTE = click.option(
 """For decisions that nobody could understand later without it. `--reason` is its name of old."""
 
 
+def load_whole(environ: Mapping[str, str]) -> Settings:
+    """The settings, for whoever receives and sends by them. SettingsError tells of all that are wrong, whoever reads
+    them in the end, and then of all that are missing."""
+    loaded = load(environ, _unusable)
+    settings.check_namespaces(loaded)
+    return loaded
+
+
+def _unusable(loaded: Settings) -> Iterator[str]:
+    """What nobody could work by: words, corrections of the contract, business days."""
+    looks: list[tuple[str, Callable[[], object]]] = [("", partial(calendar_of, loaded))]
+    for one in loaded.namespaces:
+        where = f"[namespaces.{one.name}]: " if len(loaded.namespaces) > 1 else ""
+        looks += [(where, partial(ingest.words_of, one)), ("", partial(worker.contract_of, one))]
+    for where, look in looks:
+        try:
+            look()
+        except SettingsError as error:
+            yield f"{where}{error}"
+
+
 @contextmanager
 def started(
     environ: Any,
@@ -65,10 +88,7 @@ def started(
     """The settings, with a database behind `database_url`: the embedded one if no other is named. `speaker` is what the
     process calls itself in the log. One that is `quiet` logs warnings alone, unless LOG_LEVEL says otherwise. Where
     there is no embedded database yet, one that `makes_database` begins it; others get a SettingsError."""
-    loaded = load(environ)
-    if namespaces:
-        settings.check_namespaces(loaded)
-        ingest.rules_of(loaded)
+    loaded = load_whole(environ) if namespaces else load(environ)
     level = "warning" if quiet and not environ.get("LOG_LEVEL") else loaded.log_level
     set_up_logging(level, loaded.log_format, speaker)
     if loaded.database_url is not None:

@@ -221,7 +221,7 @@ class Settings:
         "off", "`on`: what those propose is carried out at once, as far as the guards let it"
     )
     reconcile_guard_share: float = setting(
-        0.05, "Share of the list from which on a plan with so many differences waits for a person"
+        0.05, "Share of the list, at most 1, from which on a plan with so many differences waits for a person"
     )
     reconcile_guard_floor: int = setting(20, "Differences up to which the share does not matter")
     reconcile_guard_count: int = setting(1000, "Differences from which on a plan waits for a person, whatever the list")

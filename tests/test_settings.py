@@ -10,6 +10,7 @@ import pytest
 from service.errors import SettingsError
 from service.flows.ingest import rules_of
 from service.loading import load
+from service.operation import load_whole
 from service.settings import (
     VENDOR_BASE_URL,
     Namespace,
@@ -233,6 +234,24 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
         load(KEYS | wrong)
     sentences = str(refused.value).split(". ")
     assert sorted(sentence.split()[0] for sentence in sentences) == sorted(wrong)
+
+
+def test_what_only_its_readers_understand_is_told_with_the_rest() -> None:
+    wrong = {"PORT": "abc", "LOG_LEVEL": "loud", "KAHUNA_ENV": "x", "PUSH_BATCH_ENTRIES": "0", "OPT_IN_REVIEW": "maybe"}
+    wrong |= {"BUSINESS_HOLIDAYS": "2026-13-45", "BUSINESS_TIME_ZONE": "Mars/X", "BUSINESS_WEEKEND": "funday"}
+    wrong |= {"STOP_DUE_BUSINESS_DAYS": "400", "EXTRA_REASONS": "abuse=nonsense", "TRUSTED_PROXIES": "foo"}
+    wrong |= {"KAHUNA_PROXY_URL": "127.0.0.1", "KAHUNA_CONTRACT": "a=b", "RECONCILE_GUARD_SHARE": "2"}
+    with pytest.raises(SettingsError) as refused:
+        load_whole(wrong)
+    assert [name for name in wrong if name not in str(refused.value)] == []
+
+
+def test_what_is_no_setting_hides_nothing_else(tmp_path: Path) -> None:
+    text = 'prot = 1\nport = "x"\n[namespaces.shop]\napi_kye = "k"\nenv = "q"'
+    with pytest.raises(SettingsError) as refused:
+        load(filed(tmp_path, text))
+    told = str(refused.value)
+    assert [name for name in ("prot", "PORT", "api_kye", "[namespaces.shop]: KAHUNA_ENV") if name not in told] == []
 
 
 @pytest.mark.parametrize("name", NUMBERS)

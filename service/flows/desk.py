@@ -46,19 +46,24 @@ What = Literal[
 
 
 def calendar_of(settings: Settings) -> Calendar:
-    """The calendar of business days that these settings describe."""
-    soon = settings.stop_due_soon_days * 86_400
-    try:
-        return calendar_from(
-            settings.stop_due_business_days,
-            settings.business_weekend,
-            settings.business_holidays or "",
-            settings.business_time_zone,
-            soon,
-        )
-    except ImpossibleCalendar as error:
-        names = "STOP_DUE_BUSINESS_DAYS, BUSINESS_WEEKEND, BUSINESS_HOLIDAYS or BUSINESS_TIME_ZONE"
-        raise SettingsError(f"{names}: {error}.") from None
+    """The calendar of business days that these settings describe. SettingsError tells of each that cannot be."""
+    days, weekend = settings.stop_due_business_days, settings.business_weekend
+    holidays, zone = settings.business_holidays or "", settings.business_time_zone
+    alone = {
+        "STOP_DUE_BUSINESS_DAYS": (days, "none", "", "UTC"),
+        "BUSINESS_WEEKEND": (1, weekend, "", "UTC"),
+        "BUSINESS_HOLIDAYS": (1, "none", holidays, "UTC"),
+        "BUSINESS_TIME_ZONE": (1, "none", "", zone),
+    }
+    faults = []
+    for name, words in alone.items():
+        try:
+            calendar_from(*words, 0)
+        except ImpossibleCalendar as error:
+            faults.append(f"{name}: {error}.")
+    if faults:
+        raise SettingsError(" ".join(faults))
+    return calendar_from(days, weekend, holidays, zone, settings.stop_due_soon_days * 86_400)
 
 
 class Result(NamedTuple):

@@ -48,8 +48,13 @@ class Rules:
 def rules_of(settings: Settings) -> Rules:
     """The rules that these settings make. SettingsError for a word that cannot mean what they say."""
     namespaces = {namespace.name: namespace for namespace in settings.namespaces}
-    words = {name: wire.words_with(namespace.extra_reasons) for name, namespace in namespaces.items()}
+    words = {name: words_of(namespace) for name, namespace in namespaces.items()}
     return Rules(policy_of(settings), namespaces, words)
+
+
+def words_of(namespace: Namespace) -> Mapping[str, str]:
+    """The words of a namespace. SettingsError for one that cannot mean what it is said to."""
+    return wire.words_with(namespace.extra_reasons)
 
 
 def policy_of(settings: Settings) -> Policy:
