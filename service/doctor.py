@@ -23,7 +23,7 @@ from service.errors import SettingsError, StorageUnavailable
 from service.flows.examine import BODY, WRONG, Check, Release, of_connection, of_settings, of_signatures, of_spool
 from service.kahuna import CredentialsRefused, KahunaError, NotPermitted, Unreachable
 from service.operation import load_whole
-from service.settings import Namespace, Settings
+from service.settings import Namespace, Secret, Settings
 from service.store import examining, migrations
 from service.store.database import Database, single_connection
 from service.telemetry import set_up_logging
@@ -145,14 +145,14 @@ async def _of_database(loaded: Settings) -> Checks:
 async def _of_vendor(loaded: Settings, namespace: Namespace) -> Check:
     """Asks about a user who cannot exist. What Kahuna says to that does not matter, if only it answers."""
     name = f"kahuna/{namespace.name}"
-    by = "" if loaded.kahuna_proxy_url is None else f", by the proxy {_host(loaded.kahuna_proxy_url.reveal())}"
+    by = "" if loaded.kahuna_proxy_url is None else f", by the proxy {_place(loaded.kahuna_proxy_url)}"
     try:
         async with asyncio.timeout(PATIENCE), worker.client_for(namespace, loaded) as client:
             await client.user_info("email", NOBODY)
     except CredentialsRefused as error:
         return Check(name, "fail", str(error), "check KAHUNA_SECRET_KEY and KAHUNA_API_KEY, and KAHUNA_ENV")
     except NotPermitted as error:
-        return Check(name, "warn", str(error), "the keys are right; have Kahuna permit the Sync APIs, at least")
+        return Check(name, "warn", f"{error}{by}", "the keys are right; have Kahuna permit the Sync APIs, at least")
     except Unreachable as error:
         return Check(name, "fail", *_on_the_way(loaded, namespace, str(error)))
     except KahunaError as error:
@@ -168,12 +168,17 @@ async def _of_vendor(loaded: Settings, namespace: Namespace) -> Check:
 
 
 def _on_the_way(loaded: Settings, namespace: Namespace, says: str) -> tuple[str, str]:
-    """That Kahuna was not reached, and what to look at: of a proxy the host alone is told."""
+    """That Kahuna was not reached, and what to look at: of a proxy host and port alone are told."""
     if loaded.kahuna_proxy_url is None:
         return says, "check KAHUNA_BASE_URL, DNS and the firewall on the way out"
-    proxy, vendor = _host(loaded.kahuna_proxy_url.reveal()), _host(namespace.base_url)
+    proxy, vendor = _place(loaded.kahuna_proxy_url), _host(namespace.base_url)
     asks = f"is {proxy} reached from here, does it take the user and password, may we go on to {vendor}?"
     return f"{says}, by the proxy {proxy}", f"check KAHUNA_PROXY_URL: {asks}"
+
+
+def _place(proxy: Secret) -> str:
+    """Host and port of a proxy, without its user and password."""
+    return urlsplit(proxy.reveal()).netloc.rpartition("@")[2]
 
 
 def _host(url: str) -> str:

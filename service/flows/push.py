@@ -95,6 +95,7 @@ class _Claim:
 
     `postponed` is set once nothing more may be sent: the vendor is away, or refuses the credentials. `refused` holds
     the entries whose body was refused when sent alone: whose fault that is shows only when all others were sent.
+    `last_call` is the request id of the last call that was made for them.
     """
 
     def __init__(self, pusher: Pusher, channel: Channel, lease: uuid.UUID, *, probing: bool) -> None:
@@ -106,6 +107,7 @@ class _Claim:
         self.postponed: Settlement | None = None
         self.any_accepted = False
         self.refused: list[Claimed] = []
+        self.last_call: str | None = None
 
     async def settle(self, claimed: Sequence[Claimed], settlement: Settlement) -> None:
         """Writes down what came of these."""
@@ -131,7 +133,7 @@ class _Claim:
             count=settled,
             reason=settlement.reason,
             requests=_requests_of(claimed),
-            call=(settlement.evidence or {}).get("request_id"),
+            call=(settlement.evidence or {}).get("request_id", self.last_call),
         )
 
     async def note(self, call_id: uuid.UUID, claimed: Sequence[Claimed], outcome: str, **came: Any) -> None:
@@ -238,7 +240,7 @@ async def _send(claim: _Claim, claimed: Sequence[Claimed]) -> None:
     claim.calls -= 1
     entries = [_entry(claim.channel, c) for c in claimed]
     call_id = new_id(claim.pusher.clock(), secrets.randbits(74))
-    request_id = call_id.hex
+    request_id = claim.last_call = call_id.hex
     try:
         answer = await _call(claim, claimed, entries, request_id)
     except errors.KahunaError as error:

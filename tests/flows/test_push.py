@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 from sqlalchemy import text
+from structlog.testing import capture_logs
 
 from service.flows import push
 from service.store import outbox
@@ -140,8 +141,13 @@ async def test_when_all_are_refused_with_400_none_is_condemned(world: World) -> 
     """Then it may be the set-up: they are dead, and a reconciliation may propose them again."""
     await stops(world, 3)
     await world.fault(status=400)
-    await world.push()
+    with capture_logs() as log:
+        await world.push()
     assert {(row.state, row.reason) for row in await world.corrections()} == {("dead", "bad-request")}
+    [dead] = [line for line in log if line["event"] == "corrections.dead"]
+    async with world.database.read() as connection:
+        alone = await connection.execute(text("select id from calls where cardinality(corrections) = 1"))
+    assert dead["call"] in {one.hex for one in alone.scalars()}
 
 
 async def test_413_makes_smaller_batches(world: World) -> None:
