@@ -150,7 +150,7 @@ def _say_where(loaded: Settings, *, embeds: bool) -> None:
     url = f"http://{f'[{loaded.host}]' if ':' in loaded.host else loaded.host}:{loaded.port}"
     namespace = loaded.main_namespace or loaded.namespaces[0]
     token = "/$CALLBACK_TOKEN" if namespace.callback_token else ""
-    where = f"database and spool are in {loaded.data_dir}" if embeds else "the database is that of DATABASE_URL"
+    where = f"database and spool are in {loaded.data_dir.absolute()}" if embeds else "the database is that of DATABASE_URL"
     click.echo(f"Kahuna Sync starts on {url}; {where}.", err=True)
     if loaded.admin_port is not None:
         click.echo(f"All but the callbacks is at port {loaded.admin_port} (ADMIN_PORT).", err=True)
@@ -408,6 +408,8 @@ def send_command(channel: str, file: Any, to: str, namespace: str | None) -> Non
     except (httpx.TransportError, httpx.InvalidURL) as error:
         raise SettingsError(f"Nothing could be sent ({type(error).__name__}): check the URL behind --to.") from None
     click.echo(f"{answer.status_code} {answer.text}")
+    if "X-Request-ID" in answer.headers:
+        click.echo(f"X-Request-ID: {answer.headers['X-Request-ID']}", err=True)
     other = "sms" if channel == "email" else "email"
     if not answer.is_success and re.search(rf"/{other}(_callback)?(/|$)", to):
         click.echo(f"This was signed as a callback of {channel}, but the URL is the webhook of {other}.", err=True)

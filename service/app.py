@@ -225,6 +225,7 @@ def _application(
 def _service(settings: Settings, metrics: Metrics, clock: Callable[[], datetime], tracer: Tracer) -> Service:
     database, rules = Database.of(settings), rules_of(settings)
     webhook.count_from_zero(metrics)
+    imports.count_from_zero(metrics)
     intake = Intake(database, rules, clock, metrics, tracer)
     patience = settings.database_connect_timeout_seconds
     names = [namespace.name for namespace in settings.namespaces]

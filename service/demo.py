@@ -195,7 +195,7 @@ def _try_yourself(guide: Guide, token: str, settings: Settings) -> None:
     kahuna_url = str(guide.kahuna.base_url).rstrip("/")
     folder = shlex.quote(str(Path(sys.executable).parent))
     lines = [
-        f"export TOKEN={token} DATA_DIR={shlex.quote(str(settings.data_dir))}",
+        f"export TOKEN={token} DATA_DIR={shlex.quote(str(settings.data_dir.absolute()))}",
         f"export KAHUNA_BASE_URL={kahuna_url} KAHUNA_API_KEY={API_KEY} KAHUNA_SECRET_KEY={SECRET_KEY}",
         f'export PATH={folder}:"$PATH" SYNC={guide.url} AUTH="Authorization: Bearer $TOKEN"',
         f"{curl} {guide.url}/v1/suppressions/email/{ann}",
@@ -211,7 +211,7 @@ def _try_yourself(guide: Guide, token: str, settings: Settings) -> None:
     for line in lines:
         guide.console.print(line, highlight=False, soft_wrap=True, markup=False)
     guide.say(f"\nOr open {guide.url}/console in a browser, and sign in with that token.")
-    guide.say(f"\nCtrl-C ends everything; the data stays in {settings.data_dir}.")
+    guide.say(f"\nCtrl-C ends everything; the data stays in {settings.data_dir.absolute()}.")
 
 
 async def _deliver(guide: Guide, entries: list[dict[str, Any]]) -> dict[str, Any]:

@@ -49,19 +49,26 @@ def corrections_group() -> None:
 
 
 @corrections_group.command("list")
-@click.option("--state", type=click.Choice(STATES), help="Only in this state (default: dead; with --address, any).")
+@click.option("--state", type=click.Choice(STATES), help="Only in this state (default: dead; with the next two, any).")
 @click.option("--address", help="Only those of this address.")
+@click.option("--request-id", help="Only those that this request caused: reads the whole outbox.")
 @_CHANNEL
 @_WHY
 @_LIMIT
 @NAMESPACE
 def corrections_list(
-    state: str | None, address: str | None, channel: Any, why: str | None, limit: int, namespace: str | None
+    state: str | None,
+    address: str | None,
+    request_id: str | None,
+    channel: Any,
+    why: str | None,
+    limit: int,
+    namespace: str | None,
 ) -> None:
     """Show corrections, the newest first."""
     spelt = None if address is None else _spelt(address, channel)
-    chosen = state if state is not None or spelt is not None else "dead"
-    wanted = Wanted(_namespace(namespace), chosen, channel, reason=why, addresses=spelt)
+    chosen = "dead" if state is None and spelt is None and request_id is None else state
+    wanted = Wanted(_namespace(namespace), chosen, channel, reason=why, addresses=spelt, request_id=request_id)
 
     async def read(database: Database) -> list[Any]:
         rows: list[Any] = []

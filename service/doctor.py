@@ -110,14 +110,14 @@ def _as_up_has_it(loaded: Settings) -> Settings:
 async def _of_embedded(loaded: Settings) -> Checks:
     """The database of `up`, if it runs: one that does not is not started, since nothing is changed here."""
     if not embedded.there_is(loaded.data_dir):
-        says = f"no DATABASE_URL, and no database in {loaded.data_dir}"
+        says = f"no DATABASE_URL, and no database in {loaded.data_dir.absolute()}"
         do = "set DATABASE_URL or DATA_DIR (that of `make run` is DATA_DIR=.data/demo)"
         yield Check("database", "warn", says, do)
     elif not embedded.runs(loaded.data_dir):
-        says = f"the embedded one in {loaded.data_dir} does not run, so it is not looked at"
+        says = f"the embedded one in {loaded.data_dir.absolute()} does not run, so it is not looked at"
         yield Check("database", "warn", says, "look again while kahuna-sync up (or make run) runs")
     else:
-        says = f"no DATABASE_URL: this is the embedded one in {loaded.data_dir}, which is for trying"
+        says = f"no DATABASE_URL: this is the embedded one in {loaded.data_dir.absolute()}, which is for trying"
         yield Check("database/embedded", "warn", says, "set DATABASE_URL, once this is more than a trial")
         with embedded.server(loaded.data_dir) as url:
             async for check in _of_database(dataclasses.replace(loaded, database_url=url)):

@@ -104,7 +104,7 @@ def refuse_without_database(loaded: Settings) -> None:
     """SettingsError if no database is named and there is none in DATA_DIR: a mistyped folder, or a shell without the
     deployment's variables, must not be answered from an empty list."""
     if loaded.database_url is None and not embedded.there_is(loaded.data_dir):
-        raise SettingsError(NO_DATABASE.format(loaded.data_dir))
+        raise SettingsError(NO_DATABASE.format(loaded.data_dir.absolute()))
 
 
 NO_DATABASE: Final = "no database in {}: set DATABASE_URL or DATA_DIR (that of `make run` is DATA_DIR=.data/demo)"

@@ -41,6 +41,8 @@ async def test_a_correction_died_what_now(world: World) -> None:
     listed = await run(world, "corrections", "list")
     assert listed.exit_code == 0, listed.output
     assert "that are dead, the newest first. Others: --state pending" in listed.stderr
+    nobody = await run(world, "corrections", "list", "--request-id", "nobody-s")
+    assert (nobody.stdout, nobody.stderr) == ("", "There are no such corrections in any state.\n")
     none = await run(world, "corrections", "list", "--state", "sent")
     assert (none.stdout, none.stderr.splitlines()[-1]) == ("", "There are no such corrections that are sent.")
     for word in (str(row.id), "dead", "bad-request", ANN, "unsubscribe"):

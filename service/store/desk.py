@@ -28,7 +28,8 @@ _INDEXED: Final = frozenset({"sending", "dead", "rejected", "unsupported", "disc
 
 class Wanted(NamedTuple):
     """Which corrections of a namespace; None leaves a choice open. Times are when they were written. `addresses` are
-    spellings of one: its normal form in each channel."""
+    spellings of one: its normal form in each channel. `request_id` has no index: whoever asks by it reads all the
+    others."""
 
     namespace: str
     state: str | None = None
@@ -39,6 +40,7 @@ class Wanted(NamedTuple):
     since: datetime | None = None
     until: datetime | None = None
     addresses: tuple[str, ...] | None = None
+    request_id: str | None = None
 
 
 async def listed(
@@ -128,8 +130,8 @@ def _meant(wanted: Wanted) -> Select[Any]:
 
 def _asked(wanted: Wanted, table: Any) -> list[ColumnElement[bool]]:
     """What else is asked of the columns of this table."""
-    equal = ((table.channel, wanted.channel), (table.slot, wanted.slot), (table.action, wanted.action))
-    conditions = [column == value for column, value in (*equal, (table.reason, wanted.reason)) if value is not None]
+    equal = ("channel", "slot", "action", "reason", "request_id")
+    conditions = [table[name] == getattr(wanted, name) for name in equal if getattr(wanted, name) is not None]
     if wanted.since is not None:
         conditions.append(table.created_at >= wanted.since)
     if wanted.until is not None:

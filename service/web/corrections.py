@@ -26,6 +26,7 @@ _Id: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=10**17)]
 _Place: TypeAlias = tuple[_Id]
 _Why: TypeAlias = Annotated[str, msgspec.Meta(pattern="^[a-z0-9-]{1,100}$", examples=["bad-request"])]
 _Action: TypeAlias = Literal["suppress", "clear"]
+_RequestId: TypeAlias = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9._:-]{1,128}$")]
 _State: TypeAlias = Literal["pending", "sending", "sent", "rejected", "dead", "superseded", "unsupported", "discarded"]
 _Ids: TypeAlias = Annotated[list[_Id], msgspec.Meta(min_length=1, max_length=MOST_IDS)]
 _Said: TypeAlias = Annotated[str, msgspec.Meta(pattern="^[^\\x00]*[^\\s\\x00][^\\x00]*$")]
@@ -34,13 +35,17 @@ _Said: TypeAlias = Annotated[str, msgspec.Meta(pattern="^[^\\x00]*[^\\s\\x00][^\
 class Corrections(Walk, frozen=True, kw_only=True):
     """Which corrections."""
 
-    state: Annotated[_State, msgspec.Meta(description="Corrections in this state.")] = "pending"
+    state: Annotated[
+        _State | None,
+        msgspec.Meta(description="Corrections in this state: `pending` unless it is said; of a `request_id`, any."),
+    ] = None
     channel: Annotated[Channel | None, msgspec.Meta(description="Of this channel only.")] = None
     slot: Annotated[Reason | None, msgspec.Meta(description="Of this slot of Kahuna's, by our reason for it.")] = None
     action: Annotated[_Action | None, msgspec.Meta(description="Stops (`suppress`) or opt-ins (`clear`) only.")] = None
     reason: Annotated[_Why | None, msgspec.Meta(description="Why they are in this state.")] = None
     since: Annotated[Moment | None, msgspec.Meta(description="Written at this time or later.")] = None
     until: Annotated[Moment | None, msgspec.Meta(description="Written before this time.")] = None
+    request_id: Annotated[_RequestId | None, msgspec.Meta(description="Caused by this request.")] = None
 
 
 class Meant(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -53,6 +58,7 @@ class Meant(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     reason: _Why | None = None
     since: Moment | None = None
     until: Moment | None = None
+    request_id: _RequestId | None = None
     address: Text | None = None
 
 
@@ -192,9 +198,13 @@ class CircuitReset(msgspec.Struct):
 
 
 async def list_corrections(call: Call[Corrections, None]) -> CorrectionsShown:
-    """The newest corrections in a state."""
+    """The newest corrections in a state, or of a request.
+
+    Those of a request are looked for in the whole outbox, so a page may be empty and have a `next`."""
     query = call.query
     wanted = wanted_of(call.namespace, query, None)
+    if query.state is None and query.request_id is None:
+        wanted = wanted._replace(state="pending")
     return await _page(call, wanted, query.cursor, query.limit)
 
 
@@ -268,7 +278,8 @@ def wanted_of(namespace: str, said: Corrections | Meant, address: str | None) ->
     """Which corrections a list or a filter means, in the words of the store."""
     since, until = in_utc(said.since, "since"), in_utc(said.until, "until")
     spelt = None if address is None else spellings(address, said.channel)
-    return Wanted(namespace, said.state, said.channel, said.slot, said.action, said.reason, since, until, spelt)
+    which = (said.state, said.channel, said.slot, said.action, said.reason)
+    return Wanted(namespace, *which, since, until, spelt, said.request_id)
 
 
 def spellings(address: str, only: Channel | None) -> tuple[str, ...]:

@@ -112,7 +112,7 @@ async def import_list(call: Call[Listed, None]) -> Imported:
     async with service.importing:
         one = Import(service.database, order, service.rules, service.clock, metrics=service.metrics)
         tally = await one.run(_parts(request))
-    for name in ("accepted", "duplicates", "rejected"):
+    for name in ENTRIES:
         if not query.dry_run and (count := getattr(tally, name)):
             service.metrics.imported.add(order.channel, name, count=count)
     return _told(one, tally, dry_run=query.dry_run)

@@ -50,6 +50,7 @@ def test_a_body_is_signed_and_sent_from_the_shell(alone: Voice, single: Deployme
     file.write_text(json.dumps([told(address, ago(60)), told(f"b{address}", ago(60))], indent=1))
     done = single.service.run("send", "email", str(file), "--to", f"{single.service.url}/webhooks/default/email")
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "X-Request-ID: " in done.stderr
     assert alone.suppressed("email", address)
     wrong = single.service.run("send", "email", str(file), "--to", f"{single.service.url}/webhooks/nowhere/email")
     assert wrong.returncode != 0, wrong.stdout + wrong.stderr

@@ -52,6 +52,23 @@ async def give_up(site: Site, state: str, reason: str = "bad-request") -> None:
 # Corrections.
 
 
+async def test_those_of_a_request_are_found_by_its_id_in_any_state(site: Site, admin: Headers) -> None:
+    mine, another = {**admin, "X-Request-ID": "mine-1"}, {**admin, "X-Request-ID": "another"}
+    await stop(site, mine, "a@example.com")
+    await give_up(site, "dead")
+    await stop(site, mine, "b@example.com")
+    await stop(site, another, "c@example.com")
+    page = await get(site, admin, PATH, request_id="mine-1")
+    assert [(one["address"], one["state"]) for one in page["corrections"]] == [
+        ("b@example.com", "pending"),
+        ("a@example.com", "dead"),
+    ]
+    dead = await get(site, admin, PATH, request_id="mine-1", state="dead")
+    assert [one["address"] for one in dead["corrections"]] == ["a@example.com"]
+    searched = (await post(site, admin, f"{PATH}/search", {"request_id": "another"})).json()
+    assert [one["address"] for one in searched["corrections"]] == ["c@example.com"]
+
+
 async def test_corrections_are_walked_through_page_by_page(site: Site, admin: Headers) -> None:
     await stop(site, admin, *(f"a{n}@example.com" for n in range(5)))
     found: list[int] = []

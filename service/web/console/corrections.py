@@ -6,6 +6,7 @@ Whoever decides about several says first which ones, and is told how many those 
 from collections import Counter
 from typing import Any, Final, NamedTuple
 
+from msgspec.structs import replace
 from starlette.responses import Response
 
 from service.domain.addresses import CHANNELS
@@ -58,7 +59,7 @@ OUTCOMES: Final = {
 """What came of corrections, by the words of the API."""
 
 _LIST: Final = Parameters(Corrections)
-_FIELDS: Final = ("state", "channel", "slot", "action", "reason", "since", "until")
+_FIELDS: Final = ("state", "channel", "slot", "action", "reason", "since", "until", "request_id")
 _PATH: Final = "/console/corrections"
 
 
@@ -98,7 +99,7 @@ def _choice(form: Form) -> Choice:
 async def corrections(visit: Visit) -> Response:
     """Corrections in a state, the newest first, how many there are in each, and the circuits."""
     asked = filtered(visit, _LIST)
-    query = asked.query
+    query = replace(asked.query, state=asked.query.state or "pending")
     found = await routes.list_corrections(call(visit, query, None))
     circuits = await routes.list_circuits(call(visit, Asked(namespace=visit.namespace), None))
     decidable = query.state in DECIDABLE
