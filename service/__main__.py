@@ -150,7 +150,9 @@ def _say_where(loaded: Settings, *, embeds: bool) -> None:
     url = f"http://{f'[{loaded.host}]' if ':' in loaded.host else loaded.host}:{loaded.port}"
     namespace = loaded.main_namespace or loaded.namespaces[0]
     token = "/$CALLBACK_TOKEN" if namespace.callback_token else ""
-    where = f"database and spool are in {loaded.data_dir.absolute()}" if embeds else "the database is that of DATABASE_URL"
+    where = (
+        f"database and spool are in {loaded.data_dir.absolute()}" if embeds else "the database is that of DATABASE_URL"
+    )
     click.echo(f"Kahuna Sync starts on {url}; {where}.", err=True)
     if loaded.admin_port is not None:
         click.echo(f"All but the callbacks is at port {loaded.admin_port} (ADMIN_PORT).", err=True)

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from sqlalchemy import text
 
 from service.__main__ import cli
-from service.errors import SettingsError
+from service.errors import SettingsError, StorageUnavailable
 from service.flows import upkeep
 from service.store.database import single_connection
 from tests.test_serving import a_port
@@ -91,6 +91,14 @@ def test_a_body_sent_to_the_webhook_of_the_other_channel_is_told_so(tmp_path: Pa
 def test_no_command_is_told_in_half_a_sentence(words: tuple[str, ...]) -> None:
     lines = run(*words, "--help").stdout.splitlines()[1:]
     assert not [line for line in lines if line.endswith("...")]
+
+
+def test_migrate_says_where_it_looked_and_no_password() -> None:
+    place = f"127.0.0.1:{a_port()}"
+    result: Any = run("migrate", DATABASE_URL=f"postgresql://ann:the-password@{place}/nothing")
+    assert isinstance(result.exception, StorageUnavailable)
+    assert f"looked for at {place}." in str(result.exception)
+    assert "the-password" not in str(result.exception)
 
 
 def test_migrate_makes_the_first_months(database_url: str) -> None:

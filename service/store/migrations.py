@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from alembic import command
 from alembic.config import Config
@@ -14,7 +15,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.errors import StorageBusy
+from service.errors import StorageBusy, StorageUnavailable
 from service.store.database import single_connection
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -32,13 +33,18 @@ _HELD: Final = frozenset({"55P03", "40P01"})
 
 async def upgrade(url: str, waits: Sequence[float] = WAITS) -> None:
     """Runs every migration that is missing, one process at a time: all or none. StorageBusy if others do not let go of
-    a table that is to be changed."""
+    a table that is to be changed, StorageUnavailable with the place where no database was found."""
     for wait in waits:
         try:
             async with single_connection(url) as connection:
                 await connection.run_sync(partial(_upgrade, wait=wait))
                 await connection.commit()
                 return
+        except StorageUnavailable as error:
+            if type(error) is not StorageUnavailable:
+                raise
+            place = urlsplit(url).netloc.rpartition("@")[2]
+            raise StorageUnavailable(f"{error} It was looked for at {place or 'this machine'}.") from error
         except DBAPIError as error:
             if getattr(error.orig, "sqlstate", None) not in _HELD:
                 raise

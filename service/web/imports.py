@@ -10,9 +10,11 @@ from typing import Annotated, Final, Literal
 import msgspec
 from starlette.requests import Request
 
-from service.domain.addresses import Channel
+from service.domain.addresses import CHANNELS, Channel
 from service.errors import StorageUnavailable, TooSlow, UnsupportedEncoding
 from service.flows.imports import Import, Order, Tally
+from service.flows.ingest import ENTRIES
+from service.telemetry import Metrics
 from service.web.contract import Answer, AnyOperation, Asked, Call, MomentOrDay, Operation, Stream
 from service.web.http import service_of
 
@@ -76,6 +78,13 @@ class Imported(msgspec.Struct):
     assumed: int
     reasons: dict[str, int]
     errors: list[LineError]
+
+
+def count_from_zero(metrics: Metrics) -> None:
+    """Has the counts of lines shown from the start, so that the first of each is seen to come."""
+    for channel in CHANNELS:
+        for name in ENTRIES:
+            metrics.imported.add(channel, name, count=0)
 
 
 async def import_list(call: Call[Listed, None]) -> Imported:

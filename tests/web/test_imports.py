@@ -70,6 +70,7 @@ async def test_a_list_is_taken_in_and_told_of(site: Site) -> None:
     assert (again["accepted"], again["duplicates"], again["errors"]) == (0, 2, told["errors"])
     metrics = (await site.client.get("/metrics")).text
     assert 'kahuna_sync_imported_lines_total{channel="email",outcome="accepted"} 2.0' in metrics
+    assert 'kahuna_sync_imported_lines_total{channel="sms",outcome="rejected"} 0.0' in metrics
 
 
 async def test_addresses_alone_are_plain_text_too(site: Site) -> None:
