@@ -44,7 +44,6 @@ Take: TypeAlias = Callable[[bytes, Mapping[bytes, bytes], Tell], bool]
 """Whether the application takes a request, by its target and its headers, to tell the answer in a later turn of the
 loop; else it is served the ordinary way, by a task."""
 
-_KEPT: Final = b"keep-alive"
 _CLOSED: Final = b"connection: close\r\n"
 
 _CONTROLS: Final = bytes({*range(0x20), 0x7F} - {ord("\t")})
@@ -222,7 +221,7 @@ class _Connection(HttpToolsProtocol):
             self._raw_bytes += self._chunk
         allowed = self.config.head_limit if self._reading_head else BESIDE_BODY + FRAMES * self._body_bytes
         if self._raw_bytes > allowed:
-            self._refuse("head-too-large")
+            self._refuse_in_turn("head-too-large")
 
     def _feed(self, data: bytes) -> None:
         while True:
@@ -293,7 +292,8 @@ class _Connection(HttpToolsProtocol):
             headers.get(b"content-length", b"0") == b"0"
             and b"transfer-encoding" not in headers
             and not self.expect_100_continue
-            and headers.get(b"connection", _KEPT).lower() == _KEPT
+            # The parser's word, as for tasks: there is more than one header that ends a connection.
+            and self.parser.should_keep_alive()
             and self.parser.get_http_version() == "1.1"
         )
 
@@ -340,12 +340,21 @@ class _Connection(HttpToolsProtocol):
         self._watch()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 (the library's words; ours say more)
-        """What came is no HTTP. A request before it is answered first, and then the connection ends."""
+        """What came is no HTTP."""
+        self._refuse_in_turn("head-too-large" if self._too_large else "not-http")
+
+    def _refuse_in_turn(self, slug: str) -> None:
+        """Refuses what came last, which is not whole. Requests before it are answered first, the last of them with the
+        end of the connection; else a refusal would be taken for their answer."""
         self._refused = True
+        if self._is_busy() and self.cycle.more_body and self.pipeline:
+            # It has begun behind others, and will never be whole.
+            self.pipeline.popleft()
+            self.cycle = self.pipeline[0][0] if self.pipeline else self._answering  # type: ignore[assignment]
         if self._is_busy() and not self.cycle.more_body:
             self.cycle.keep_alive = False
             return
-        self._refuse("head-too-large" if self._too_large else "not-http")
+        self._refuse(slug)
 
     def _offers_upgrade(self) -> bool:
         return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"

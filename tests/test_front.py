@@ -2,11 +2,14 @@
 
 import asyncio
 import gc
+import inspect
+import re
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from service.front import KEEP_ALIVE, STALLED, FrontConfig, Take, Tell
@@ -398,4 +401,37 @@ async def test_what_is_no_http_behind_one_that_was_taken_ends_the_connection_aft
     assert not line.transport.pieces
     offhand.tell()
     assert line.transport.pieces[0].startswith(TOLD[:15])
+    assert line.transport.closed
+
+
+async def test_what_was_taken_has_all_that_the_library_asks_of_a_request(line: Line) -> None:
+    line.connection.data_received(ASKED)
+    asked = set(re.findall(r"(?:self.|existing_)cycle\.(\w+)", inspect.getsource(HttpToolsProtocol)))
+    assert {one for one in asked if not hasattr(line.connection.cycle, one)} == {"body"}, "and it has none"
+
+
+@pytest.mark.parametrize("taken", [True, False], ids=["one that was taken", "one with a task"])
+async def test_a_head_that_is_too_large_is_not_told_before_the_answer_of(taken: bool, offhand: Offhand) -> None:
+    line = Line(start(LENGTH), part(b"ok"), take=offhand.take if taken else None)
+    line.connection.data_received(ASKED + b"GET / HTTP/1.1\r\n")
+    line.connection.data_received(b"x: " + b"a" * 70_000)
+    assert not line.transport.pieces
+    if taken:
+        offhand.tell()
+    told = b"".join(await line.ask(b""))
+    assert told == TOLD[:-6] + b"\r\nconnection: close\r\n\r\nok"
+    assert line.transport.closed
+
+
+@pytest.mark.parametrize("before", [1, 2])
+async def test_a_body_that_is_none_is_not_refused_before_the_answers_of_others(
+    before: int, line: Line, offhand: Offhand
+) -> None:
+    chunked = b"POST / HTTP/1.1\r\nhost: sync.test\r\ntransfer-encoding: chunked\r\n\r\n"
+    line.connection.data_received(ASKED * before + chunked)
+    line.connection.data_received(b"no size\r\n")
+    assert not line.transport.pieces
+    offhand.tell()
+    told = b"".join(await line.ask(b""))
+    assert [told.count(one) for one in (b"HTTP/1.1 ", b"200 OK", b"connection: close")] == [before, before, 1]
     assert line.transport.closed

@@ -205,6 +205,7 @@ async def test_a_request_that_is_not_quite_usual(two: Two, reader: Headers) -> N
         get(ANN, reader, ID, "Connection: keep-alive", version="1.0"),
         get(ANN, reader, ID, "Connection: close"),
         get(ANN, reader, ID, "Connection: keep-alive, close"),
+        get(ANN, reader, ID, "Proxy-Connection: close"),
         get(ANN, reader, ID, "X-Request-ID: trace-2"),
         get(ANN, reader, ID, "Authorization: Bearer other"),
         get(ANN, reader, ID, "Content-Length: 2") + b"{}",
