@@ -6,7 +6,7 @@ clock, and whoever takes nothing of an answer by another, so that none stays ope
 asked: a body's bounds are those of its route.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Final, TypeAlias
 
@@ -14,6 +14,7 @@ import httptools
 import msgspec
 import uvicorn
 from uvicorn._types import ASGI3Application, ASGISendEvent, HTTPResponseBodyEvent, HTTPResponseStartEvent
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.telemetry import RequestIds
@@ -34,6 +35,9 @@ STALLED: Final = 60.0
 BESIDE_BODY: Final = 1024 * 1024
 FRAMES: Final = 8
 """Bytes that may come beside a body, and for each of its bytes: one a chunk has six."""
+
+MOST_AHEAD: Final = 1_000
+"""Requests that may wait behind the one that is under way on their connection: each costs a hundred times its bytes."""
 
 
 Tell: TypeAlias = Callable[[int, bytes, bytes], None]
@@ -169,6 +173,20 @@ def _written(status: int, headers: Sequence[tuple[bytes, bytes]], length: int) -
     return written if len(written) - len(written.translate(None, _CONTROLS)) == ends * len(b"\r\n") else None
 
 
+class _Flow(FlowControl):
+    """What a connection reads and writes. The library reads on with every answer, whatever still waits for its turn, so
+    that one who asks faster than we answer would fill the memory."""
+
+    def __init__(self, transport: Any, waiting: Collection[object]) -> None:
+        super().__init__(transport)
+        self._waiting = waiting
+
+    def resume_reading(self) -> None:
+        """Reads on, unless requests wait: the one that is under way is whole then."""
+        if not self._waiting:
+            super().resume_reading()
+
+
 class _Connection(HttpToolsProtocol):
     """One connection. `_partial`: a message has begun and is not whole; `_reading_head`: nor is its head."""
 
@@ -186,6 +204,7 @@ class _Connection(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         """Somebody has connected, and has so long to ask for something."""
         super().connection_made(transport)
+        self.flow = _Flow(transport, self.pipeline)
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -266,6 +285,9 @@ class _Connection(HttpToolsProtocol):
             self._too_large = True
             # The parser turns it into its own error, and that becomes the refusal.
             raise httptools.HttpParserCallbackError
+        if len(self.pipeline) >= MOST_AHEAD:
+            # Those before it are answered, and the connection ends with the last of them.
+            raise httptools.HttpParserCallbackError
         if self._offers_upgrade():
             return
         if not self._is_taken():
@@ -334,9 +356,9 @@ class _Connection(HttpToolsProtocol):
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
-        self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
+        self.flow.resume_reading()
         self._watch()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 (the library's words; ours say more)

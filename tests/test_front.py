@@ -12,7 +12,7 @@ import pytest
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from service.front import KEEP_ALIVE, STALLED, FrontConfig, Take, Tell
+from service.front import KEEP_ALIVE, MOST_AHEAD, STALLED, FrontConfig, Take, Tell
 
 Header = tuple[bytes, bytes]
 ASKED = b"GET / HTTP/1.1\r\nhost: sync.test\r\n\r\n"
@@ -25,6 +25,7 @@ class Transport:
     def __init__(self) -> None:
         self.pieces: list[bytes] = []
         self.closed = self.aborted = False
+        self.reading = True
         self.waiting = 0
 
     def get_write_buffer_size(self) -> int:
@@ -46,9 +47,10 @@ class Transport:
         self.closed = True
 
     def pause_reading(self) -> None:
-        """There is nothing on its way."""
+        self.reading = False
 
-    resume_reading = pause_reading
+    def resume_reading(self) -> None:
+        self.reading = True
 
 
 class Timer:
@@ -187,6 +189,30 @@ async def test_requests_in_one_piece_are_answered_one_after_the_other() -> None:
     line = Line(start(LENGTH), part(b"ok"))
     pieces = await line.ask(ASKED * 3)
     assert pieces == [b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"] * 3
+
+
+async def test_while_others_wait_for_their_turn_nothing_more_is_read() -> None:
+    reading: list[bool] = []
+
+    async def answer(_scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        reading.append(made.transport.reading)
+        for message in (start(LENGTH), part(b"ok")):
+            await send(message)
+
+    made = Line(application=answer)
+    for _ in range(2):
+        assert len(await made.ask(ASKED * 3)) % 3 == 0
+    assert reading == [False, False, True] * 2
+    assert made.transport.reading
+
+
+async def test_of_requests_in_one_piece_so_many_are_answered_and_then_the_connection_ends() -> None:
+    line = Line(start(LENGTH), part(b"ok"))
+    written = b"".join(await line.ask(ASKED * (MOST_AHEAD + 10)))
+    assert (written.count(b"HTTP/1.1 "), written.count(b" 200 OK")) == (MOST_AHEAD + 1, MOST_AHEAD + 1)
+    assert written.endswith(b"connection: close\r\n\r\nok")
+    assert line.transport.closed
 
 
 async def test_who_asks_again_and_again_is_kept_and_who_does_not_is_let_go() -> None:
