@@ -36,10 +36,6 @@ BESIDE_BODY: Final = 1024 * 1024
 FRAMES: Final = 8
 """Bytes that may come beside a body, and for each of its bytes: one a chunk has six."""
 
-MOST_AHEAD: Final = 1_000
-"""Requests that may wait behind the one that is under way on their connection: each costs a hundred times its bytes."""
-
-
 Tell: TypeAlias = Callable[[int, bytes, bytes], None]
 """Sends a whole answer: its status, its headers as they are written, each with the end of its line, and its body, if it
 may have one. It does nothing for one who has gone, and raises nothing."""
@@ -284,9 +280,6 @@ class _Connection(HttpToolsProtocol):
         if self._raw_bytes + self._chunk > self.config.head_limit and self._head_size() > self.config.head_limit:
             self._too_large = True
             # The parser turns it into its own error, and that becomes the refusal.
-            raise httptools.HttpParserCallbackError
-        if len(self.pipeline) >= MOST_AHEAD:
-            # Those before it are answered, and the connection ends with the last of them.
             raise httptools.HttpParserCallbackError
         if self._offers_upgrade():
             return

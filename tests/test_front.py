@@ -12,7 +12,7 @@ import pytest
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from service.front import KEEP_ALIVE, MOST_AHEAD, STALLED, FrontConfig, Take, Tell
+from service.front import KEEP_ALIVE, STALLED, FrontConfig, Take, Tell
 
 Header = tuple[bytes, bytes]
 ASKED = b"GET / HTTP/1.1\r\nhost: sync.test\r\n\r\n"
@@ -205,14 +205,6 @@ async def test_while_others_wait_for_their_turn_nothing_more_is_read() -> None:
         assert len(await made.ask(ASKED * 3)) % 3 == 0
     assert reading == [False, False, True] * 2
     assert made.transport.reading
-
-
-async def test_of_requests_in_one_piece_so_many_are_answered_and_then_the_connection_ends() -> None:
-    line = Line(start(LENGTH), part(b"ok"))
-    written = b"".join(await line.ask(ASKED * (MOST_AHEAD + 10)))
-    assert (written.count(b"HTTP/1.1 "), written.count(b" 200 OK")) == (MOST_AHEAD + 1, MOST_AHEAD + 1)
-    assert written.endswith(b"connection: close\r\n\r\nok")
-    assert line.transport.closed
 
 
 async def test_who_asks_again_and_again_is_kept_and_who_does_not_is_let_go() -> None:
