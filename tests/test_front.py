@@ -12,7 +12,7 @@ import pytest
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from service.front import KEEP_ALIVE, STALLED, FrontConfig, Take, Tell
+from service.front import KEEP_ALIVE, PIECE, STALLED, FrontConfig, Take, Tell
 
 Header = tuple[bytes, bytes]
 ASKED = b"GET / HTTP/1.1\r\nhost: sync.test\r\n\r\n"
@@ -205,6 +205,32 @@ async def test_while_others_wait_for_their_turn_nothing_more_is_read() -> None:
         assert len(await made.ask(ASKED * 3)) % 3 == 0
     assert reading == [False, False, True] * 2
     assert made.transport.reading
+
+
+async def test_of_many_requests_that_come_at_once_few_wait_and_all_are_answered() -> None:
+    waiting: list[int] = []
+
+    async def answer(_scope: Any, _receive: Any, send: Any) -> None:
+        waiting.append(len(made.connection.pipeline))
+        for message in (start(LENGTH), part(b"ok")):
+            await send(message)
+
+    made = Line(application=answer)
+    count = 20 * PIECE // len(ASKED)
+    assert len(await made.ask(ASKED * count)) == count == len(waiting)
+    assert max(waiting) <= 1 + PIECE // len(ASKED)
+    assert len(await made.ask()) == count + 1
+
+
+async def test_of_many_that_come_at_once_with_the_end_a_callback_is_answered_last() -> None:
+    line = Line(start(LENGTH), part(b"ok"))
+    body = b"a" * (3 * PIECE)
+    sent = b"POST / HTTP/1.1\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+    line.connection.data_received(ASKED * 1000 + sent)
+    assert line.connection.eof_received()
+    assert len(await line.ask(b"")) >= 1001
+    assert line.transport.pieces[-1].endswith(b"ok")
+    assert line.transport.closed
 
 
 async def test_who_asks_again_and_again_is_kept_and_who_does_not_is_let_go() -> None:
