@@ -35,9 +35,11 @@ def migrate(connection: Connection) -> None:
         include_name=_all_but(partitions_of(connection)),
     )
     with context.begin_transaction():
-        # Waiting for another migrator may take long; waiting for a table that traffic holds must not.
+        # Waiting for another migrator may take long; waiting for a table that traffic holds must not:
+        # `store.migrations` tries again.
         connection.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
-        connection.execute(text("set local lock_timeout = '3s'"))
+        wait = context.config.attributes.get("wait", 3.0)
+        connection.execute(text(f"set local lock_timeout = '{wait * 1000:.0f}ms'"))
         context.run_migrations()
 
 

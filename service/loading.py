@@ -42,8 +42,8 @@ def load(environ: Mapping[str, str]) -> Settings:
     given = {name.upper(): value for name, value in file.items()} | _known(environ)
     _refuse_unknown(file)
     faults: list[str] = []
-    named = [_table_of(name, table) for name, table in tables.items()] or [given]
-    namespaces = tuple(_completed(_read(Namespace, one, faults), faults) for one in named)
+    named = {f"[namespaces.{name}]: ": _table_of(name, table) for name, table in tables.items()} or {"": given}
+    namespaces = tuple(_namespace_of(where, one, faults) for where, one in named.items())
     faults += _strays_in(given) if tables else ()
     settings = dataclasses.replace(_read(Settings, given, faults), namespaces=namespaces)
     faults += _faults_of(settings)
@@ -112,6 +112,14 @@ def _read(kind: type[_T], given: Mapping[str, Any], faults: list[str]) -> _T:
             except SettingsError as error:
                 faults.append(str(error))
     return kind(**values)
+
+
+def _namespace_of(where: str, given: Mapping[str, Any], faults: list[str]) -> Namespace:
+    """The namespace of a table, which its faults name: several tables may have the same."""
+    mine: list[str] = []
+    namespace = _completed(_read(Namespace, given, mine), mine)
+    faults += [f"{where}{fault}" for fault in mine]
+    return namespace
 
 
 def _completed(namespace: Namespace, faults: list[str]) -> Namespace:
@@ -213,9 +221,6 @@ def _faults_between(settings: Settings, wrong: set[str]) -> Iterator[str]:
     which nothing is held."""
     if settings.admin_port == settings.port and wrong.isdisjoint({"PORT", "ADMIN_PORT"}):
         yield "ADMIN_PORT must be another port than PORT; leave it out to have one port for all."
-    limit, budget = settings.body_limit_bytes, settings.body_budget_bytes
-    if budget < limit and wrong.isdisjoint({"BODY_LIMIT_BYTES", "BODY_BUDGET_BYTES"}):
-        yield "BODY_BUDGET_BYTES must be at least BODY_LIMIT_BYTES, or no body of that size could ever be taken."
 
 
 def _faults_of_time(name: str, value: Any) -> Iterator[str]:

@@ -66,6 +66,12 @@ async def test_a_spool_that_could_take_nothing_is_told(tmp_path: Path) -> None:
     assert (checks["spool/limit"].level, checks["spool"].level) == ("fail", "ok")
 
 
+async def test_a_callback_that_could_never_be_taken_is_told_and_ends_no_start() -> None:
+    checks = await found(away(), BODY_LIMIT_BYTES="2000", BODY_BUDGET_BYTES="1999")
+    assert (checks["settings"].level, checks["settings/bodies"].level) == ("ok", "fail")
+    assert "settings/bodies" not in await found(away(), BODY_LIMIT_BYTES="2000", BODY_BUDGET_BYTES="2000")
+
+
 async def test_an_unreachable_database_is_told_without_its_url() -> None:
     checks = await found(away())
     assert checks["database"].level == "fail"

@@ -60,6 +60,9 @@ def of_settings(loaded: Settings) -> Iterator[Check]:
     """The settings, and what in each namespace deserves a look."""
     names = ", ".join(namespace.name for namespace in loaded.namespaces)
     yield Check("settings", "ok", f"can be read; namespaces: {names}")
+    if loaded.body_budget_bytes < loaded.body_limit_bytes:
+        says = "BODY_BUDGET_BYTES is less than one callback may have: one of that size gets 503 each time"
+        yield Check("settings/bodies", "fail", says, "raise BODY_BUDGET_BYTES to several times BODY_LIMIT_BYTES")
     for namespace in loaded.namespaces:
         name, token = f"settings/{namespace.name}", namespace.callback_token
         if token is None:

@@ -99,6 +99,11 @@ class _Made(NamedTuple):
     untimed: frozenset[int]
     theirs: frozenset[int]
 
+    @property
+    def reasons(self) -> Counter[str]:
+        """How many of its facts have which reason."""
+        return Counter(entry.reason for entry in self.found.facts)
+
 
 class Import:
     """One list on its way in. `tally` tells how far it is, at any time and however it ends."""
@@ -236,11 +241,7 @@ class Import:
             lines[e.entry_index].word is not None for e in made.found.facts if e.entry_index is not None
         )
         tally.reached = lines[-1].line
-        reasons = Counter(entry.reason for entry in made.found.facts)
-        tally.reasons.update(reasons)
-        if self._metrics is not None and not self._order.dry_run:
-            told = ingest.shares_of(reasons, outcome.accepted, outcome.duplicates)
-            ingest.count_facts(self._metrics, self._order.channel, told)
+        tally.reasons.update(made.reasons)
         room = ERRORS_SHOWN - len(tally.errors)
         tally.errors += [(lines[error["index"]].line, error["error"]) for error in outcome.errors[:room]]
 
@@ -253,7 +254,16 @@ class Import:
             logger().warning("import.lost", import_id=str(self.id), because=type(error).__name__)
 
     async def _store(self, made: _Made) -> Outcome:
-        """Archives and applies a chunk; one that others keep from what it needs is tried again for a while."""
+        """Archives and applies a chunk, and counts its facts: they are in, also if the list is cut off before it comes
+        to the tally."""
+        outcome = await self._patiently(made)
+        if self._metrics is not None:
+            told = ingest.shares_of(made.reasons, outcome.accepted, outcome.duplicates)
+            ingest.count_facts(self._metrics, self._order.channel, told)
+        return outcome
+
+    async def _patiently(self, made: _Made) -> Outcome:
+        """A chunk that others keep from what it needs is tried again for a while."""
         for attempt in range(PATIENCE):
             try:
                 return await until_settled(self._database, lambda connection: self._apply(connection, made))

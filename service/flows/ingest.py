@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from service.domain.addresses import CHANNELS, Channel, ImpossibleAddress, normalise
+from service.domain.corrections import Marks
 from service.domain.facts import SOURCES, occurred_at
 from service.domain.suppression import DAY, Policy
 from service.errors import StorageBusy, StorageOutdated, StorageUnavailable
@@ -22,6 +23,7 @@ from service.spans import Tracer, traceparent_in
 from service.store import batches, bulk, outbox, reviews, suppressions
 from service.store.batches import Outcome, Received, Rejected
 from service.store.database import Connection, Database, aside, until_settled
+from service.store.faults import Overtaken
 from service.store.outbox import Because
 from service.store.reviews import Held
 from service.store.suppressions import Entry, Provenance
@@ -138,14 +140,19 @@ async def apply_recorded(
     batch: Received | None = None
     tracer = tracer or Tracer()
     began = tracer.clock()
+
+    async def transaction(connection: Connection) -> tuple[Member, Outcome] | None:
+        nonlocal batch
+        batch = await batches.next_unapplied(connection, clock())
+        if batch is None:
+            return None
+        member = await read_again(batch, rules)
+        [outcome] = await apply(connection, [member], rules, clock())
+        await batches.finish(connection, batch.id, outcome, clock())
+        return member, outcome
+
     try:
-        async with database.begin() as connection:
-            batch = await batches.next_unapplied(connection, clock())
-            if batch is None:
-                return False
-            member = await read_again(batch, rules)
-            [outcome] = await apply(connection, [member], rules, clock())
-            await batches.finish(connection, batch.id, outcome, clock())
+        applied = await until_settled(database, transaction)
     except Exception as error:  # one bad batch must not keep the others waiting
         if batch is None or is_away(error):
             raise
@@ -153,6 +160,9 @@ async def apply_recorded(
         async with database.begin() as connection:
             await batches.postpone(connection, batch.id, told(error), clock())
         return True
+    if batch is None or applied is None:
+        return False
+    member, outcome = applied
     tracer.note("batch.apply", traceparent_in(batch.headers), began, {"kahuna_sync.batch_id": str(batch.id)})
     if metrics is not None:
         await _count(metrics, member, outcome)
@@ -274,8 +284,8 @@ def read(batch: Received, words: Mapping[str, str]) -> Member:
 
 
 async def apply(connection: Connection, members: Sequence[Member], rules: Rules, now: datetime) -> list[Outcome]:
-    """Facts, causes, corrections, feed, quarantine and reviews of these batches, all of one namespace and channel, in
-    the caller's transaction."""
+    """Facts, causes, corrections, feed, quarantine and reviews of these batches, all of one namespace, channel and
+    origin, in the caller's transaction."""
     namespace = rules.namespaces[members[0].batch.namespace]
     found = [await sort_apart(member, place, namespace) for place, member in enumerate(members)]
     taken = await take(connection, members, found, rules, now)
@@ -292,21 +302,22 @@ async def take(
     shared = members[0].batch
     namespace = rules.namespaces[shared.namespace]
     many = sum(len(member.callback.values) for member in members)
-    reviewed = any(one.opt_ins for one in found)
-    held = await _held(connection, shared.channel, found, namespace) if reviewed else {}
-    locked = reviewed and namespace.opt_in_review == "local"
+    locked = namespace.opt_in_review == "local" and any(one.opt_ins for one in found)
+    stops = await _stops_of_ours(connection, shared, found, lock=True) if locked else {}
+    held = await _held(connection, shared.channel, found, namespace, stops)
     rows = await aside(many, _rows, found, held)
     ids = tuple(member.batch.id for member in members)
     source = SOURCES[shared.origin]
     provenance = Provenance(shared.namespace, shared.channel, source, shared.origin, now, ids)
     merged = await bulk.apply(connection, rows, provenance, rules.policy, locked=locked)
-    taken = []
-    for place, (member, one) in enumerate(zip(members, found, strict=True)):
-        waits = one.untimed + [review for key, review in held.items() if key[0] == place]
-        held_here = tuple(sorted(review.entry_index for review in waits))
-        taken.append(
-            Taken(merged.new.get(member.batch.id, 0) + await reviews.hold(connection, member.batch, waits), held_here)
-        )
+    if locked and _stopped_at(await _stops_of_ours(connection, shared, found)) != _stopped_at(stops):
+        raise Overtaken
+    waits = [one.untimed + [review for key, review in held.items() if key[0] == n] for n, one in enumerate(found)]
+    added = await reviews.hold(connection, list(zip((member.batch for member in members), waits, strict=True)))
+    taken = [
+        Taken(merged.new.get(batch_id, 0) + added.get(batch_id, 0), tuple(sorted(one.entry_index for one in mine)))
+        for batch_id, mine in zip(ids, waits, strict=True)
+    ]
     because = await aside(many, because_of, members, found, merged.at_odds) if merged.at_odds else {}
     scope = outbox.Scope(shared.namespace, shared.channel, now, rules.policy, because)
     await outbox.owe(connection, scope, merged.at_odds)
@@ -379,34 +390,51 @@ def sort(member: Member, place: int, untimed_opt_in: Literal["hold", "receipt"])
     return found
 
 
+async def _stops_of_ours(
+    connection: Connection, shared: Received, found: Sequence[Sorted], *, lock: bool = False
+) -> dict[str, Marks]:
+    """The numbers that opt in and that we have stopped. Locked, a stop that is being written right now is waited for.
+    One that is the first of its number has no row to wait for: so they are asked for once more when all is stored."""
+    many = sum(len(one.facts) + len(one.opt_ins) for one in found)
+    addresses = await aside(many, lambda: {e.address for one in found for e in one.opt_ins})
+    if lock:
+        # Everyone else of the group is locked with these: taken later, they would be out of the order of all others.
+        everyone = await aside(many, lambda: addresses.union(e.address for one in found for e in one.facts))
+        await suppressions.lock(connection, shared.namespace, shared.channel, everyone)
+    return await suppressions.local_stops(connection, shared.namespace, shared.channel, addresses)
+
+
+def _stopped_at(stops: Mapping[str, Marks]) -> dict[str, int | None]:
+    return {address: marks.stop_at for address, marks in stops.items()}
+
+
 async def _held(
-    connection: Connection, channel: Channel, found: Sequence[Sorted], namespace: Namespace
+    connection: Connection,
+    channel: Channel,
+    found: Sequence[Sorted],
+    namespace: Namespace,
+    stops: Mapping[str, Marks],
 ) -> dict[tuple[int, int | None], Held]:
     """Those opt-ins that a person must see first, or has seen and not approved: by batch and index."""
-    many = sum(len(one.facts) + len(one.opt_ins) for one in found)
+    many = sum(len(one.opt_ins) for one in found)
+    if not many:
+        return {}
     if namespace.opt_in_review == "all":
         return await aside(many, lambda: {_place(e): _as_held(e, "all") for one in found for e in one.opt_ins})
     addresses = await aside(many, lambda: {e.address for one in found for e in one.opt_ins})
-    stops: dict[str, int] = {}
-    if namespace.opt_in_review == "local":
-        # A stop of ours that is being written right now counts: it is waited for, or overtakes all this if it is the
-        # first of its number. Everyone else of the group is locked with these: taken later, they would be out of the
-        # order in which all others lock.
-        everyone = await aside(many, lambda: addresses.union(e.address for one in found for e in one.facts))
-        await suppressions.lock(connection, namespace.name, channel, everyone)
-        stops = await suppressions.local_stops(connection, namespace.name, channel, addresses)
     seen = await reviews.not_approved(connection, namespace.name, channel, addresses)
     return await aside(many, _late, found, stops, seen)
 
 
 def _late(
-    found: Sequence[Sorted], stops: Mapping[str, int], seen: Set[tuple[str, int]]
+    found: Sequence[Sorted], stops: Mapping[str, Marks], seen: Set[tuple[str, int]]
 ) -> dict[tuple[int, int | None], Held]:
     """The opt-ins after a stop of ours, and those that a person has not approved."""
     late = {}
     for entry in (entry for one in found for entry in one.opt_ins):
-        stopped_at = stops.get(entry.address)
-        if (stopped_at is not None and entry.occurred_at > stopped_at) or (entry.address, entry.occurred_at) in seen:
+        stopped_at, cleared_at = stops.get(entry.address, Marks())
+        stands = stopped_at is not None and (cleared_at is None or cleared_at <= stopped_at)
+        if (stands and entry.occurred_at > (stopped_at or 0)) or (entry.address, entry.occurred_at) in seen:
             late[_place(entry)] = _as_held(entry, "local-stop")
     return late
 

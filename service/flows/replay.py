@@ -21,7 +21,7 @@ from service.store import access, archive, batches, quarantine, retractions, rev
 from service.store.access import Deed
 from service.store.archive import Archived, Asked, Key
 from service.store.batches import Outcome, Received
-from service.store.database import Connection, Database, until_settled
+from service.store.database import Connection, Database, out_of_turn, until_settled
 from service.store.reviews import Held
 from service.store.suppressions import Entry
 from service.telemetry import Metrics, logger
@@ -170,8 +170,8 @@ async def again(
     actor: str,
     only: frozenset[int] | None = None,
 ) -> list[Replayed]:
-    """Applies batches of one namespace and channel again, in the caller's transaction, their rows locked; of a single
-    one perhaps these rejected entries alone. What they say of themselves, and the quarantine, follow."""
+    """Applies batches of one namespace, channel and origin again, in the caller's transaction, their rows locked; of a
+    single one perhaps these rejected entries alone. What they say of themselves, and the quarantine, follow."""
     members = [await ingest.read_again(one.batch, rules) for one in archived]
     namespace = rules.namespaces[members[0].batch.namespace]
     given_up = await quarantine.discarded(connection, [one.batch.id for one in archived])
@@ -271,7 +271,10 @@ async def _apply_again(
     recorded = [await ingest.read_again(one.batch, rules) for one in archived if one.outcome is None]
     done = [] if not recorded else await _apply_first(connection, recorded, rules, now)
     applied = [one for one in archived if one.outcome is not None]
-    return done if not applied else done + await again(connection, applied, rules, now, actor)
+    if not applied or not done:
+        return done or await again(connection, applied, rules, now, actor)
+    async with out_of_turn(connection):  # what was only recorded has locked, and stored, before
+        return done + await again(connection, applied, rules, now, actor)
 
 
 async def _apply_first(
@@ -421,11 +424,11 @@ def _moment_of(key: Key) -> datetime:
 
 
 def _slices(keys: Sequence[Key]) -> Iterator[list[Key]]:
-    """The batches in their order, those of one channel that follow one another together, up to a size."""
+    """The batches in their order, those of one channel and origin that follow one another together, up to a size."""
     some: list[Key] = []
     for key in keys:
         full = len(some) == SLICE or sum(one.size for one in some) + key.size > SLICE_BYTES
-        if some and (full or some[0].channel != key.channel):
+        if some and (full or (some[0].channel, some[0].origin) != (key.channel, key.origin)):
             yield some
             some = []
         some.append(key)

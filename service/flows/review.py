@@ -30,12 +30,11 @@ async def decide(
     now = clock()
 
     async def transaction(connection: Connection) -> dict[str, Any]:
-        review = await reviews.lock(connection, review_id)
+        review = await _locked(connection, review_id)
         if review is None or allowed_namespace not in (None, review["namespace"]):
             raise NotFound("There is no such review; list them with GET /v1/admin/reviews.")
         if review["state"] != "pending":
             raise Conflict(f"This review is {review['state']} already; a decision stands.", "already-decided")
-        await reviews.decide(connection, review_id, decision, actor, note, now)
         detail = {"review_id": str(review_id), "note": note}
         facts = [_fact_of(review)] if decision == "approved" else []
         deed = Deed(
@@ -44,11 +43,21 @@ async def decide(
         audit_id = await access.write_down(connection, deed, now)
         for fact in facts:
             await _make_fact(connection, review, fact, audit_id, policy, now)
+        await reviews.decide(connection, review_id, decision, actor, note, now)
         return dict(review) | {"state": decision, "decided_by": actor, "decided_at": now, "note": note}
 
     decided = await until_settled(database, transaction)
     logger().info(f"review.{decision}", review_id=str(review_id))
     return decided
+
+
+async def _locked(connection: Connection, review_id: uuid.UUID) -> Any:
+    """The review, and before it the rows of its address, as whoever brings the same opt-in again locks them."""
+    found = await reviews.one(connection, review_id)
+    if found is None:
+        return None
+    await suppressions.lock(connection, found["namespace"], found["channel"], [found["address"]])
+    return await reviews.lock(connection, review_id)
 
 
 def _fact_of(review: Any) -> Fact:
@@ -62,6 +71,6 @@ async def _make_fact(
     received = review["address_received"] or fact.address
     entry = Entry(fact.address, received, fact.reason, fact.action, fact.occurred_at, review["entry_index"])
     provenance = Provenance(fact.namespace, fact.channel, fact.source, "operator", now, audit_id=audit_id)
-    await suppressions.apply(connection, [entry], provenance, policy)
+    await suppressions.apply(connection, [entry], provenance, policy, locked=True)
     scope = outbox.Scope(fact.namespace, fact.channel, now, policy)
     await outbox.owe(connection, scope, {fact.address})

@@ -103,7 +103,9 @@ class Shelter:
         """The same body if it waits in the spool: its id was answered, and its time of receipt is what counts."""
         if not self.spool.may_keep(batch):
             return batch
-        return await asyncio.to_thread(self.spool.kept, batch) or batch
+        kept = await asyncio.to_thread(self.spool.kept, batch)
+        # A file of an older release may not say which request brought it: this one is better than none.
+        return batch if kept is None else kept._replace(request_id=kept.brought_by or batch.request_id)
 
     def _order(self, stock: Stock) -> list[str]:
         """By time of receipt, but those that failed go last, and those of no namespace of ours stay where they are."""

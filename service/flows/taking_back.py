@@ -190,7 +190,9 @@ async def _stand_by_logs(connection: Connection, scope: Scope, retraction: Retra
     audit_id = await access.write_down(connection, deed, scope.now)
     provenance = Provenance(*whose, "kahuna", "kahuna_logs", scope.now, audit_id=audit_id)
     entries = [Entry(f.address, f.address, f.reason, f.action, f.occurred_at) for f in facts]
-    await suppressions.apply(connection, entries, provenance, scope.policy, locked=True)
+    # Rows are changed by now.
+    async with out_of_turn(connection):
+        await suppressions.apply(connection, entries, provenance, scope.policy, locked=True)
     return len(facts)
 
 

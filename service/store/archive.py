@@ -15,6 +15,7 @@ from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.domain.addresses import Channel
+from service.domain.facts import Origin
 from service.store.batches import Outcome, Received, first_id, outcome_of, received_of
 from service.store.database import among
 from service.store.tables import batches
@@ -36,6 +37,7 @@ class Key(NamedTuple):
     id: uuid.UUID
     received_at: datetime
     channel: Channel
+    origin: Origin
     size: int
 
 
@@ -72,12 +74,12 @@ async def count(connection: AsyncConnection, asked: Asked) -> int:
 
 async def keys_after(connection: AsyncConnection, asked: Asked, after: uuid.UUID | None, limit: int) -> list[Key]:
     """The next of these batches in the order of their receipt; `after` is where an earlier page ended."""
-    columns = (batches.c.id, batches.c.received_at, batches.c.channel, batches.c.body_bytes)
+    columns = (batches.c.id, batches.c.received_at, batches.c.channel, batches.c.origin, batches.c.body_bytes)
     query = select(*columns).where(*_meant(asked))
     if after is not None:
         query = query.where(batches.c.id > after)
     rows = await connection.execute(query.order_by(batches.c.id).limit(limit))
-    return [Key(row.id, row.received_at, row.channel, row.body_bytes) for row in rows]
+    return [Key(row.id, row.received_at, row.channel, row.origin, row.body_bytes) for row in rows]
 
 
 async def locked(connection: AsyncConnection, ids: Iterable[uuid.UUID]) -> list[Archived]:

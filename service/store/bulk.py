@@ -9,10 +9,12 @@ and if others bring one of these addresses meanwhile, nothing was copied, and al
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from itertools import chain, groupby, islice
 from operator import attrgetter, eq
 from typing import Final, NamedTuple
 
+import asyncpg
 from sqlalchemy import text
 
 from service.domain.addresses import Channel
@@ -28,8 +30,9 @@ from service.store.database import (
     out_of_turn,
     plan_anew,
 )
-from service.store.faults import is_conflict
-from service.store.suppressions import PARTITION, Entry, Merged, Provenance, in_order
+from service.store.faults import Overtaken
+from service.store.merging import PARTITION
+from service.store.suppressions import Entry, Merged, Provenance, in_order
 
 SLICE: Final = 10_000
 """Rows that are written out at once."""
@@ -82,12 +85,9 @@ async def apply(
     if len(entries) <= MANY or locked or not await asyncio.to_thread(_are_plain_stops, entries, provenance.channel):
         return await suppressions.apply(connection, entries, provenance, policy, locked=locked)
     # What is locked from here on is let go if this fails: the merge takes its locks in their order from the start.
-    try:
+    with suppress(Overtaken, asyncpg.UniqueViolationError, asyncpg.DeadlockDetectedError):
         async with connection.begin_nested():
             return await _apply(connection, entries, provenance, policy)
-    except Exception as error:
-        if not is_conflict(error):
-            raise
     return await suppressions.apply(connection, entries, provenance, policy)
 
 

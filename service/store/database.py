@@ -17,7 +17,7 @@ from sqlalchemy.pool import NullPool, QueuePool
 
 from service.errors import SettingsError, StorageBusy
 from service.settings import Settings
-from service.store.faults import is_conflict, weather
+from service.store.faults import Overtaken, is_conflict, weather
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -53,6 +53,10 @@ BENCH: Final = 4
 
 GOODBYE: Final = 0.5
 """Seconds that a server may take to say goodbye."""
+
+OVERTAKEN: Final = 8
+PAUSE: Final = 0.01
+"""How often one that is overtaken is tried again, and seconds before the second time; each pause is twice the last."""
 
 _FED: Final = "kahuna_sync_fed"
 _DRIVER: Final = "kahuna_sync_driver"
@@ -414,9 +418,14 @@ async def plan_anew(connection: AsyncConnection, size: int = MANY + 1) -> None:
 @asynccontextmanager
 async def out_of_turn(connection: AsyncConnection) -> AsyncIterator[None]:
     """For statements that take locks out of the order in which everybody takes them: whoever holds one may wait for
-    this transaction, so it is not waited for. A conflict if there is one."""
+    this transaction, so it is not waited for. Overtaken if somebody does."""
     patience = (await connection.execute(_WITHOUT_PATIENCE)).scalar_one()
-    yield
+    try:
+        yield
+    except Exception as error:
+        if not is_conflict(error):
+            raise
+        raise Overtaken from error
     await connection.execute(_WITH_PATIENCE, {"patience": patience})
 
 
@@ -472,13 +481,23 @@ async def settle(connection: AsyncConnection, **values: str) -> None:
     await connection.execute(text(f"select {calls}"), values)
 
 
-async def until_settled(database: Database, transaction: Callable[[Connection], Awaitable[T]], attempts: int = 8) -> T:
-    """Runs a transaction, and again if it lost a lock or a deadlock: it left nothing behind. Then `StorageBusy`."""
-    for _ in range(attempts):
+async def until_settled(database: Database, transaction: Callable[[Connection], Awaitable[T]], attempts: int = 4) -> T:
+    """Runs a transaction, and again if it lost a lock or a deadlock: it left nothing behind. Then `StorageBusy`.
+
+    An attempt that lost may have waited for as long as anybody waits for a lock. Whoever was overtaken did not lose by
+    that, and may be more often: tried again at once, then after ever longer pauses, since who is ahead may need them.
+    """
+    overtaken = 0
+    while attempts and overtaken <= OVERTAKEN:
+        if overtaken > 1:
+            await asyncio.sleep(PAUSE * 2.0 ** (overtaken - 2))
         try:
             async with database.begin() as connection:
                 return await transaction(connection)
+        except Overtaken:
+            overtaken += 1
         except Exception as error:
             if not is_conflict(error):
                 raise
+            attempts -= 1
     raise StorageBusy("Others hold what this needs; try again.")

@@ -28,8 +28,8 @@ OUTDATED_STATES: Final = frozenset({"42P01", "42703"})
 
 
 class Overtaken(Exception):
-    """Somebody made a row meanwhile that this transaction was to make, and may hold it until we are done: the same
-    work, tried again, finds it there and waits in its turn. Never seen outside."""
+    """Somebody made a row meanwhile that this transaction was to make, or holds one that it needs out of turn, and may
+    wait for us: the same work, tried again, finds it there and waits in its turn. Never seen outside."""
 
 
 @asynccontextmanager

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Final, NamedTuple
 
 from sqlalchemy import DateTime, RowMapping, Uuid, bindparam, func, literal, select, text, tuple_, update
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.domain.addresses import Channel
@@ -31,36 +32,43 @@ _HOLD: Final = text(
     insert into reviews (id, namespace, channel, address, reason, occurred_at, why, address_received, batch_id,
                          entry_index, received_at)
     select gen_random_uuid(), :namespace, :channel, address, reason, occurred_at, why, nullif(received, address),
-           :batch_id, index, :received_at
+           (cast(:batches as uuid[]))[batch], index, (cast(:received_at as timestamptz[]))[batch]
     from unnest(string_to_array(:address, :separator), string_to_array(:received, :separator),
                 string_to_array(:reason, ','), string_to_array(:why, ','),
-                string_to_array(:occurred_at, ',', '')::bigint[], string_to_array(:index, ',')::int[])
-         as held(address, received, reason, why, occurred_at, index)
-    order by address, reason, occurred_at nulls first, index
-    on conflict do nothing returning id
+                string_to_array(:occurred_at, ',', '')::bigint[], string_to_array(:index, ',')::int[],
+                string_to_array(:batch, ',')::int[])
+         as held(address, received, reason, why, occurred_at, index, batch)
+    order by address collate "C", reason collate "C", occurred_at nulls first, batch, index
+    on conflict do nothing returning batch_id
     )
-    select count(*) from added
+    select batch_id, count(*) from added group by batch_id
     """
-).bindparams(bindparam("batch_id", type_=Uuid), bindparam("received_at", type_=DateTime(timezone=True)))
+).bindparams(bindparam("batches", type_=ARRAY(Uuid)), bindparam("received_at", type_=ARRAY(DateTime(timezone=True))))
 
 
-async def hold(connection: AsyncConnection, batch: Received, held: Sequence[Held]) -> int:
-    """Adds those that are new; returns how many were. A decision stands: the same opt-in is not asked about twice."""
-    if not held:
-        return 0
+async def hold(connection: AsyncConnection, held: Sequence[tuple[Received, Sequence[Held]]]) -> dict[uuid.UUID, int]:
+    """Adds those of these batches, all of one namespace and channel, that are new; returns how many were, by batch. A
+    decision stands: the same opt-in is not asked about twice. All in the order of their keys, in whichever batch they
+    came, or two that bring the same would wait for each other."""
+    many = sum(len(mine) for _, mine in held)
+    if not many:
+        return {}
+    shared = held[0][0]
     values = {
-        "namespace": batch.namespace,
-        "channel": batch.channel,
-        "batch_id": batch.id,
-        "received_at": batch.received_at,
+        "namespace": shared.namespace,
+        "channel": shared.channel,
+        "batches": [batch.id for batch, _ in held],
+        "received_at": [batch.received_at for batch, _ in held],
         "separator": SEPARATOR,
     }
-    added: int = (await connection.execute(_HOLD, values | await aside(len(held), _columns, held))).scalar_one()
-    return added
+    rows = await connection.execute(_HOLD, values | await aside(many, _columns, [mine for _, mine in held]))
+    return {row[0]: row[1] for row in rows}
 
 
-def _columns(held: Sequence[Held]) -> dict[str, str]:
+def _columns(by_batch: Sequence[Sequence[Held]]) -> dict[str, str]:
+    held = [one for mine in by_batch for one in mine]
     return {
+        "batch": ",".join(str(place) for place, mine in enumerate(by_batch, 1) for _ in mine),
         "address": SEPARATOR.join(h.address for h in held),
         "received": SEPARATOR.join(h.received for h in held),
         "reason": ",".join(h.reason for h in held),
@@ -114,8 +122,14 @@ async def by_state(
     return (await connection.execute(oldest)).mappings().all()
 
 
+async def one(connection: AsyncConnection, review_id: uuid.UUID) -> RowMapping | None:
+    """One review as it is now."""
+    return (await connection.execute(select(reviews).where(reviews.c.id == review_id))).mappings().first()
+
+
 async def lock(connection: AsyncConnection, review_id: uuid.UUID) -> RowMapping | None:
-    """One review, locked for a decision."""
+    """One review, locked for a decision: after the rows of its address. To be changed last of all, since whoever brings
+    the same opt-in again waits for that."""
     query = select(reviews).where(reviews.c.id == review_id).with_for_update()
     return (await connection.execute(query)).mappings().first()
 

@@ -1,8 +1,10 @@
 """Facts are counted by reason as far as they are told apart, each once by whoever applied it, and callbacks by how many
 shared a transaction."""
 
+import asyncio
 import secrets
 import uuid
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from service.flows.ingest import apply_recorded
 from service.store.quarantine import Asked
 from service.telemetry import Metrics
 from tests.flows.logs import act, due, pulled
-from tests.flows.speaking import World
+from tests.flows.speaking import World, until
 from tests.flows.test_imports import parts
 from tests.flows.test_replay import knowing, once, unapplied
 
@@ -127,6 +129,25 @@ async def test_lines_of_a_list_are_counted_by_reason_unless_it_is_a_dry_run(worl
     await taken_in()
     assert shown(counting) == {("hard_bounce", "new"): 2, ("hard_bounce", "known"): 2}
     assert entries_shown(counting) == {}, "no callback brought them"
+
+
+async def test_lines_that_are_in_are_counted_also_if_the_list_is_cut_off_before_its_end(world: World) -> None:
+    counting = Metrics()
+
+    async def source() -> AsyncIterator[bytes]:
+        yield b"email,reason\n" + b"".join(b"a%d@example.com,bounce\n" % number for number in range(20))
+        await asyncio.Event().wait()
+
+    order = Order("default", "email", "tester", secrets.randbits(50))
+    one = Import(world.database, order, world.rules, world.clock, 10, counting)
+    running = asyncio.create_task(one.run(source()))
+    # The last chunk waits for more to come, and is in all the same.
+    async with asyncio.timeout(20):
+        await until(lambda: shown(counting) == {("hard_bounce", "new"): 20})
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert one.tally.lines < 20
+    assert len(await world.query("select 1 from facts")) == 20
 
 
 @pytest.mark.parametrize("reading", ["pull", "worker"])

@@ -23,6 +23,7 @@ from service.flows.imports import ERRORS_SHOWN, Import, Order, Tally
 from service.flows.upkeep import Retention
 from service.store import imports as store
 from service.store import outbox, suppressions
+from service.store.archive import Asked
 from service.store.suppressions import Entry, Provenance
 from tests.flows.speaking import World
 from tests.flows.test_ingest import unsub
@@ -429,3 +430,16 @@ async def test_a_consent_after_the_list_was_begun_wins(world: World) -> None:
     await importing(world, reason="manual").run(slow())
     [row] = [row for row in await causes(world) if (row.address, row.reason) == ("a@example.com", "manual")]
     assert row.stop_at < row.clear_at
+
+
+async def test_a_replay_does_not_take_our_stops_for_kahuna_s_nor_kahuna_s_for_ours(world: World) -> None:
+    """In one go with an import, the stops of callbacks would be of its source too: ours, and owed to Kahuna."""
+    at = world.clock.seconds - 100
+    await imported(world, f"phone,time\n15550100041,{at}\n", "sms", reason="do_not_call")
+    world.clock.sleep(1)
+    await world.callback("sms", [{"number": "15550100042", "timestamp": at}])
+    before = await world.query("select * from facts order by address")
+    world.clock.sleep(1)
+    steps = replay.replay_many(world.database, Asked("default"), world.rules, world.clock, "tester")
+    assert sum([step.counts["new"] async for step in steps]) == 0
+    assert await world.query("select * from facts order by address") == before

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from service.domain.facts import Fact
 from service.domain.suppression import fold
@@ -459,3 +460,16 @@ async def test_callbacks_pour_in_for_the_same_addresses_meanwhile(world: World) 
     assert await stored(world) == await model(world)
     assert len(await stored(world)) == count // 2
     assert await disagreements(world) == []
+
+
+async def test_corrections_are_looked_up_once_for_each_address(world: World) -> None:
+    """Whoever takes a page back holds its rows meanwhile: looked up for each pair, they were held for half a minute."""
+    one = await take_in(world, lines(*((f"u{n}@example.com", n) for n in range(300))))
+    addresses = {f"u{n}@example.com" for n in range(300)}
+    await world.execute("analyze")
+    async with world.database.begin() as connection:
+        looks = text("select seq_scan + idx_scan from pg_stat_xact_user_tables where relname = 'corrections'")
+        before = (await connection.execute(looks)).scalar_one()
+        await withdrawals.recompute(connection, "default", "email", addresses, world.policy, world.clock())
+        assert (await connection.execute(looks)).scalar_one() - before <= 2 * len(addresses)
+    assert (await undone(world, one))["facts"] == len(addresses)

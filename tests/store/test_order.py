@@ -4,9 +4,9 @@ import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from itertools import pairwise
 from random import Random
 
+import asyncpg
 import hypothesis
 import pytest
 from hypothesis import given
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 
 from service.domain.suppression import Policy
+from service.errors import StorageBusy
 from service.settings import Settings
 from service.store import arrivals, batches, bulk, outbox, suppressions
 from service.store.arrivals import Arrival, Group
@@ -24,11 +25,11 @@ from service.store.database import (
     Connection,
     Database,
     out_of_turn,
-    plan_anew,
     until_settled,
 )
 from service.store.faults import Overtaken, is_conflict
-from service.store.suppressions import PARTITION, RUN, Entry, Merged, Provenance, columns_of
+from service.store.merging import ENTRIES, MERGE_ONCE, PARTITION
+from service.store.suppressions import RUN, Entry, Merged, Provenance, columns_of
 from tests.flows.test_crowds import circles
 from tests.store.test_bulk import POLICY, held, plain, provenance, stop
 
@@ -185,9 +186,50 @@ async def test_a_row_that_turned_up_meanwhile_is_not_waited_for(database: Databa
             await connection.execute(text("delete from suppressions"))
 
 
+@pytest.mark.parametrize(("lost", "attempts"), [(Overtaken, 6), (asyncpg.LockNotAvailableError, 4)])
+async def test_who_was_overtaken_tries_more_often_than_who_has_waited(
+    database: Database, lost: type[Exception], attempts: int
+) -> None:
+    """Each wait may be as long as the whole `lock_timeout`, and whoever delivers waits for all of them."""
+    tried: list[int] = []
+
+    async def transaction(_: Connection) -> int:
+        tried.append(1)
+        if len(tried) < 6:
+            raise lost
+        return len(tried)
+
+    if lost is Overtaken:
+        assert await until_settled(database, transaction) == 6
+    else:
+        with pytest.raises(StorageBusy):
+            await until_settled(database, transaction)
+    assert len(tried) == attempts
+
+
 async def _once(database: Database, transaction: Callable[[Connection], Awaitable[Merged]]) -> Merged:
     async with database.begin() as connection:
         return await transaction(connection)
+
+
+@pytest.mark.parametrize("way", ["merged", "copied"])
+async def test_nor_is_it_while_it_is_changed(settings: Settings, way: str) -> None:
+    """An insert that does nothing on a conflict waits all the same for whoever changes the row: for one that may wait
+    for our new rows."""
+    many = [stop(f"b{n:05d}@example.com") for n in range(MANY if way == "copied" else 0)]
+    a, middle, x = (stop(f"{name}@example.com") for name in ("a", "m", "x"))
+    async with Database.of(settings) as database:
+        async with database.read() as looking, held(database, [middle._replace(occurred_at=2_000)]) as third:
+            first = asyncio.ensure_future(applied(database, [a, *many, middle, x]))
+            await waiting(looking, 1)
+            await applied(database, [x._replace(occurred_at=3_000)])
+            later = [a._replace(occurred_at=4_000), x._replace(occurred_at=4_000)]
+            second = asyncio.ensure_future(applied(database, later))
+            await waiting(looking, 2)
+            await third.rollback()
+        came = await asyncio.gather(first, second, return_exceptions=True)
+    assert [type(one) for one in came] in ([Overtaken, Merged], [Merged, Overtaken], [Merged, Merged])
+    assert await circles(settings) == 0
 
 
 @pytest.mark.parametrize("way", ["in company", "in one statement"])
@@ -243,17 +285,19 @@ async def test_out_of_turn_nobody_is_waited_for(database: Database) -> None:
         await connection.rollback()
 
 
-async def test_many_rows_that_are_there_are_not_looked_through_for_each(database: Database) -> None:
-    """That took a minute of a hundred thousand."""
-    many = plain(5_000)
-    said = provenance()._asdict() | {"separator": SEPARATOR, "kept": POLICY.soft_bounces_kept}
-    merges = suppressions._APPLY.values()  # noqa: SLF001 (how it is done is the question)
+@pytest.mark.parametrize(("memory", "many"), [("4MB", 120_000), ("64kB", 2_000)])
+async def test_rows_that_are_held_are_looked_up_in_a_hash(database: Database, memory: str, many: int) -> None:
+    """A planner that sees too little memory for it compares each with each, which takes minutes for so many."""
+    mine = provenance()
+    values = columns_of([stop(f"u{n:06d}@example.com", entry_index=n) for n in range(many)]) | {"separator": SEPARATOR}
+    values |= {"namespace": mine.namespace, "channel": mine.channel, "source": mine.source, "origin": mine.origin}
+    entry = f"select *, null::uuid as batch_id from ({ENTRIES}) as given"
+    merge = MERGE_ONCE.replace(":recorded_at", "now()").replace(":audit_id", "null").replace(":kept", "9")
+    statement = text(f"explain (verbose) with entry as materialized ({entry}), {merge} select count(*) from changed")
     async with database.begin() as connection:
-        await suppressions.apply(connection, many, provenance(), POLICY)
-        await connection.execute(text("analyze suppressions"))
-        await plan_anew(connection)
-        for merge in merges:
-            explained = text(f"explain {merge.text}").bindparams(*merge._bindparams.values())  # noqa: SLF001
-            plan = list((await connection.execute(explained, columns_of(many) | said)).scalars())
-            joined = next(after for line, after in pairwise(plan) if line.strip() == "CTE shown")
-            assert "Hash" in joined or "Merge" in joined
+        await connection.execute(text(f"set local work_mem = '{memory}'"))
+        written = statement.bindparams(**values).compile(
+            dialect=connection.dialect, compile_kwargs={"literal_binds": True}
+        )
+        plan = "\n".join((await connection.exec_driver_sql(str(written))).scalars())
+    assert "hashed SubPlan" in plan
