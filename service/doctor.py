@@ -21,7 +21,7 @@ import msgspec
 from service import embedded, serving, worker
 from service.errors import SettingsError, StorageUnavailable
 from service.flows.examine import BODY, WRONG, Check, Release, of_connection, of_settings, of_signatures, of_spool
-from service.kahuna import CredentialsRefused, KahunaError, NotPermitted, Unreachable
+from service.kahuna import Ambiguous, CredentialsRefused, KahunaError, NotPermitted, Unreachable
 from service.operation import load_whole
 from service.settings import Namespace, Secret, Settings
 from service.store import examining, migrations
@@ -156,12 +156,14 @@ async def _of_vendor(loaded: Settings, namespace: Namespace) -> Check:
     except Unreachable as error:
         return Check(name, "fail", *_on_the_way(loaded, namespace, str(error)))
     except KahunaError as error:
-        if error.status == PROXY_WANTS_A_USER:
+        # By a proxy, a line that breaks off is the proxy's first of all: it may have refused the tunnel without a word.
+        broke = isinstance(error, Ambiguous) and error.status is None and loaded.kahuna_proxy_url is not None
+        if broke or error.status == PROXY_WANTS_A_USER:
             return Check(name, "fail", *_on_the_way(loaded, namespace, str(error)))
         if error.status in (200, 400, 404, 422):
             says = f"answers{by}, and did not refuse the keys; the answer itself is not the contract's"
             return Check(name, "ok", says)
-        return Check(name, "warn", str(error), "try again; if it stays, ask Kahuna's support")
+        return Check(name, "warn", f"{error}{by}", "try again; if it stays, ask Kahuna's support")
     except (SettingsError, TimeoutError) as error:
         return Check(name, "fail", *_on_the_way(loaded, namespace, str(error) or "no answer in time"))
     return Check(name, "ok", f"{_host(namespace.base_url)} takes the keys ({namespace.env}){by}")

@@ -6,7 +6,7 @@ clock, and whoever takes nothing of an answer by another, so that none stays ope
 asked: a body's bounds are those of its route.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Final, TypeAlias
 
@@ -14,6 +14,7 @@ import httptools
 import msgspec
 import uvicorn
 from uvicorn._types import ASGI3Application, ASGISendEvent, HTTPResponseBodyEvent, HTTPResponseStartEvent
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.telemetry import RequestIds
@@ -35,6 +36,9 @@ BESIDE_BODY: Final = 1024 * 1024
 FRAMES: Final = 8
 """Bytes that may come beside a body, and for each of its bytes: one a chunk has six."""
 
+PIECE: Final = 16 * 1024
+"""Bytes that are taken in at once. Requests that wait in them for their turn cost two hundred times as much."""
+
 
 Tell: TypeAlias = Callable[[int, bytes, bytes], None]
 """Sends a whole answer: its status, its headers as they are written, each with the end of its line, and its body, if it
@@ -44,7 +48,6 @@ Take: TypeAlias = Callable[[bytes, Mapping[bytes, bytes], Tell], bool]
 """Whether the application takes a request, by its target and its headers, to tell the answer in a later turn of the
 loop; else it is served the ordinary way, by a task."""
 
-_KEPT: Final = b"keep-alive"
 _CLOSED: Final = b"connection: close\r\n"
 
 _CONTROLS: Final = bytes({*range(0x20), 0x7F} - {ord("\t")})
@@ -170,6 +173,20 @@ def _written(status: int, headers: Sequence[tuple[bytes, bytes]], length: int) -
     return written if len(written) - len(written.translate(None, _CONTROLS)) == ends * len(b"\r\n") else None
 
 
+class _Flow(FlowControl):
+    """What a connection reads and writes. The library reads on with every answer, whatever still waits for its turn, so
+    that one who asks faster than we answer would fill the memory."""
+
+    def __init__(self, transport: Any, waiting: Collection[object]) -> None:
+        super().__init__(transport)
+        self._waiting = waiting
+
+    def resume_reading(self) -> None:
+        """Reads on, unless requests wait: the one that is under way is whole then."""
+        if not self._waiting:
+            super().resume_reading()
+
+
 class _Connection(HttpToolsProtocol):
     """One connection. `_partial`: a message has begun and is not whole; `_reading_head`: nor is its head."""
 
@@ -179,6 +196,7 @@ class _Connection(HttpToolsProtocol):
         super().__init__(**given)
         self._partial = self._reading_head = self._refused = self._too_large = self._begun = False
         self._raw_bytes = self._body_bytes = self._chunk = 0
+        self._unread = b""
         self._idle_since = 0.0
         self._clock: Any = None
         self._reader_clock: Any = None
@@ -187,6 +205,7 @@ class _Connection(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         """Somebody has connected, and has so long to ask for something."""
         super().connection_made(transport)
+        self.flow = _Flow(transport, self.pipeline)
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -202,8 +221,21 @@ class _Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Reads on. Of a head that does not end, only so much is kept."""
+        if self._unread or len(data) > PIECE:
+            self._unread += data
+            self._read_on()
+        elif not self._refused:
+            self._take_in(data)
+
+    def _read_on(self) -> None:
+        """Takes in what has come, until a request has to wait for its turn: the rest waits as it came."""
+        while self._unread and not self.pipeline and not self._refused:
+            piece, self._unread = self._unread[:PIECE], self._unread[PIECE:]
+            self._take_in(piece)
         if self._refused:
-            return
+            self._unread = b""
+
+    def _take_in(self, data: bytes) -> None:
         self._chunk, self._begun = len(data), False
         try:
             self._feed(data)
@@ -222,7 +254,7 @@ class _Connection(HttpToolsProtocol):
             self._raw_bytes += self._chunk
         allowed = self.config.head_limit if self._reading_head else BESIDE_BODY + FRAMES * self._body_bytes
         if self._raw_bytes > allowed:
-            self._refuse("head-too-large")
+            self._refuse_in_turn("head-too-large")
 
     def _feed(self, data: bytes) -> None:
         while True:
@@ -247,6 +279,9 @@ class _Connection(HttpToolsProtocol):
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """Nothing more will come. A callback that is whole is answered all the same; who listens otherwise is gone."""
+        rest, self._unread = self._unread, b""
+        if rest:
+            self._take_in(rest)
         if not self._is_busy() or self.cycle.more_body or self.cycle.scope["method"] != "POST":
             return None
         self._refused = True
@@ -263,7 +298,8 @@ class _Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """A request is under way, unless its path is none."""
         # What came so far is more than the head; only if that is too much is the head itself weighed.
-        if self._raw_bytes + self._chunk > self.config.head_limit and self._head_size() > self.config.head_limit:
+        came = self._raw_bytes + self._chunk + PIECE  # that it began in is not counted
+        if came > self.config.head_limit and self._head_size() > self.config.head_limit:
             self._too_large = True
             # The parser turns it into its own error, and that becomes the refusal.
             raise httptools.HttpParserCallbackError
@@ -293,7 +329,8 @@ class _Connection(HttpToolsProtocol):
             headers.get(b"content-length", b"0") == b"0"
             and b"transfer-encoding" not in headers
             and not self.expect_100_continue
-            and headers.get(b"connection", _KEPT).lower() == _KEPT
+            # The parser's word, as for tasks: there is more than one header that ends a connection.
+            and self.parser.should_keep_alive()
             and self.parser.get_http_version() == "1.1"
         )
 
@@ -334,18 +371,28 @@ class _Connection(HttpToolsProtocol):
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
-        self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
+        self._read_on()
+        self.flow.resume_reading()
         self._watch()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 (the library's words; ours say more)
-        """What came is no HTTP. A request before it is answered first, and then the connection ends."""
+        """What came is no HTTP."""
+        self._refuse_in_turn("head-too-large" if self._too_large else "not-http")
+
+    def _refuse_in_turn(self, slug: str) -> None:
+        """Refuses what came last, which is not whole. Requests before it are answered first, the last of them with the
+        end of the connection; else a refusal would be taken for their answer."""
         self._refused = True
+        if self._is_busy() and self.cycle.more_body and self.pipeline:
+            # It has begun behind others, and will never be whole.
+            self.pipeline.popleft()
+            self.cycle = self.pipeline[0][0] if self.pipeline else self._answering  # type: ignore[assignment]
         if self._is_busy() and not self.cycle.more_body:
             self.cycle.keep_alive = False
             return
-        self._refuse("head-too-large" if self._too_large else "not-http")
+        self._refuse(slug)
 
     def _offers_upgrade(self) -> bool:
         return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"

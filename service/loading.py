@@ -47,6 +47,7 @@ def load(environ: Mapping[str, str], further: Callable[[Settings], Iterable[str]
     settings = dataclasses.replace(_read(Settings, given, faults), namespaces=namespaces)
     faults += further(settings)
     faults += _faults_of(settings)
+    faults += _faults_between(settings, {fault.partition(" ")[0] for fault in faults})
     if faults:
         raise SettingsError(" ".join(dict.fromkeys(faults)))
     return settings
@@ -206,8 +207,6 @@ def _faults_of(settings: Settings) -> Iterator[str]:
             yield f"{name} must be at most 65535."
     yield from _faults_of_traces(settings)
     yield from _faults_of_proxy(settings)
-    if settings.admin_port == settings.port:
-        yield "ADMIN_PORT must be another port than PORT; leave it out to have one port for all."
     if settings.push_batch_entries > MOST_ENTRIES:
         yield f"PUSH_BATCH_ENTRIES must be at most {MOST_ENTRIES}, the vendor's own limit."
     if settings.surge_window_minutes > 60:
@@ -216,6 +215,13 @@ def _faults_of(settings: Settings) -> Iterator[str]:
         yield "RECONCILE_GUARD_SHARE must be at most 1, which is all of the list."
     if settings.push_lease_seconds < SHORTEST_LEASE:
         yield f"PUSH_LEASE_SECONDS must be at least {SHORTEST_LEASE}, or a claim ends before it is renewed."
+
+
+def _faults_between(settings: Settings, wrong: set[str]) -> Iterator[str]:
+    """What two values cannot be beside each other. One that is wrong by itself may stand at its default here, against
+    which nothing is held."""
+    if settings.admin_port == settings.port and wrong.isdisjoint({"PORT", "ADMIN_PORT"}):
+        yield "ADMIN_PORT must be another port than PORT; leave it out to have one port for all."
 
 
 def _faults_of_time(name: str, value: Any) -> Iterator[str]:

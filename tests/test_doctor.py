@@ -1,5 +1,6 @@
 """What `doctor` says of deployments that are not well: each line names what to do."""
 
+import asyncio
 import re
 from datetime import UTC, datetime
 from pathlib import Path
@@ -147,6 +148,19 @@ async def test_the_proxy_on_the_way_is_told_without_its_password() -> None:
     for one in (bad, shut):
         assert (one.level, "407" in one.says, "KAHUNA_PROXY_URL" in one.do) == ("fail", True, True)
         assert WRITTEN not in repr(one)
+
+
+async def test_a_proxy_that_hangs_up_without_a_word_is_what_stands_in_the_way() -> None:
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
+        proxy = f"http://sync:{WRITTEN}@127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        more = {"KAHUNA_BASE_URL": "https://kahuna.test", "KAHUNA_PROXY_URL": proxy}
+        one = (await found(away(), offline=False, **more))["kahuna/default"]
+    assert (one.level, "by the proxy 127.0.0.1" in one.says, "KAHUNA_PROXY_URL" in one.do) == ("fail", True, True)
+    assert WRITTEN not in repr(one)
 
 
 def test_it_exits_with_what_it_found() -> None:

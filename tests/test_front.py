@@ -2,14 +2,17 @@
 
 import asyncio
 import gc
+import inspect
+import re
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from service.front import KEEP_ALIVE, STALLED, FrontConfig, Take, Tell
+from service.front import KEEP_ALIVE, PIECE, STALLED, FrontConfig, Take, Tell
 
 Header = tuple[bytes, bytes]
 ASKED = b"GET / HTTP/1.1\r\nhost: sync.test\r\n\r\n"
@@ -22,6 +25,7 @@ class Transport:
     def __init__(self) -> None:
         self.pieces: list[bytes] = []
         self.closed = self.aborted = False
+        self.reading = True
         self.waiting = 0
 
     def get_write_buffer_size(self) -> int:
@@ -43,9 +47,10 @@ class Transport:
         self.closed = True
 
     def pause_reading(self) -> None:
-        """There is nothing on its way."""
+        self.reading = False
 
-    resume_reading = pause_reading
+    def resume_reading(self) -> None:
+        self.reading = True
 
 
 class Timer:
@@ -184,6 +189,48 @@ async def test_requests_in_one_piece_are_answered_one_after_the_other() -> None:
     line = Line(start(LENGTH), part(b"ok"))
     pieces = await line.ask(ASKED * 3)
     assert pieces == [b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"] * 3
+
+
+async def test_while_others_wait_for_their_turn_nothing_more_is_read() -> None:
+    reading: list[bool] = []
+
+    async def answer(_scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        reading.append(made.transport.reading)
+        for message in (start(LENGTH), part(b"ok")):
+            await send(message)
+
+    made = Line(application=answer)
+    for _ in range(2):
+        assert len(await made.ask(ASKED * 3)) % 3 == 0
+    assert reading == [False, False, True] * 2
+    assert made.transport.reading
+
+
+async def test_of_many_requests_that_come_at_once_few_wait_and_all_are_answered() -> None:
+    waiting: list[int] = []
+
+    async def answer(_scope: Any, _receive: Any, send: Any) -> None:
+        waiting.append(len(made.connection.pipeline))
+        for message in (start(LENGTH), part(b"ok")):
+            await send(message)
+
+    made = Line(application=answer)
+    count = 20 * PIECE // len(ASKED)
+    assert len(await made.ask(ASKED * count)) == count == len(waiting)
+    assert max(waiting) <= 1 + PIECE // len(ASKED)
+    assert len(await made.ask()) == count + 1
+
+
+async def test_of_many_that_come_at_once_with_the_end_a_callback_is_answered_last() -> None:
+    line = Line(start(LENGTH), part(b"ok"))
+    body = b"a" * (3 * PIECE)
+    sent = b"POST / HTTP/1.1\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+    line.connection.data_received(ASKED * 1000 + sent)
+    assert line.connection.eof_received()
+    assert len(await line.ask(b"")) >= 1001
+    assert line.transport.pieces[-1].endswith(b"ok")
+    assert line.transport.closed
 
 
 async def test_who_asks_again_and_again_is_kept_and_who_does_not_is_let_go() -> None:
@@ -398,4 +445,37 @@ async def test_what_is_no_http_behind_one_that_was_taken_ends_the_connection_aft
     assert not line.transport.pieces
     offhand.tell()
     assert line.transport.pieces[0].startswith(TOLD[:15])
+    assert line.transport.closed
+
+
+async def test_what_was_taken_has_all_that_the_library_asks_of_a_request(line: Line) -> None:
+    line.connection.data_received(ASKED)
+    asked = set(re.findall(r"(?:self.|existing_)cycle\.(\w+)", inspect.getsource(HttpToolsProtocol)))
+    assert {one for one in asked if not hasattr(line.connection.cycle, one)} == {"body"}, "and it has none"
+
+
+@pytest.mark.parametrize("taken", [True, False], ids=["one that was taken", "one with a task"])
+async def test_a_head_that_is_too_large_is_not_told_before_the_answer_of(taken: bool, offhand: Offhand) -> None:
+    line = Line(start(LENGTH), part(b"ok"), take=offhand.take if taken else None)
+    line.connection.data_received(ASKED + b"GET / HTTP/1.1\r\n")
+    line.connection.data_received(b"x: " + b"a" * 70_000)
+    assert not line.transport.pieces
+    if taken:
+        offhand.tell()
+    told = b"".join(await line.ask(b""))
+    assert told == TOLD[:-6] + b"\r\nconnection: close\r\n\r\nok"
+    assert line.transport.closed
+
+
+@pytest.mark.parametrize("before", [1, 2])
+async def test_a_body_that_is_none_is_not_refused_before_the_answers_of_others(
+    before: int, line: Line, offhand: Offhand
+) -> None:
+    chunked = b"POST / HTTP/1.1\r\nhost: sync.test\r\ntransfer-encoding: chunked\r\n\r\n"
+    line.connection.data_received(ASKED * before + chunked)
+    line.connection.data_received(b"no size\r\n")
+    assert not line.transport.pieces
+    offhand.tell()
+    told = b"".join(await line.ask(b""))
+    assert [told.count(one) for one in (b"HTTP/1.1 ", b"200 OK", b"connection: close")] == [before, before, 1]
     assert line.transport.closed

@@ -320,6 +320,19 @@ def test_a_wrong_file_is_refused_by_the_name_in_it(tmp_path: Path, text: str, na
     assert SECRET not in message
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"PORT": "many", "ADMIN_PORT": "8700"},
+        {"ADMIN_PORT": "many", "PORT": "8700"},
+    ],
+)
+def test_nothing_is_held_against_the_default_of_a_wrong_value(given: dict[str, str]) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(given)
+    assert str(caught.value) == f"{next(iter(given))} must be a whole number."
+
+
 def test_a_list_of_keys_in_the_file_is_a_rotation(tmp_path: Path) -> None:
     loaded = load(filed(tmp_path, '[namespaces.shop]\napi_key = ["new", " old ", ""]'))
     assert loaded.namespaces[0].api_key == (Secret("new"), Secret("old"))

@@ -7,7 +7,7 @@ is.
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any, Final, Generic, Protocol, TypeVar
@@ -31,8 +31,8 @@ A_contra = TypeVar("A_contra", contravariant=True)
 
 
 class Waiter(Protocol[A_contra]):
-    """Who waits for an answer, and is told once. A future is one. Others may raise nothing when they are told: more
-    wait behind them."""
+    """Who waits for an answer, and is told once. A future is one. What others raise when they are told is told to the
+    event loop alone."""
 
     def done(self) -> bool:
         """Whether it need not be told any more."""
@@ -158,24 +158,33 @@ class Together(Generic[Q, A]):
         waiting = [(question, answer) for question, answer in sharing if not answer.done()]
         try:
             answers = await self._work([question for question, _ in waiting]) if waiting else ()
-            tell = partial(self._tell, list(zip(waiting, answers, strict=True)))
+            tell = partial(self._tell, iter(list(zip(waiting, answers, strict=True))))
         except BaseException as error:  # noqa: BLE001 (whatever it is, it is theirs to hear; nobody may wait for ever)
-            tell = partial(self._refuse, waiting, error)
+            tell = partial(self._refuse, iter(waiting), error)
         self._on_end(asyncio.current_task(), len(waiting))
         asyncio.get_running_loop().call_soon(tell)
 
-    @staticmethod
-    def _tell(answered: Sequence[tuple[tuple[Q, Waiter[A]], A]]) -> None:
-        for (_, future), answer in answered:
-            if not future.done():
-                future.set_result(answer)
+    @classmethod
+    def _tell(cls, answered: Iterator[tuple[tuple[Q, Waiter[A]], A]]) -> None:
+        try:
+            for (_, waiter), answer in answered:
+                if not waiter.done():
+                    waiter.set_result(answer)
+        except BaseException:
+            # A bug of one who waits, which the loop reports; whoever comes after it is told all the same.
+            asyncio.get_running_loop().call_soon(cls._tell, answered)
+            raise
 
-    @staticmethod
-    def _refuse(waiting: Sequence[tuple[Q, Waiter[A]]], error: BaseException) -> None:
-        for _, future in waiting:
-            if future.done():
-                continue
-            if isinstance(error, asyncio.CancelledError):
-                future.cancel()
-            else:
-                future.set_exception(error)
+    @classmethod
+    def _refuse(cls, waiting: Iterator[tuple[Q, Waiter[A]]], error: BaseException) -> None:
+        try:
+            for _, waiter in waiting:
+                if waiter.done():
+                    continue
+                if isinstance(error, asyncio.CancelledError):
+                    waiter.cancel()
+                else:
+                    waiter.set_exception(error)
+        except BaseException:
+            asyncio.get_running_loop().call_soon(cls._refuse, waiting, error)
+            raise

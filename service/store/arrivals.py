@@ -17,17 +17,8 @@ from service.domain.suppression import Policy
 from service.store.batches import Received, compressor
 from service.store.database import SEPARATOR, Connection, Straight, note_fed
 from service.store.faults import Overtaken
-from service.store.suppressions import (
-    AT_ODDS,
-    CROSSED,
-    ENTRIES,
-    MERGE,
-    MERGE_ONCE,
-    Entry,
-    Provenance,
-    columns_of,
-    say_once,
-)
+from service.store.merging import AT_ODDS, CROSSED, ENTRIES, MERGE, MERGE_ONCE
+from service.store.suppressions import Entry, Provenance, columns_of, say_once
 
 
 class Arrival(NamedTuple):

@@ -31,7 +31,8 @@ from service.store.database import (
     plan_anew,
 )
 from service.store.faults import Overtaken
-from service.store.suppressions import PARTITION, Entry, Merged, Provenance, in_order
+from service.store.merging import PARTITION
+from service.store.suppressions import Entry, Merged, Provenance, in_order
 
 SLICE: Final = 10_000
 """Rows that are written out at once."""

@@ -11,7 +11,7 @@ from sqlalchemy import BigInteger, Text, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.domain.addresses import Channel
-from service.store.suppressions import HOME
+from service.store.merging import HOME
 
 _MINE: Final = """
     select c.id, c.namespace, c.channel, c.address, c.slot, c.state, c.attempts, c.reason, c.created_at,

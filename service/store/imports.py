@@ -15,8 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.domain.addresses import Channel
 from service.store.database import SEPARATOR, aside, plan_anew
+from service.store.merging import HOME
 from service.store.outbox import Scope
-from service.store.suppressions import HOME, Entry
+from service.store.suppressions import Entry
 from service.store.tables import batches
 from service.store.tables_of_undo import imports
 

@@ -30,7 +30,8 @@ from service.domain.corrections import Correction, Marks, Slot, owed, sayable, s
 from service.domain.suppression import Cause, Policy
 from service.spans import TRACE
 from service.store.database import SEPARATOR, among, plan_anew
-from service.store.suppressions import HOME, lock
+from service.store.merging import HOME
+from service.store.suppressions import lock
 from service.store.tables import corrections, suppressions
 from service.telemetry import REQUEST_ID
 

@@ -17,8 +17,9 @@ from service.domain.addresses import Channel
 from service.domain.facts import Fact, Origin
 from service.domain.suppression import Policy
 from service.store.database import SEPARATOR, among, aside, note_fed, pages, plan_anew
+from service.store.merging import HOME
 from service.store.retractions import Retraction
-from service.store.suppressions import HOME, FactRow, Subject
+from service.store.suppressions import FactRow, Subject
 from service.store.tables_of_undo import retracted_facts
 
 

@@ -95,16 +95,20 @@ class _Question:
         """Answers with the status."""
         try:
             response: Response = tagged(self._has, status_now(self._service, self._subject, causes))
-        except Exception as error:  # noqa: BLE001 (others wait behind this one, and hear nothing if it raises)
-            response = self._fault(error)
-        self._send(response)
+        except Exception as error:  # noqa: BLE001 (it is this question's alone, and no other hears of it)
+            self._fail(error)
+        else:
+            self._send(response)
 
     def set_exception(self, error: BaseException) -> None:
         """Answers with the problem that it is."""
-        self._send(problem_of(error) if isinstance(error, KahunaSyncError) else self._fault(error))
+        if isinstance(error, KahunaSyncError):
+            self._send(problem_of(error))
+        else:
+            self._fail(error)
 
     def cancel(self) -> None:
-        """Nobody will find out."""
+        """Answers that nobody will find out."""
         self._send(problem(500, "internal-error", PROBLEMS["internal-error"].says))
 
     def _send(self, response: Response) -> None:
@@ -113,6 +117,7 @@ class _Question:
         self._tell(status, b"%bx-request-id: %b\r\n" % (b"".join(lines), self._id.encode()), bytes(response.body))
         self._service.metrics.requests.add(perf_counter() - self._started, STATUS_PATH, str(status))
 
-    def _fault(self, error: BaseException) -> Response:
+    def _fail(self, error: BaseException) -> None:
+        """Answers that it is a fault of ours. First of all: where nothing can be logged, they wait all the same."""
+        self.cancel()
         logger().error("request.failed", request_id=self._id, route=STATUS_PATH, exc_info=error)
-        return problem(500, "internal-error", PROBLEMS["internal-error"].says)

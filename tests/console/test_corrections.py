@@ -113,6 +113,16 @@ async def test_one_that_kahuna_refused_needs_the_word_anyway(person: Person) -> 
     assert "1 wait to be sent now" in Read(await press(person, page, "Requeue it", anyway="yes")).text
 
 
+async def test_a_form_that_the_release_before_has_shown_is_understood(person: Person) -> None:
+    [one] = await stopped(person, "ann@example.com")
+    await given_up(person)
+    asked = {"which": "all", "state": "dead", "reason": "bad-request"}
+    silent = await person.act(f"{PATH}/discard", **asked)
+    assert (silent.status_code, "Say why they are put aside" in silent.text) == (422, True)
+    done = await person.act(f"{PATH}/discard", because="our own", **{f"id-{one}": "on"})
+    assert "1 are put aside" in Read(done).text
+
+
 async def test_those_ticked_are_counted_before_anything_is_done(person: Person) -> None:
     first, second, third = await stopped(person, "a@example.com", "b@example.com", "c@example.com")
     await given_up(person)

@@ -176,6 +176,32 @@ async def test_who_waits_without_a_task_hears_of_a_failure_and_of_an_end() -> No
     assert (failed.told, ended.told) == ([ValueError], ["cancelled"])
 
 
+class Broken(Heard):
+    """One that cannot be told anything."""
+
+    def set_result(self, answer: int) -> None:
+        raise LookupError
+
+    def set_exception(self, error: BaseException) -> None:
+        raise LookupError
+
+    cancel = set_exception  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("question", [1, 13], ids=["an answer", "a failure"])
+async def test_behind_one_who_breaks_when_it_is_told_others_hear_all_the_same(question: int) -> None:
+    reported: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(type(context["exception"])))
+    work, last = Work(), Heard()
+    together = Together(work, at_once=1, most=8, waiting=8, least=8)
+    work.gate.set()
+    for waiter in (Broken(), Broken(), last):
+        together.enlist(question, waiter)
+    await until(lambda: bool(last.told))
+    assert last.told == [2 if question == 1 else ValueError]
+    assert reported == [LookupError, LookupError]
+
+
 async def test_whether_one_more_may_wait_is_known_before() -> None:
     work = Work()
     together = Together(work, at_once=1, most=1, waiting=2)

@@ -28,7 +28,8 @@ from service.store.database import (
     until_settled,
 )
 from service.store.faults import Overtaken, is_conflict
-from service.store.suppressions import ENTRIES, MERGE_ONCE, PARTITION, RUN, Entry, Merged, Provenance, columns_of
+from service.store.merging import ENTRIES, MERGE_ONCE, PARTITION
+from service.store.suppressions import RUN, Entry, Merged, Provenance, columns_of
 from tests.flows.test_crowds import circles
 from tests.store.test_bulk import POLICY, held, plain, provenance, stop
 

@@ -2,8 +2,8 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from random import Random
@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+import structlog
 from structlog.testing import capture_logs
 
 from service.app import build, desk_of, take_of
@@ -205,6 +206,7 @@ async def test_a_request_that_is_not_quite_usual(two: Two, reader: Headers) -> N
         get(ANN, reader, ID, "Connection: keep-alive", version="1.0"),
         get(ANN, reader, ID, "Connection: close"),
         get(ANN, reader, ID, "Connection: keep-alive, close"),
+        get(ANN, reader, ID, "Proxy-Connection: close"),
         get(ANN, reader, ID, "X-Request-ID: trace-2"),
         get(ANN, reader, ID, "Authorization: Bearer other"),
         get(ANN, reader, ID, "Content-Length: 2") + b"{}",
@@ -411,3 +413,32 @@ async def test_a_fault_is_a_problem_for_each_that_shared_it(two: Two, reader: He
                 assert told.startswith(b"HTTP/1.1 500")
                 assert b"x-request-id: trace-1" in told
                 writer.close()
+
+
+@contextmanager
+def nothing_logged() -> Iterator[None]:
+    """As where standard error goes to a full disk."""
+
+    def refuse(_logger: Any, _method: str, _event: Any) -> Any:
+        raise OSError
+
+    before = structlog.get_config()["processors"]
+    structlog.configure(processors=[refuse])
+    try:
+        yield
+    finally:
+        structlog.configure(processors=before)
+
+
+async def test_a_fault_that_cannot_be_logged_is_told_all_the_same(two: Two, reader: Headers) -> None:
+    lookup, reported = Held(ValueError()), []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(type(context["exception"])))
+    async with held(two, lookup) as door:
+        waiting = [await waits(door, get(ANN, reader, ID)) for _ in range(2)]
+        with nothing_logged():
+            lookup.gate.set()
+            told = [await answer_from(stream) for stream, _ in waiting]
+        assert [one[:12] for one in told] == [b"HTTP/1.1 500"] * 2
+        assert reported == [OSError] * 2
+        for _, writer in waiting:
+            writer.close()

@@ -74,9 +74,10 @@ def as_body(kind: type[B], fields: Mapping[str, Any]) -> B:
         raise Unprocessable(f"The form is not filled in as it must be: {error}.", "invalid-body") from None
 
 
-def why_of(form: Form, sentence: str) -> str:
-    """The note of a decision that needs one; without it, that sentence is the refusal."""
-    note = form.get("note", "").strip()
+def why_of(form: Form, old: str, sentence: str) -> str:
+    """The note of a decision that needs one; without it, that sentence is the refusal. `old` is what the field was
+    called: while a release rolls out, a replica may be sent a form that the one before it has shown."""
+    note = form.get("note", form.get(old, "")).strip()
     if not note:
         raise Unprocessable(sentence)
     return note

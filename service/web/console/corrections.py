@@ -61,6 +61,7 @@ OUTCOMES: Final = {
 _LIST: Final = Parameters(Corrections)
 _FIELDS: Final = ("state", "channel", "slot", "action", "reason", "since", "until", "request_id")
 _PATH: Final = "/console/corrections"
+_WHY: Final = "Say why they are put aside: it is kept with each of them, and in the audit log."
 
 
 class Choice(NamedTuple):
@@ -168,7 +169,7 @@ async def requeue(visit: Visit, form: Form) -> Response:
 async def discard(visit: Visit, form: Form) -> Response:
     """Puts them aside, for a reason."""
     choice = _choice(form)
-    note = why_of(form, "Say why they are put aside: it is kept with each of them, and in the audit log.")
+    note = why_of(form, "because", _WHY)
     body = as_body(CorrectionDiscard, choice.body | {"reason": note})
     done = await routes.discard_corrections(call(visit, Asked(namespace=visit.namespace), body))
     return _decided(visit, "discard", choice, done, {"note": note})

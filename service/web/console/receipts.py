@@ -116,7 +116,7 @@ async def requeue(visit: Visit, _form: Form) -> Response:
 
 async def discard(visit: Visit, form: Form) -> Response:
     """Takes one entry out of the way."""
-    note = why_of(form, "Say why it is discarded: it is kept with the entry, and in the audit log.")
+    note = why_of(form, "reason", "Say why it is discarded: it is kept with the entry, and in the audit log.")
     said = as_body(Discard, {"reason": note})
     await archive.discard_entry(call(visit, Asked(namespace=visit.namespace), said))
     return visit.back("/console/quarantine", "The entry is discarded; it stays readable under “discarded”.")

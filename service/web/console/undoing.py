@@ -72,7 +72,7 @@ async def keep(visit: Visit, form: Form) -> Response:
 
 async def revert_surge(visit: Visit, form: Form) -> Response:
     """Takes the stops of a surge back."""
-    said = as_body(Revert, {"reason": why_of(form, _WHY)})
+    said = as_body(Revert, {"reason": why_of(form, "reason", _WHY)})
     return await _taken_back(visit, await undo.revert_surge(call(visit, Asked(namespace=visit.namespace), said)))
 
 
@@ -92,7 +92,7 @@ async def one_import(visit: Visit) -> Response:
 
 async def revert_import(visit: Visit, form: Form) -> Response:
     """Takes all that a list has said back."""
-    said = as_body(Revert, {"reason": why_of(form, _WHY)})
+    said = as_body(Revert, {"reason": why_of(form, "reason", _WHY)})
     return await _taken_back(visit, await undo.revert_import(call(visit, Asked(namespace=visit.namespace), said)))
 
 
