@@ -7,7 +7,7 @@ and blocks no other.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar
 from uuid import UUID
 
@@ -33,14 +33,25 @@ TOGETHER: Final = LEAST
 """Small files that are taken to the database at a time: they share a transaction, with each other and with what comes
 in. More would be parted, and the later half might overtake the other."""
 
+REST: Final = 1.0
+"""Seconds of rest for each second of work while others are served: what waited must not slow down what comes."""
+
 FAILURES: Final = 8
 """Files that fail one after the other until the rest is left for the next time: then it is not the files."""
 
 
 class Shelter:
-    """Takes callbacks as `Intake` does, and keeps in the spool those that the database cannot take."""
+    """Takes callbacks as `Intake` does, and keeps in the spool those that the database cannot take. `rest` is given the
+    seconds between two pieces of a drain that is not alone."""
 
-    def __init__(self, intake: Intake, spool: Spool, weather: Weather, rules: Rules) -> None:
+    def __init__(
+        self,
+        intake: Intake,
+        spool: Spool,
+        weather: Weather,
+        rules: Rules,
+        rest: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
         self.weather = weather
         self.spool = spool
         self._intake = intake
@@ -49,11 +60,14 @@ class Shelter:
             self._put_together, at_once=1, most=SHARED, waiting=WAITING
         )
         self._full = asyncio.Event()
+        self._rest = rest
+        self._heard = 0
         self._failures: dict[str, int] = {}
         self._stranded: dict[str, str] = {}
 
     async def ingest(self, batch: Received, callback: webhook.Callback) -> Ingested:
         """Makes a verified batch durable: in the database, or else in the spool. StorageUnavailable if in neither."""
+        self._heard += 1
         first = await self._first(batch)
         take = self._intake.ingest if first is batch else self._intake.ingest_alone
         try:
@@ -118,8 +132,9 @@ class Shelter:
     async def _drain(self, names: Sequence[str]) -> tuple[int, int]:
         """How many were taken to the database, and how many failed."""
         drained = failed = in_a_row = 0
-        start = 0
+        start, now = 0, asyncio.get_running_loop().time
         while start < len(names):
+            heard, began = self._heard, now()
             loaded = await asyncio.to_thread(self._load, names[start : start + TOGETHER])
             some = names[start : start + len(loaded)]
             start += len(some)
@@ -131,6 +146,8 @@ class Shelter:
                     drained, in_a_row = drained + came, 0
             if self.weather.away or in_a_row >= FAILURES:
                 break
+            if self._heard > heard and start < len(names):
+                await self._rest(REST * (now() - began))
         return drained, failed
 
     def _note_failure(self, name: str, error: BaseException) -> None:

@@ -1,6 +1,7 @@
 """Callbacks outlive a database that is away: spooled at once, and applied once when it is back, whatever happens."""
 
 import asyncio
+import itertools
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -69,10 +70,7 @@ class House:
         self, entries: list[Any], channel: Channel = "email", name: str = "default", request_id: str | None = None
     ) -> Ingested:
         """A verified callback that came to this replica."""
-        body, now = msgspec.json.encode(entries), self.world.clock()
-        told = (body, sha256(body).digest(), request_id)
-        batch = Received(uuid.uuid4(), name, channel, "kahuna_webhook", now, {}, *told)
-        return await self.shelter.ingest(batch, webhook.read(body, channel))
+        return await self.shelter.ingest(*spoken(self, entries, channel, name, request_id))
 
     def files(self) -> list[str]:
         """What waits, in order of receipt."""
@@ -83,6 +81,16 @@ class House:
         self.relay.mend()
         await self.shelter.weather.back()
         assert await self.shelter.drain_once()
+
+
+def spoken(
+    house: House, entries: list[Any], channel: Channel = "email", name: str = "default", request_id: str | None = None
+) -> tuple[Received, webhook.Callback]:
+    """A verified callback, and what it says."""
+    body = msgspec.json.encode(entries)
+    now, digest = house.world.clock(), sha256(body).digest()
+    batch = Received(uuid.uuid4(), name, channel, "kahuna_webhook", now, {}, body, digest, request_id)
+    return batch, webhook.read(body, channel)
 
 
 @asynccontextmanager
@@ -213,6 +221,33 @@ async def test_what_an_older_release_spooled_is_traced_to_the_redelivery_at_leas
     await house.shelter.weather.back()
     assert (await house.callback([opt_in], "sms", request_id="delivered-again")).state == "applied"
     assert [row.request_id for row in await house.world.corrections("pending")] == ["delivered-again"]
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["alone", "beside others"])
+async def test_a_drain_rests_while_others_are_served(house: House, busy: bool) -> None:
+    """Else what waited would take the place of what comes, until the last of it is applied."""
+    rests: list[float] = []
+    done = asyncio.Event()
+
+    async def rest(seconds: float) -> None:
+        rests.append(seconds)
+
+    async def others() -> None:
+        for n in itertools.takewhile(lambda _: not done.is_set(), itertools.count()):
+            await shelter.ingest(*spoken(house, [unsub(f"b{n}@example.com")]))
+
+    intake = Intake(house.database, house.world.rules, house.world.clock)
+    shelter = Shelter(intake, house.shelter.spool, house.shelter.weather, house.world.rules, rest)
+    house.relay.cut()
+    await asyncio.gather(*(house.callback([unsub(f"a{n}@example.com")]) for n in range(5 * TOGETHER)))
+    house.relay.mend()
+    await shelter.weather.back()
+    beside = [asyncio.create_task(others()) for _ in range(busy)]
+    assert await shelter.drain_once()
+    done.set()
+    await asyncio.gather(*beside)
+    assert bool(rests) is busy
+    assert all(seconds > 0 for seconds in rests)
 
 
 async def test_what_is_drained_shares_transactions(house: House) -> None:
