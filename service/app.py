@@ -95,7 +95,11 @@ BULK_AT_ONCE: Final = 2
 LOOKUPS_AT_ONCE: Final = 2
 """Shared lookups under way; each has a connection of the pool."""
 
-LOOKUPS_UNPARTED: Final = 12
+LOOKUPS_PARTS: Final = 3
+"""Parts in which a crowd of questions goes: of two, none would be at hand where the server takes about as long as this
+process, and both would wait by turns."""
+
+LOOKUPS_UNPARTED: Final = 10
 """Questions up to which a crowd is not parted: a statement of its own costs about as much as so many more."""
 
 LOOKUPS_SHARED: Final = 500
@@ -295,7 +299,14 @@ def _sharing(
         except TimeoutError:
             raise StorageUnavailable("The database does not answer; try again.") from None
 
-    return Together(look, at_once=LOOKUPS_AT_ONCE, most=LOOKUPS_SHARED, waiting=LOOKUPS_WAITING, least=LOOKUPS_UNPARTED)
+    return Together(
+        look,
+        at_once=LOOKUPS_AT_ONCE,
+        most=LOOKUPS_SHARED,
+        waiting=LOOKUPS_WAITING,
+        least=LOOKUPS_UNPARTED,
+        parts=LOOKUPS_PARTS,
+    )
 
 
 def _shelter(settings: Settings, database: Database, intake: Intake, rules: Rules) -> Shelter | None:

@@ -51,8 +51,8 @@ class Together(Generic[Q, A]):
     """`work` takes some questions and gives as many answers, in their order; what it raises, all who shared it get.
 
     `at_once` pieces of work are under way at most, `most` questions share one, and `waiting` may gather: one more is
-    told to come again. A crowd of more than `least` goes in two halves by turns: while one is worked on elsewhere, the
-    other is heard and answered here.
+    told to come again. A crowd of more than `least` goes in `parts` by turns: while one is worked on elsewhere, another
+    is heard and answered here, and a third one, where there is one, is at hand when the first is done.
     """
 
     def __init__(
@@ -63,15 +63,17 @@ class Together(Generic[Q, A]):
         most: int,
         waiting: int,
         least: int = 1,
+        parts: int = 2,
     ) -> None:
         self._work = work
         self._at_once = at_once
         self._most = most
         self._waiting = waiting
         self._least = least
+        self._parts = parts
         self._asked: deque[tuple[Q, Waiter[A]]] = deque()
         self._under_way: set[asyncio.Task[None]] = set()
-        self._answered = 0
+        self._answered = self._away = 0
         self._late: asyncio.TimerHandle | None = None
         self._listening = False
         self.heard = self.pieces = 0
@@ -94,6 +96,7 @@ class Together(Generic[Q, A]):
         """The same for one who is no task and has seen that there is room: it is told in a later turn of the event
         loop, never before this returns."""
         self._asked.append((question, waiter))
+        self._away = max(0, self._away - 1)
         self._start()
 
     def abandon(self) -> None:
@@ -141,20 +144,22 @@ class Together(Generic[Q, A]):
     def _on_end(self, task: Any, answered: int) -> None:
         """The next piece begins before anybody hears of this one, who will hear of it while the other is worked on."""
         self._under_way.discard(task)
+        # Whoever was told longer ago than the other parts take is not expected any more.
+        self._away = min(self._away, self._answered * (self._parts - 1)) + answered
         self._answered = answered
         self.heard += answered
         self.pieces += 1
         if self._asked and not self._listening and len(self._under_way) < self._at_once:
             self._begin()
 
-    def _half(self) -> int:
-        """How many share the next piece. Those who were answered last are likely to ask again."""
-        everyone = len(self._asked) + self._answered
-        return min(self._most, max(self._least, (everyone + 1) // 2))
+    def _part(self) -> int:
+        """How many share the next piece. Those who were answered and are still away are likely to ask again."""
+        everyone = len(self._asked) + self._away
+        return min(self._most, max(self._least, -(-everyone // self._parts)))
 
     async def _share(self) -> None:
         # Taken now and not when the task was made: whoever asked meanwhile comes along.
-        sharing = [self._asked.popleft() for _ in islice(range(self._half()), len(self._asked))]
+        sharing = [self._asked.popleft() for _ in islice(range(self._part()), len(self._asked))]
         waiting = [(question, answer) for question, answer in sharing if not answer.done()]
         try:
             answers = await self._work([question for question, _ in waiting]) if waiting else ()

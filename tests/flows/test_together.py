@@ -68,6 +68,36 @@ async def test_a_crowd_goes_in_two_halves_by_turns() -> None:
     assert work.shared == [[0, 1, 2], [3, 4, 5]]
 
 
+async def test_in_three_parts_one_is_at_hand_when_another_is_done() -> None:
+    work = Work()
+    together = Together(work, at_once=1, most=8, waiting=32, least=2, parts=3)
+    tasks = await asked(together, *range(6))
+    work.gate.set()
+    await asyncio.gather(*tasks)
+    assert work.shared == [[0, 1], [2, 3], [4, 5]]
+
+
+async def test_who_asks_again_is_counted_once() -> None:
+    work = Work()
+    work.gate.set()
+    together = Together(work, at_once=1, most=8, waiting=32, least=2)
+    await asyncio.gather(*await asked(together, *range(4)))
+    await asyncio.gather(*await asked(together, *range(4)))
+    assert work.shared == [[0, 1], [2, 3]] * 2
+
+
+async def test_who_was_told_long_ago_is_not_expected_for_ever() -> None:
+    work = Work()
+    work.gate.set()
+    together = Together(work, at_once=1, most=32, waiting=32, least=1)
+    await asyncio.gather(*await asked(together, *range(12)))
+    for number in range(3):
+        await asyncio.gather(*await asked(together, number))
+    work.shared.clear()
+    await asyncio.gather(*await asked(together, *range(4)))
+    assert work.shared == [[0, 1], [2, 3]]
+
+
 async def test_a_handful_is_not_parted() -> None:
     work = Work()
     together = Together(work, at_once=1, most=8, waiting=32, least=4)
