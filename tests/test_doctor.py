@@ -2,18 +2,22 @@
 
 import asyncio
 import re
+import tempfile
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from service import embedded
 from service.__main__ import cli
 from service.doctor import examine
 from service.flows.examine import Check
 from service.settings import Settings
-from service.store import access, pulls
+from service.store import access, migrations, pulls
 from service.store.database import Database
+from tests.conftest import administer
 from tests.kahuna.listening import listening as listening_vendor
 from tests.kahuna.listening import said
 from tests.proxying import WRITTEN, proxying
@@ -39,6 +43,32 @@ async def test_a_good_deployment_is_told_so_with_what_was_not_looked_at(database
     assert "no CALLBACK_TOKEN" in checks["settings/default"].says
     assert "--public-url" in checks["webhooks"].do
     assert all(one.do for one in checks.values() if one.level != "ok")
+
+
+@pytest.fixture
+def own_folder() -> Iterator[Path]:
+    """Where the server's own user gets in."""
+    with tempfile.TemporaryDirectory(prefix="ks-doctor-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+async def test_a_list_that_outgrew_what_the_server_was_given_is_told(own_folder: Path) -> None:
+    small = "alter system set shared_buffers = '256kB'"
+    stops = """
+        insert into suppressions (address, channel, namespace, reason, stop_at)
+        select 'a' || n || '@example.com', 'email', 'default', 'unsubscribe', 1 from generate_series(1, :n) as n
+    """
+    with embedded.server(own_folder) as url:
+        await migrations.upgrade(url)
+        await administer(url, small)
+        assert "database/memory" not in await found(url)  # it counts from the next start on
+    with embedded.server(own_folder) as url:
+        assert "database/memory" not in await found(url)
+        await administer(url, stops.replace(":n", "3000"))
+        check = (await found(url))["database/memory"]
+    assert (check.level, check.says) == ("warn", "shared_buffers are 0 MiB, the list and its index 1 MiB")
+    assert "shared_buffers" in check.do
 
 
 async def test_a_missing_setting_ends_it_with_its_name() -> None:

@@ -23,6 +23,9 @@ OLDEST: Final = 15
 NEWEST: Final = 18
 """Versions of PostgreSQL that this release is tried with."""
 
+UNTOUCHED: Final = 128 * 2**20
+"""Bytes of shared_buffers that a server has of which nobody has told it how large its machine is."""
+
 SKEW_WARN: Final = 2.0
 SKEW_FAIL: Final = 60.0
 """Seconds between our clock and the database's. From 300 on, stops of now would lose their own time."""
@@ -161,6 +164,16 @@ def _of_server(loaded: Settings, server: examining.Server) -> Iterator[Check]:
         do = "lower DATABASE_POOL_SIZE, raise max_connections, or put PgBouncer in between"
         says = f"the server takes {server.most_connections} connections; each process opens {loaded.database_pool_size}"
         yield Check("database/connections", "warn", says, do)
+    if server.buffers <= UNTOUCHED and server.list_bytes > server.buffers:
+        do = "set shared_buffers to a quarter of the machine's memory in postgresql.conf, and restart the server"
+        says = (
+            f"shared_buffers are {_mebibytes(server.buffers)}, the list and its index {_mebibytes(server.list_bytes)}"
+        )
+        yield Check("database/memory", "warn", says, do)
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"
 
 
 def _of_clock(skew: float) -> Check:

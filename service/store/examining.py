@@ -11,7 +11,9 @@ _SERVER: Final = text(
     select current_setting('server_version_num')::int as version, clock_timestamp() as clock,
            current_setting('transaction_read_only') = 'on' as read_only, current_setting('fsync') = 'on' as fsync,
            current_setting('server_encoding') as encoding,
-           current_setting('max_connections')::int as most_connections
+           current_setting('max_connections')::int as most_connections,
+           pg_size_bytes(current_setting('shared_buffers')) as buffers,
+           coalesce(pg_total_relation_size(to_regclass('suppressions')), 0) as list_bytes
     """
 )
 
@@ -25,7 +27,8 @@ _OWNED: Final = text(
 
 class Server(NamedTuple):
     """A server: its version (180001 is 18.1), its clock, whether it takes no writes, whether it keeps what it says that
-    it keeps, the encoding of its texts, and how many connections it takes in all."""
+    it keeps, the encoding of its texts, how many connections it takes in all, and the bytes of its buffers and of the
+    list with its index."""
 
     version: int
     clock: datetime
@@ -33,6 +36,8 @@ class Server(NamedTuple):
     fsync: bool
     encoding: str
     most_connections: int
+    buffers: int
+    list_bytes: int
 
 
 async def server_of(connection: AsyncConnection) -> Server:
