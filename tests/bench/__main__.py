@@ -17,7 +17,7 @@ from rich.table import Table
 
 from service import embedded
 from service.store import migrations
-from service.store.database import single_connection
+from service.store.database import driver_of, single_connection
 from tests.bench import bare, drift, whole
 from tests.bench.load import CONNECTIONS, KEY
 from tests.bench.works import ASKED_LIST, LARGE_LIST, LINES, Bench, Rows, Server
@@ -65,6 +65,14 @@ async def token_of(environ: dict[str, str]) -> str:
     command = [sys.executable, "-m", "service", "token", "create", "--name", "bench", "--scopes", "read,write"]
     made = await asyncio.create_subprocess_exec(*command, env=environ, stdout=subprocess.PIPE)
     return (await made.communicate())[0].decode().strip()
+
+
+async def give_memory(url: str) -> None:
+    """A quarter of the machine's, as anybody's server has it; it counts from the next start on."""
+    megabytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4 // 2**20
+    async with single_connection(url) as connection:
+        driver = await driver_of(connection)
+        await driver.execute(f"alter system set shared_buffers = '{megabytes}MB'")
 
 
 class Course(NamedTuple):
@@ -140,6 +148,8 @@ def main(json_file: str | None, only_bare: bool, **course: Any) -> None:
         return
     with tempfile.TemporaryDirectory(prefix="ks-bench-") as folder:
         Path(folder).chmod(0o755)
+        with embedded.server(Path(folder)) as url:
+            asyncio.run(give_memory(url))
         with embedded.server(Path(folder)) as url:
             environ = dict(os.environ) | {
                 "DATABASE_URL": url,
