@@ -132,7 +132,8 @@ def _ends(standing: Standing) -> str:
 
 def _permitted(judged: Verdict, tellers: Mapping[str, Teller], policy: Policy) -> Explanation:
     exempt = [s for s in judged.standings if s.active]
-    newest = max(exempt or judged.standings, key=lambda s: s.cause.decided[1] if s.cause.decided else 0)
+    # A consent ends every reason at the same second: the one to tell of is whose stop it ended.
+    newest = max(exempt or judged.standings, key=lambda s: ((s.cause.decided or ("clear", 0))[1], s.cause.stop_at or 0))
     reason, (action, at) = newest.cause.reason, newest.cause.decided or ("clear", None)
     if exempt:
         said = f"A transactional message may be sent: {_what(newest, tellers, policy)} That counts for marketing alone."

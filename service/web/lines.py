@@ -4,6 +4,7 @@ Refuses to hold more than a few hundred kilobytes, whatever is sent, and however
 """
 
 import asyncio
+import codecs
 import zlib
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
@@ -36,7 +37,7 @@ class Splitter:
         self._received = bytearray()
         self._text = bytearray()
         self._has_more = False
-        self._ended = False
+        self._begun = self._ended = False
         self._members = self._unpacked = 0
 
     @property
@@ -58,6 +59,9 @@ class Splitter:
             self._unpack()
         if self._ended and not self._received and not self._has_more:
             self._finish()
+        if not self._begun and b"\n" in self._text:
+            # What spreadsheets put before UTF-8 is no part of the first address, which would be looked for in vain.
+            self._text, self._begun = self._text.removeprefix(codecs.BOM_UTF8), True
         cut = self._text.rfind(b"\n") + 1
         if len(self._text) - cut > LONGEST_LINE:
             raise BadRequest(f"A line is over {LONGEST_LINE} bytes; send one address a line.", "line-too-long")

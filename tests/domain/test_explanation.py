@@ -138,3 +138,13 @@ def test_the_sentence_says_what_the_verdict_says(history: list, at: int, policy:
     found = explain(judged, {}, policy, purpose)
     assert found.sentence.startswith("May not be messaged") == judged.suppressed
     assert (found.reason is None) == (not judged.standings)
+
+
+def test_of_the_reasons_that_a_consent_ended_the_one_that_stopped_is_named() -> None:
+    causes = [
+        Cause("blocked", None, 95 * DAY),
+        Cause("manual", 90 * DAY, 95 * DAY),
+        Cause("unsubscribe", None, 95 * DAY),
+    ]
+    found = explain(verdict({one.reason: one for one in causes}, NOW, POLICY), {}, POLICY)
+    assert (found.rule, found.reason) == ("cleared", "manual")

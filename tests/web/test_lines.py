@@ -44,6 +44,14 @@ def test_lines_may_end_as_on_windows() -> None:
     assert lines_of(b"a\r\nb\rc\r\n", 100, zipped=False) == [b"a", b"b\rc"]
 
 
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("size", [1, 2, 100])
+def test_the_mark_before_the_first_line_is_no_part_of_it(size: int, zipped: bool) -> None:
+    body = b"\xef\xbb\xbfann@example.com\r\n\xef\xbb\xbfbob@example.com"
+    lines = lines_of(gzip.compress(body) if zipped else body, size, zipped=zipped)
+    assert lines == [b"ann@example.com", b"\xef\xbb\xbfbob@example.com"]
+
+
 def expected(body: bytes) -> list[bytes]:
     return body.removesuffix(b"\n").split(b"\n") if body else []
 
