@@ -16,9 +16,9 @@ from sqlalchemy import (
     Exists,
     bindparam,
     case,
-    exists,
     func,
     insert,
+    literal_column,
     select,
     text,
     update,
@@ -458,10 +458,13 @@ def _retried(now: datetime, again_at: datetime) -> dict[str, Any]:
 
 
 def _another(state: str) -> Exists:
-    """Whether the slot of a correction has another one in this state."""
+    """Whether the slot of a correction has another one in this state: asked slot by slot, whatever is known of the
+    table. Those of a state are few one moment and thousands the next. Taken for few, each correction that is due would
+    be compared with every one of them: so no index of that state may serve, and nothing may be joined."""
     other = corrections.alias()
     slot = ("address", "channel", "namespace", "slot")
-    return exists().where(other.c.state == state, *(other.c[name] == corrections.c[name] for name in slot))
+    of_slot = select(literal_column("1")).where(*(other.c[name] == corrections.c[name] for name in slot))
+    return of_slot.where(other.c.state + "" == state).offset(0).exists()
 
 
 def _mine(table: Any, scope: Scope, addresses: Iterable[str]) -> tuple[Any, ...]:
