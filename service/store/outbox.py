@@ -14,6 +14,7 @@ from sqlalchemy import (
     ColumnElement,
     DateTime,
     Exists,
+    Select,
     bindparam,
     case,
     func,
@@ -463,7 +464,7 @@ def _another(state: str) -> Exists:
     be compared with every one of them: so no index of that state may serve, and nothing may be joined."""
     other = corrections.alias()
     slot = ("address", "channel", "namespace", "slot")
-    of_slot = select(literal_column("1")).where(*(other.c[name] == corrections.c[name] for name in slot))
+    of_slot: Select[Any] = select(literal_column("1")).where(*(other.c[name] == corrections.c[name] for name in slot))
     return of_slot.where(other.c.state + "" == state).offset(0).exists()
 
 

@@ -18,7 +18,8 @@ from service.store.database import SEPARATOR, by_key
 from service.store.suppressions import CauseRow, cause_from
 
 SCANNED: Final = 10_000
-"""Rows of the list that one page looks at, at most: a page of a rare kind may be shorter than asked, even empty."""
+"""Rows of the list that one page looks at, at most: a page of a rare kind may be shorter than asked, even empty.
+Those of other namespaces and channels are passed over in the index and do not count."""
 
 _ACTIVE: Final = """
     coalesce(s.stop_at >= coalesce(s.clear_at, s.stop_at), false) and case s.reason
@@ -64,10 +65,12 @@ _IN_FORCE: Final = text(
 _KEY: Final = "(s.address, s.channel, s.namespace, s.reason)"
 _AFTER: Final = f"{_KEY} > (:after_address, :after_channel, :after_namespace, :after_reason)"
 
-# By the index alone, before the rows are read.
+_THERE: Final = "s.namespace = :namespace and (cast(:channel as text) is null or s.channel = :channel)"
+
+# By the index alone, before the rows are read; to a row that may be asked about, since the caller is told of it.
 _REACH: Final = text(
     f"""
-    select s.address, s.channel, s.namespace, s.reason from suppressions as s where {_AFTER}
+    select s.address, s.channel, s.namespace, s.reason from suppressions as s where {_AFTER} and {_THERE}
     order by s.address, s.channel, s.namespace, s.reason offset :scanned limit 1
     """  # noqa: S608 (our own words)
 )
@@ -79,8 +82,7 @@ _PAGE: Final = text(
     from suppressions as s
     where {_AFTER}
       and (cast(:to_address as text) is null or {_KEY} <= (:to_address, :to_channel, :to_namespace, :to_reason))
-      and s.namespace = :namespace and coalesce(s.stop_at, s.clear_at) is not null
-      and (cast(:channel as text) is null or s.channel = :channel)
+      and {_THERE} and coalesce(s.stop_at, s.clear_at) is not null
       and (cast(:reason as text) is null or s.reason = :reason)
       and (cast(:origin as text) is null or s.origin = :origin)
       and (:since is null or s.recorded_at >= :since)
@@ -141,10 +143,12 @@ async def page(
 ) -> tuple[list[Listed], Place | None]:
     """The next rows in the order of their keys, and after which place to go on; None: there is nothing more.
 
-    A key never changes, so whatever is there during a whole walk is met exactly once.
+    A key never changes, so whatever is there during a whole walk is met exactly once. The place is always one of this
+    namespace, and of this channel if one is wanted: who may not see the others is not told their addresses.
     """
     begin = {f"after_{name}": value for name, value in after._asdict().items()}
-    reached = (await connection.execute(_REACH, begin | {"scanned": SCANNED - 1})).first()
+    where = {"namespace": wanted.namespace, "channel": wanted.channel, "scanned": SCANNED - 1}
+    reached = (await connection.execute(_REACH, begin | where)).first()
     to = Place(*reached) if reached else None
     end = {f"to_{name}": getattr(to, name, None) for name in Place._fields}
     values = begin | end | wanted._asdict() | _numbers(at, policy) | {"limit": limit}

@@ -200,3 +200,18 @@ async def test_a_rare_kind_does_not_make_one_page_read_everything(database: Data
         second, end = await reading.page(connection, wanted, place, 10, 2000, POLICY)
         assert [one.place.address for one in second] == ["z@example.com"]
         assert end is None
+
+
+@pytest.mark.parametrize("wanted", [Wanted("default"), Wanted("other", "sms")], ids=["namespace", "channel"])
+async def test_a_page_never_ends_at_an_address_of_elsewhere(database: Database, wanted: Wanted) -> None:
+    """The place goes to the caller, who may be somebody whose token speaks of this namespace or channel alone."""
+    async with database.begin() as connection:
+        many = [Entry(f"u{n:06}@example.com", "", "unsubscribe", "suppress", 1) for n in range(reading.SCANNED + 5)]
+        at = datetime(2026, 1, 1, tzinfo=UTC)
+        await suppressions.apply(
+            connection, many, Provenance("other", "email", "local", "api", at, audit_id=uuid.uuid4()), POLICY
+        )
+        await store(connection, [stop("z@example.com")], POLICY)
+        listed, place = await reading.page(connection, wanted, START, 10, 2000, POLICY)
+    assert [one.place.address for one in listed] == ([] if wanted.channel else ["z@example.com"])
+    assert place is None
