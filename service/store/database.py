@@ -269,7 +269,8 @@ class Database:
         it. Of `tables` no partition is dropped meanwhile: those that go are gone for every snapshot. StorageBusy if
         others hold one of them for longer than the seconds of `patience`."""
         frozen = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-        async with weather(), frozen.begin() as connection:
+        # Rolled back in the end, since nothing was written; one that broke off has nothing to be rolled back.
+        async with weather(), frozen.connect() as connection:
             # The moment is that of the first query, so these come before it.
             await connection.execute(text(f"set local lock_timeout = {patience * 1000:.0f}"))
             try:
@@ -468,11 +469,18 @@ async def copy_out(
     connection: AsyncConnection, query: str, sink: Callable[[bytes], Coroutine[Any, Any, None]], *, as_csv: bool
 ) -> None:
     """Hands the rows of a query on as text, as the server sends them, and no faster than `sink` takes them: as CSV, or
-    the only column line by line as it is. Needs a transaction; the query takes no parameters (`settle` does)."""
+    the only column line by line as it is. Needs a transaction; the query takes no parameters (`settle` does). Cut off,
+    it costs the connection."""
     driver = await driver_of(connection)
     # No text of ours holds these two characters, so nothing is ever quoted.
     delimiter, quote = (None, None) if as_csv else ("\x02", "\x01")
-    await driver.copy_from_query(query, output=sink, format="csv", delimiter=delimiter, quote=quote)
+    try:
+        await driver.copy_from_query(query, output=sink, format="csv", delimiter=delimiter, quote=quote)
+    except BaseException:
+        # The driver takes rows that were under way for the end of it, and nothing can be asked behind them.
+        driver.terminate()
+        await connection.invalidate()
+        raise
 
 
 async def settle(connection: AsyncConnection, **values: str) -> None:

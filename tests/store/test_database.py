@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from service.errors import StorageBusy, StorageUnavailable
 from service.settings import Settings
-from service.store.database import Database, fetch
+from service.store.database import Database, copy_out, fetch
 from service.store.faults import is_conflict
 
 
@@ -59,6 +59,27 @@ async def test_a_snapshot_of_what_others_hold_says_so(database: Database) -> Non
                 pytest.fail("it is held")
     async with database.snapshot("facts", patience=0.02):
         pass
+
+
+async def test_a_copy_that_is_cut_off_costs_its_connection_alone(settings: Settings) -> None:
+    """Rows are still under way then, and whoever asked for something behind them would be told that it is no time."""
+    begun = asyncio.Event()
+
+    async def sink(_part: bytes) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    async with Database.of(replace(settings, database_pool_size=1)) as database:
+        async with database.snapshot("facts") as connection:
+            rows = "select repeat('x', 10000) from generate_series(1, 10000)"
+            copying = asyncio.create_task(copy_out(connection, rows, sink, as_csv=True))
+            await begun.wait()
+            copying.cancel()
+            await asyncio.gather(copying, return_exceptions=True)
+            assert copying.cancelled()
+            assert connection.invalidated
+        async with database.read() as connection:
+            assert (await connection.execute(text("select 1"))).scalar() == 1
 
 
 # Rows straight from the driver.
