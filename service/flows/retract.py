@@ -66,7 +66,8 @@ async def request_import(
     asked = Retraction(uuid.uuid4(), row.namespace, row.channel, "import", import_id, actor, reason)
     extent = await imports.chunks_of(connection, row.namespace, import_id)
     if row.state == "running" and max(extent.last_at or row.begun_at, row.begun_at) > now - SILENT:
-        raise Conflict("This import still takes lines in; wait until it has ended.", "import-running")
+        still = "This import still takes lines in; wait until it has ended. One that was killed has after 15 minutes."
+        raise Conflict(still, "import-running")
     if row.counts.get("accepted") and not extent.chunks:
         raise Conflict(_GONE, "batch-gone")
     return await request(connection, asked, None, now)
