@@ -197,6 +197,10 @@ async def on_fault(_request: Request, _error: Exception) -> Response:
     return problem(500, "internal-error", PROBLEMS["internal-error"].says)
 
 
+LEFT: Final = 204
+"""The status under which a request counts whose caller went away before there was an answer."""
+
+
 class Telling:
     """Outermost: gives every request its id, every answer the header, and notes how long it took by route.
 
@@ -229,6 +233,7 @@ class Telling:
             await self._app(scope, receive, send_with_id)
         except ClientDisconnect:
             logger().info("request.abandoned", client=_client_of(scope))
+            status = LEFT if status in (0, 500) else status  # 500 was said to nobody, and is no fault of ours
         except Exception:  # noqa: BLE001 (the last one to see it: it is logged, and answered without a traceback)
             logger().exception("request.failed", route=_route_of(scope), client=_client_of(scope))
             if status == 0:

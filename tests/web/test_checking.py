@@ -237,6 +237,7 @@ class Conversation:
         self.reads = asyncio.Event()
         self.reads.set()
         self.taken = 0
+        self.counted: dict[str, float] = {}
         self._site = site
         self._headers = [(b"authorization", token["Authorization"].encode()), (b"content-type", b"text/plain")]
 
@@ -268,6 +269,12 @@ class Conversation:
                 "headers": self._headers,
             }
             await with_state(application, dict(state or {}))(scope, self._receive, self._send)
+            figures = application.state.desk.service.metrics.registry
+            told = {status: {"route": CHECK, "status": status} for status in ("200", "204", "500")}
+            self.counted = {
+                status: figures.get_sample_value("kahuna_sync_request_seconds_count", labels) or 0
+                for status, labels in told.items()
+            }
 
     async def _receive(self) -> dict[str, Any]:
         message = await self.sent.get()
@@ -297,6 +304,14 @@ async def test_a_caller_who_goes_away_ends_the_work(site: Site, reader: Headers)
     caller.go_away()
     await running
     assert caller.answers.empty()
+    assert caller.counted == {"200": 1, "204": 0, "500": 0}
+
+
+async def test_who_goes_away_before_the_answer_is_no_fault_of_ours(site: Site, reader: Headers) -> None:
+    caller = Conversation(site, reader)
+    caller.go_away()
+    await caller.run()
+    assert caller.counted == {"200": 0, "204": 1, "500": 0}
 
 
 async def test_a_caller_who_does_not_read_is_not_read_from(site: Site, reader: Headers) -> None:
