@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,9 +67,18 @@ async def token_of(environ: dict[str, str]) -> str:
     return (await made.communicate())[0].decode().strip()
 
 
+def memory(groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes of the machine's memory, or of the container's, if that may have less."""
+    allowed = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):  # there is none, or it is no number
+            allowed.append(int((groups / name).read_text()))
+    return min(allowed)
+
+
 async def give_memory(url: str) -> None:
-    """A quarter of the machine's, as anybody's server has it; it counts from the next start on."""
-    megabytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4 // 2**20
+    """A quarter of it, as is usual; it counts from the next start on."""
+    megabytes = memory() // 4 // 2**20
     async with single_connection(url) as connection:
         driver = await driver_of(connection)
         await driver.execute(f"alter system set shared_buffers = '{megabytes}MB'")
