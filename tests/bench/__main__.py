@@ -23,6 +23,7 @@ from tests.bench.load import CONNECTIONS, KEY
 from tests.bench.works import ASKED_LIST, LARGE_LIST, LINES, Bench, Rows, Server
 
 PORT, BARE_PORT = 8740, 8741
+LOG_FILES = 60
 WORKS = ("callbacks", "questions", "import", "export", "reconcile", "growth")
 
 COLUMNS = {
@@ -76,12 +77,18 @@ def memory(groups: Path = Path("/sys/fs/cgroup")) -> int:
     return min(allowed)
 
 
-async def give_memory(url: str) -> None:
-    """A quarter of it, as is usual; it counts from the next start on."""
+async def give_room(url: str) -> None:
+    """Gives the server what anybody's has: a quarter of the memory, from its next start on, and files of its log at
+    hand. To make a new one of 16 MB holds every commit up, and a server that has run for a day makes none."""
     megabytes = memory() // 4 // 2**20
     async with single_connection(url) as connection:
         driver = await driver_of(connection)
         await driver.execute(f"alter system set shared_buffers = '{megabytes}MB'")
+        await driver.execute("alter system set min_wal_size = '1GB'")
+        await driver.execute("select pg_reload_conf()")
+        for _ in range(LOG_FILES):
+            await driver.execute("select pg_logical_emit_message(false, 'bench', 'x'), pg_switch_wal()")
+        await driver.execute("checkpoint")  # those that were filled are kept, to be filled again
 
 
 class Course(NamedTuple):
@@ -158,7 +165,7 @@ def main(json_file: str | None, only_bare: bool, **course: Any) -> None:
     with tempfile.TemporaryDirectory(prefix="ks-bench-") as folder:
         Path(folder).chmod(0o755)
         with embedded.server(Path(folder)) as url:
-            asyncio.run(give_memory(url))
+            asyncio.run(give_room(url))
         with embedded.server(Path(folder)) as url:
             environ = dict(os.environ) | {
                 "DATABASE_URL": url,
