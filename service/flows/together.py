@@ -136,7 +136,7 @@ class Together(Generic[Q, A]):
         self._start()
 
     def _end(self, task: Any) -> bool:
-        """Whether it was late."""
+        """Lets go of one that has ended, and tells whether it was late."""
         clock = self._under_way.pop(task)
         if clock is not None:
             clock.cancel()
