@@ -229,13 +229,7 @@ def imports_list(limit: int, as_json: bool, namespace: str | None) -> None:
 @_JSON
 def imports_show(chosen: uuid.UUID, as_json: bool) -> None:
     """Show one import with its counts."""
-
-    async def read(connection: Connection) -> Any:
-        row = await imports.one(connection, chosen)
-        undone = await retractions.of_each(connection, "import", [chosen])
-        return _there(row, "import", "imports", lambda found: undo.import_told(found, undone))
-
-    _show(_read(read), as_json=as_json)
+    _show(_with_undone("import", chosen, imports.one, undo.import_told), as_json=as_json)
 
 
 @click.group("surges")
@@ -268,13 +262,7 @@ def surges_list(state: str | None, limit: int, as_json: bool, namespace: str | N
 @_JSON
 def surges_show(chosen: uuid.UUID, as_json: bool) -> None:
     """Show one surge, and what was decided about it."""
-
-    async def read(connection: Connection) -> Any:
-        row = await surges.one(connection, chosen)
-        undone = await retractions.of_each(connection, "surge", [chosen])
-        return _there(row, "surge", "surges", lambda found: undo.surge_told(found, undone))
-
-    _show(_read(read), as_json=as_json)
+    _show(_with_undone("surge", chosen, surges.one, undo.surge_told), as_json=as_json)
 
 
 @surges_group.command("keep")
@@ -376,6 +364,22 @@ def _read(work: Callable[[Connection], Awaitable[Any]]) -> Any:
             return await work(connection)
 
     return with_database(read, quiet=True)
+
+
+def _with_undone(
+    kind: retractions.Kind,
+    chosen: uuid.UUID,
+    one: Callable[[Connection, uuid.UUID], Awaitable[Any]],
+    told: Callable[[Any, dict[uuid.UUID, uuid.UUID]], Any],
+) -> Any:
+    """What is told of one of this kind, with what took it back, if anything did."""
+
+    async def read(connection: Connection) -> Any:
+        row = await one(connection, chosen)
+        undone = await retractions.of_each(connection, kind, [chosen])
+        return _there(row, kind, f"{kind}s", lambda found: told(found, undone))
+
+    return _read(read)
 
 
 def _decided(work: Callable[..., Awaitable[Any]]) -> Any:

@@ -74,9 +74,14 @@ class Relay:
         await asyncio.gather(*self._lines, return_exceptions=True)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._server is None:  # cut, while this one was on its way in
+            writer.transport.abort()
+            return
         line = asyncio.create_task(self._line(reader, writer))
         self._lines.add(line)
         line.add_done_callback(self._lines.discard)
+        # Also of one that is cut before it has reached the server, or has begun at all.
+        line.add_done_callback(lambda _: writer.transport.abort())
 
     async def _line(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         far_reader, far_writer = await asyncio.open_unix_connection(self._socket)
@@ -90,8 +95,7 @@ class Relay:
             for way in ways:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
-            for one in (writer, far_writer):
-                one.transport.abort()
+            far_writer.transport.abort()
 
     @staticmethod
     async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, is_open: asyncio.Event) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from sqlalchemy import text
 
 from service import embedded
 from service.__main__ import cli
@@ -66,9 +67,17 @@ async def test_a_list_that_outgrew_what_the_server_was_given_is_told(own_folder:
     with embedded.server(own_folder) as url:
         assert "database/memory" not in await found(url)
         await administer(url, stops.replace(":n", "3000"))
+        await administer(url, "analyze suppressions")
         check = (await found(url))["database/memory"]
     assert (check.level, check.says) == ("warn", "shared_buffers are 0 MiB, the list and its index 1 MiB")
     assert "shared_buffers" in check.do
+
+
+async def test_it_waits_for_nobody_who_alters_the_list(database: Database, settings: Settings) -> None:
+    async with database.begin() as altering:
+        await altering.execute(text("lock table suppressions in access exclusive mode"))
+        checks = await found(settings.database_url or "")
+    assert (checks["database"].level, checks["tokens"].level) == ("ok", "warn")
 
 
 async def test_a_missing_setting_ends_it_with_its_name() -> None:

@@ -24,7 +24,7 @@ NEWEST: Final = 18
 """Versions of PostgreSQL that this release is tried with."""
 
 UNTOUCHED: Final = 128 * 2**20
-"""Bytes of shared_buffers that a server has of which nobody has told it how large its machine is."""
+"""Bytes of shared_buffers that a server has by default, however large its machine is."""
 
 SKEW_WARN: Final = 2.0
 SKEW_FAIL: Final = 60.0
@@ -165,7 +165,7 @@ def _of_server(loaded: Settings, server: examining.Server) -> Iterator[Check]:
         says = f"the server takes {server.most_connections} connections; each process opens {loaded.database_pool_size}"
         yield Check("database/connections", "warn", says, do)
     if server.buffers <= UNTOUCHED and server.list_bytes > server.buffers:
-        do = "set shared_buffers to a quarter of the machine's memory in postgresql.conf, and restart the server"
+        do = "give the server memory: shared_buffers at a quarter of its machine's, by postgresql.conf or its provider"
         says = (
             f"shared_buffers are {_mebibytes(server.buffers)}, the list and its index {_mebibytes(server.list_bytes)}"
         )

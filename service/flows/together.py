@@ -1,8 +1,8 @@
 """Owns how requests that come at the same time share one piece of work: a transaction, or a lookup.
 
-Nobody waits for company. While fewer pieces than allowed are under way, the next one starts as soon as the event loop
-has nobody else at hand who is about to ask; the others gather, and share the one after. Refuses to know what the work
-is.
+Nobody waits for company. While nothing is under way, or only what takes unusually long, the next piece starts as soon
+as the event loop has nobody else at hand who is about to ask; the others gather, and share the one after. Refuses to
+know what the work is.
 """
 
 import asyncio
@@ -72,9 +72,9 @@ class Together(Generic[Q, A]):
         self._least = least
         self._parts = parts
         self._asked: deque[tuple[Q, Waiter[A]]] = deque()
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._under_way: dict[asyncio.Task[None], asyncio.TimerHandle | None] = {}
+        """What is under way, each with the clock that runs until it is late, if another may then begin beside it."""
         self._answered = self._away = 0
-        self._late: asyncio.TimerHandle | None = None
         self._listening = False
         self.heard = self.pieces = 0
         """Questions so far, and the pieces of work that they shared."""
@@ -100,16 +100,20 @@ class Together(Generic[Q, A]):
         self._start()
 
     def abandon(self) -> None:
-        """Ends the work under way: for when it is known that it would never end. Whoever still waits is cancelled."""
+        """Ends the work under way: for when it is known that it would never end. Whoever shares it is cancelled, and
+        who waits for the next has that begin."""
         for task in self._under_way:
             task.cancel()
 
     def _start(self) -> None:
-        """Starts a piece of work if it is time for one: there is none under way, or it takes unusually long."""
-        due = not self._under_way or (self._late is None and len(self._under_way) < self._at_once)
-        if self._asked and due and not self._listening:
+        """Starts a piece of work if it is time for one."""
+        if self._asked and not self._listening and self._is_due():
             self._listening = True
             self._listen(len(self._asked), TURNS, QUIET)
+
+    def _is_due(self) -> bool:
+        """Whether none is under way, or those that are take unusually long, and one more is allowed."""
+        return len(self._under_way) < self._at_once and not any(self._under_way.values())
 
     def _listen(self, heard: int, turns: int, quiet: int) -> None:
         """Lets those ask whom this process has already begun to read. Half of all groups would be of one without."""
@@ -122,34 +126,39 @@ class Together(Generic[Q, A]):
         self._begin()
 
     def _begin(self) -> None:
-        if self._at_once > 1:
-            if self._late is not None:
-                self._late.cancel()
-            self._late = asyncio.get_running_loop().call_later(LATE, self._on_late)
         task = asyncio.create_task(self._share())
-        self._under_way.add(task)
+        clock = asyncio.get_running_loop().call_later(LATE, self._on_late, task) if self._at_once > 1 else None
+        self._under_way[task] = clock
         task.add_done_callback(self._on_gone)
 
-    def _on_late(self) -> None:
-        self._late = None
+    def _on_late(self, task: asyncio.Task[None]) -> None:
+        self._under_way[task] = None
         self._start()
+
+    def _end(self, task: Any) -> bool:
+        """Lets go of one that has ended, and tells whether it was late."""
+        clock = self._under_way.pop(task)
+        if clock is not None:
+            clock.cancel()
+        return clock is None
 
     def _on_gone(self, task: asyncio.Task[None]) -> None:
         """One that was abandoned before its first step took nobody along, and never told that it ended: whoever waits
         goes with the next."""
         if task in self._under_way:
-            self._under_way.discard(task)
+            self._end(task)
             self._start()
 
     def _on_end(self, task: Any, answered: int) -> None:
         """The next piece begins before anybody hears of this one, who will hear of it while the other is worked on."""
-        self._under_way.discard(task)
+        was_late = self._end(task)
         # Whoever was told longer ago than the other parts take is not expected any more.
         self._away = min(self._away, self._answered * (self._parts - 1)) + answered
         self._answered = answered
         self.heard += answered
         self.pieces += 1
-        if self._asked and not self._listening and len(self._under_way) < self._at_once:
+        # Beside one that is not late only where all are slow: else two at once, once begun, would last as a crowd does.
+        if self._asked and not self._listening and (was_late or self._is_due()):
             self._begin()
 
     def _part(self) -> int:

@@ -6,6 +6,7 @@ from typing import Final, NamedTuple
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+# The sizes are what the last vacuum or analyze wrote down: to measure them waits for whoever alters the table.
 _SERVER: Final = text(
     """
     select current_setting('server_version_num')::int as version, clock_timestamp() as clock,
@@ -13,7 +14,11 @@ _SERVER: Final = text(
            current_setting('server_encoding') as encoding,
            current_setting('max_connections')::int as most_connections,
            pg_size_bytes(current_setting('shared_buffers')) as buffers,
-           coalesce(pg_total_relation_size(to_regclass('suppressions')), 0) as list_bytes
+           (
+             select coalesce(sum(relpages), 0)::bigint * current_setting('block_size')::bigint from pg_class
+             where oid = to_regclass('suppressions')
+                or oid in (select indexrelid from pg_index where indrelid = to_regclass('suppressions'))
+           ) as list_bytes
     """
 )
 
@@ -28,7 +33,7 @@ _OWNED: Final = text(
 class Server(NamedTuple):
     """A server: its version (180001 is 18.1), its clock, whether it takes no writes, whether it keeps what it says that
     it keeps, the encoding of its texts, how many connections it takes in all, and the bytes of its buffers and of the
-    list with its index."""
+    list with its index, roughly; 0 where there is no list yet."""
 
     version: int
     clock: datetime

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from tests.bench.load import CONNECTIONS, KEY
 from tests.bench.works import ASKED_LIST, LARGE_LIST, LINES, Bench, Rows, Server
 
 PORT, BARE_PORT = 8740, 8741
+LOG_FILES = 60
 WORKS = ("callbacks", "questions", "import", "export", "reconcile", "growth")
 
 COLUMNS = {
@@ -67,12 +68,27 @@ async def token_of(environ: dict[str, str]) -> str:
     return (await made.communicate())[0].decode().strip()
 
 
-async def give_memory(url: str) -> None:
-    """A quarter of the machine's, as anybody's server has it; it counts from the next start on."""
-    megabytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4 // 2**20
+def memory(groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes of the machine's memory, or of the container's, if that may have less."""
+    allowed = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):  # there is none, or it is no number
+            allowed.append(int((groups / name).read_text()))
+    return min(allowed)
+
+
+async def give_room(url: str) -> None:
+    """Gives the server what anybody's has: a quarter of the memory, from its next start on, and files of its log at
+    hand. To make a new one of 16 MB holds every commit up, and a server that has run for a day makes none."""
+    megabytes = memory() // 4 // 2**20
     async with single_connection(url) as connection:
         driver = await driver_of(connection)
         await driver.execute(f"alter system set shared_buffers = '{megabytes}MB'")
+        await driver.execute("alter system set min_wal_size = '1GB'")
+        await driver.execute("select pg_reload_conf()")
+        for _ in range(LOG_FILES):
+            await driver.execute("select pg_logical_emit_message(false, 'bench', 'x'), pg_switch_wal()")
+        await driver.execute("checkpoint")  # those that were filled are kept, to be filled again
 
 
 class Course(NamedTuple):
@@ -149,7 +165,7 @@ def main(json_file: str | None, only_bare: bool, **course: Any) -> None:
     with tempfile.TemporaryDirectory(prefix="ks-bench-") as folder:
         Path(folder).chmod(0o755)
         with embedded.server(Path(folder)) as url:
-            asyncio.run(give_memory(url))
+            asyncio.run(give_room(url))
         with embedded.server(Path(folder)) as url:
             environ = dict(os.environ) | {
                 "DATABASE_URL": url,
