@@ -49,10 +49,11 @@ from service.web import (
     webhook,
 )
 from service.web import suppressions as queries
+from service.web.bodies import Budget
 from service.web.callers import Callers
 from service.web.console import frame as console
 from service.web.contract import AnyOperation
-from service.web.http import Budget, Service, Telling, on_error, on_fault, on_http_exception
+from service.web.http import Service, Telling, on_error, on_fault, on_http_exception
 from service.web.tracing import Tracing
 
 Application: TypeAlias = Starlette

@@ -4,10 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, NamedTuple, ParamSpec, TypeAlias, TypeVar, cast
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import asyncpg
-import msgspec
 import sqlalchemy.exc
 from sqlalchemy import ColumnElement, Row, Select, Text, TextClause, any_, event, func, literal, text
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -17,6 +15,7 @@ from sqlalchemy.pool import NullPool, QueuePool
 
 from service.errors import SettingsError, StorageBusy
 from service.settings import Settings
+from service.store.engines import async_url, engine_of, limits_as_local
 from service.store.faults import Overtaken, is_conflict, weather
 
 P = ParamSpec("P")
@@ -123,7 +122,7 @@ class Database:
         if settings.database_url is None:
             raise SettingsError("DATABASE_URL is not set, and no embedded database was started.")
         pooled = settings.database_pooler == "transaction"
-        engine = _engine(
+        engine = engine_of(
             settings,
             settings.database_url,
             pool_size=settings.database_pool_size,
@@ -131,10 +130,10 @@ class Database:
             pool_timeout=settings.database_connect_timeout_seconds,
             pool_use_lifo=True,
         )
-        apart = _engine(settings, settings.database_url, poolclass=NullPool)
+        apart = engine_of(settings, settings.database_url, poolclass=NullPool)
         # Half of the pool at most: those who take a connection for longer must find one.
         seats = min(BENCH, settings.database_pool_size // 2)
-        return cls(engine, apart, seats=seats, settings_per_transaction=_as_local(settings) if pooled else None)
+        return cls(engine, apart, seats=seats, settings_per_transaction=limits_as_local(settings) if pooled else None)
 
     async def __aenter__(self) -> "Database":
         return self
@@ -331,45 +330,6 @@ class Straight(NamedTuple):
         return await driver.fetch(self.statement, *[values[name] for name in self.names])
 
 
-def async_url(url: str) -> str:
-    """A `postgresql://` URL, as libpq writes it, in the words of the driver."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("postgresql", "postgres", "postgresql+asyncpg"):
-        raise SettingsError("DATABASE_URL must begin with postgresql://.")
-    try:
-        _ = parts.port
-    except ValueError:
-        raise SettingsError("DATABASE_URL has a port that is no number.") from None
-    query = urlencode([("ssl" if name == "sslmode" else name, value) for name, value in parse_qsl(parts.query)])
-    return urlunsplit(parts._replace(scheme="postgresql+asyncpg", query=query))
-
-
-def _engine(settings: Settings, url: str, **pool: Any) -> AsyncEngine:
-    pooled = settings.database_pooler == "transaction"
-    connect_args: dict[str, Any] = {"timeout": settings.database_connect_timeout_seconds}
-    if pooled:
-        # The pooler gives each transaction another server: no statement may be named, no session setting kept.
-        connect_args |= {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
-        connect_args |= {"prepared_statement_name_func": str}
-    else:
-        connect_args["server_settings"] = _limits(settings) | {"application_name": "kahuna-sync"}
-    engine = create_async_engine(
-        async_url(url),
-        connect_args=connect_args,
-        hide_parameters=True,
-        json_serializer=lambda value: msgspec.json.encode(value).decode(),
-        json_deserializer=msgspec.json.decode,
-        **pool,
-    )
-    if not pooled:
-        # Asked for at the start of a session, a setting that the server does not know ends it.
-        limit = f"select {_transaction_timeout(settings, 'false')}"
-        event.listen(
-            engine.sync_engine, "connect", lambda made, _: made.run_async(lambda driver: driver.execute(limit))
-        )
-    return engine
-
-
 @asynccontextmanager
 async def single_connection(url: str) -> AsyncIterator[AsyncConnection]:
     """One connection outside any pool, for migrations."""
@@ -379,25 +339,6 @@ async def single_connection(url: str) -> AsyncIterator[AsyncConnection]:
             yield connection
     finally:
         await engine.dispose()
-
-
-def _limits(settings: Settings) -> dict[str, str]:
-    return {
-        "lock_timeout": f"{settings.lock_timeout_milliseconds}ms",
-        "statement_timeout": f"{settings.statement_timeout_seconds}s",
-        "idle_in_transaction_session_timeout": f"{settings.statement_timeout_seconds}s",
-    }
-
-
-def _as_local(settings: Settings) -> str:
-    calls = [f"set_config('{name}', '{value}', true)" for name, value in _limits(settings).items()]
-    return f"select {', '.join([*calls, _transaction_timeout(settings, 'true')])}"
-
-
-def _transaction_timeout(settings: Settings, local: str) -> str:
-    """What the server's releases from 17 on have: no transaction of ours holds the feed back for longer."""
-    value = f"set_config('transaction_timeout', '{settings.transaction_timeout_seconds}s', {local})"
-    return f"case when current_setting('server_version_num')::int >= 170000 then {value} end"
 
 
 def among(column: ColumnElement[Any], values: Iterable[Any]) -> ColumnElement[bool]:

@@ -1,13 +1,12 @@
 """Owns what all routes share: who is calling, which namespace, what the body says, how answers and problems look."""
 
 import asyncio
-import zlib
-from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from time import perf_counter
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -23,9 +22,7 @@ from service.errors import (
     NotFound,
     RequestError,
     StorageUnavailable,
-    TooLarge,
     TooManyCalls,
-    TooSlow,
     Unauthenticated,
     Unprocessable,
     UnsupportedEncoding,
@@ -40,6 +37,7 @@ from service.store.access import Caller
 from service.store.database import Database
 from service.store.suppressions import CauseRow, Subject
 from service.telemetry import REQUEST_ID, Metrics, RequestIds, logger
+from service.web.bodies import Budget, decompressed, read_body
 from service.web.callers import Callers, token_in
 from service.web.problems import PROBLEMS, document
 
@@ -51,26 +49,6 @@ API_BODY_LIMIT: Final = 1024 * 1024
 
 SMALL_BODY: Final = 64 * 1024
 """Bytes of JSON that are decoded on the spot."""
-
-MOST_MEMBERS: Final = 16
-"""Members of one gzip body: each costs a copy of what follows it, before anything is verified."""
-
-
-class Budget:
-    """Bytes of bodies that one process holds at once. Past the limit a sender is asked to come again."""
-
-    def __init__(self, limit: int) -> None:
-        self._left = limit
-
-    def take(self, count: int) -> None:
-        """Counts bytes in."""
-        if count > self._left:
-            raise StorageUnavailable("Too many callbacks are being received at once; deliver it again.", 1)
-        self._left -= count
-
-    def give_back(self, count: int) -> None:
-        """Counts bytes out."""
-        self._left += count
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,110 +341,6 @@ def _storable(document: _T) -> _T:
     if any("\0" in value for value in msgspec.structs.astuple(document) if isinstance(value, str)):
         raise Unprocessable("A text of the body holds a NUL; take it out.", "invalid-body")
     return document
-
-
-async def read_body(
-    receive: Receive, declared: str, limit: int, seconds: float, take: Callable[[int], None] | None = None
-) -> bytes:
-    """The body as sent, refused while it is read if it grows over `limit` bytes or takes over `seconds`.
-
-    `declared` is the Content-Length, if any. `take` hears of every part before it is kept.
-    """
-    if declared.isdecimal() and int(declared) > limit:
-        raise TooLarge(f"The body is over {limit} bytes.")
-    return await _InTime(_whole(receive, limit, take), seconds)
-
-
-async def _whole(receive: Receive, limit: int, take: Callable[[int], None] | None) -> bytes:
-    parts: list[bytes] = []
-    size, more = 0, True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        part, more = message.get("body", b""), message.get("more_body", False)
-        size += len(part)
-        if size > limit:
-            raise TooLarge(f"The body is over {limit} bytes.")
-        if take is not None:
-            take(len(part))
-        parts.append(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-class _InTime:
-    """Work on a body, which is given so many seconds once it has to wait for some of it. Nearly all bodies are there
-    from the start, and a clock that is set and stopped for nothing costs as much as reading one."""
-
-    def __init__(self, work: Coroutine[Any, Any, bytes], seconds: float) -> None:
-        self._work = work
-        self._seconds = seconds
-
-    def __await__(self) -> Generator[Any, Any, bytes]:
-        try:
-            first = self._work.send(None)
-        except StopIteration as done:
-            return cast(bytes, done.value)
-        return (yield from self._wait(first))
-
-    def _wait(self, asked: Any) -> Generator[Any, Any, bytes]:
-        with _Deadline(self._seconds):
-            while True:
-                try:
-                    try:
-                        heard = yield asked
-                    except BaseException as error:  # noqa: BLE001 (whatever it is, it is for the work)
-                        asked = self._work.throw(error)
-                    else:
-                        asked = self._work.send(heard)
-                except StopIteration as done:
-                    return cast(bytes, done.value)
-
-
-class _Deadline:
-    """`asyncio.timeout`, for what is no coroutine of its own."""
-
-    __slots__ = ("_over", "_seconds", "_task", "_timer")
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._over = False
-
-    def __enter__(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task(loop)
-        self._timer = loop.call_later(self._seconds, self._expire)
-
-    def _expire(self) -> None:
-        self._over = True
-        if self._task is not None:
-            self._task.cancel()
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._timer.cancel()
-        # Somebody else may want the task to end, too: that goes first.
-        if self._over and self._task is not None and not self._task.uncancel() and kind is asyncio.CancelledError:
-            raise TooSlow("The body did not arrive in time.") from None
-
-
-def decompressed(body: bytes, limit: int) -> bytes:
-    """The body behind gzip, of which never more than the limit is made."""
-    parts = bytearray()
-    rest = body
-    try:
-        for _ in range(MOST_MEMBERS):
-            unzip = zlib.decompressobj(wbits=31)
-            parts += unzip.decompress(rest, limit + 1 - len(parts))
-            if len(parts) > limit or unzip.unconsumed_tail:
-                raise TooLarge(f"The decompressed body is over {limit} bytes.")
-            if not unzip.eof:
-                raise BadRequest("The gzip body is cut off.", "not-gzip")
-            rest = unzip.unused_data
-            if not rest:
-                return bytes(parts)
-    except zlib.error:
-        raise BadRequest("The body is not gzip, as Content-Encoding says.", "not-gzip") from None
-    raise BadRequest(f"The gzip body has more than {MOST_MEMBERS} members; compress it as one.", "not-gzip")
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, _W]) -> asyncio.Task[_W]:

@@ -33,8 +33,9 @@ from service.spans import TRACE
 from service.store.batches import Received, new_id
 from service.telemetry import REQUEST_ID, Metrics
 from service.web import contract
+from service.web.bodies import decompressed, read_body
 from service.web.contract import Answer, AnyOperation, Nothing, Operation, Stream
-from service.web.http import Service, decompressed, problem_of, read_body, send_json
+from service.web.http import Service, problem_of, send_json
 
 ERRORS_SHOWN: Final = 100
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from service.errors import TooLarge, TooSlow
-from service.web.http import read_body
+from service.web.bodies import read_body
 
 
 class Sender:

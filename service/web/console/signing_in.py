@@ -20,8 +20,9 @@ from service.errors import BadRequest, Forbidden, TooManyCalls
 from service.store import access, sessions
 from service.store.access import Caller, Deed
 from service.telemetry import logger
+from service.web.bodies import read_body
 from service.web.console.visiting import HEADERS, NOTE, TEMPLATES, Form, Visitor, keep, note_in, sent_to
-from service.web.http import read_body, service_of
+from service.web.http import service_of
 
 COOKIE: Final = "__Host-ks-session"
 
