@@ -22,7 +22,7 @@ from service.flows.check import Asking, Checked, check
 from service.store.database import MANY, aside
 from service.telemetry import logger
 from service.web.contract import Answer, AnyOperation, Asked, Body, Call, Operation
-from service.web.http import Service, on_error
+from service.web.http import Mendable, Service, on_error
 from service.web.lines import Inlet, beside
 
 MOST_ADDRESSES: Final = 100_000
@@ -45,13 +45,31 @@ _AS_LINES: Final = (
 _PURPOSE: Final = "What the messages are for: a `transactional` one may be sent in spite of an e-mail unsubscribe."
 
 
-class Question(msgspec.Struct, forbid_unknown_fields=True):
+class Question(Mendable, forbid_unknown_fields=True):
     """Which addresses, and what the message is for."""
 
     channel: Channel
     # The most is checked by hand, for a sentence that says what to send instead.
     addresses: Annotated[list[str], msgspec.Meta(min_length=1, extra_json_schema={"maxItems": MOST_ADDRESSES})]
     purpose: Annotated[Purpose, msgspec.Meta(description=_PURPOSE)] = "marketing"
+
+    @classmethod
+    def mended(cls, document: Any) -> "Mended | None":
+        """With its strange addresses as they can be shown, and where they stand."""
+        try:
+            asked = msgspec.convert(document, Question)
+        except msgspec.ValidationError:
+            return None
+        strange = [place for place, one in enumerate(asked.addresses) if not _is_text(one)]
+        for place in strange:
+            asked.addresses[place] = _shown(asked.addresses[place])
+        return Mended(asked.channel, asked.addresses, asked.purpose, tuple(strange)) if strange else None
+
+
+class Mended(Question):
+    """A question in which some addresses are no text, and the places of those."""
+
+    strange: tuple[int, ...] = ()
 
 
 class OfLines(Asked, frozen=True, kw_only=True):
@@ -82,6 +100,8 @@ async def check_document(call: Call[OfLines, Question]) -> Response:
         raise Unprocessable(f"addresses has over {MOST_ADDRESSES} entries. {_AS_LINES}", "invalid-body")
     asking = _asking(call, body.channel, body.purpose)
     found = await _checked(service, asking, body.addresses)
+    for place in body.strange if isinstance(body, Mended) else ():
+        found[place] = Checked(body.addresses[place], error="not-utf8")
     zipped = accepts_gzip(call.request)
     content, headers = await aside(len(found), _packed, Results(found), zipped=zipped)
     return Response(content, 200, headers, "application/json")
@@ -184,6 +204,20 @@ class Stream(Response):
         logger().warning("check.broken_off", because=type(error).__name__)
         told = bytes((await on_error(self._call.request, error)).body) + b"\n"
         await self._send(send, told if self._zip is None else self._zip.compress(told) + self._zip.flush())
+
+
+def _is_text(given: str) -> bool:
+    """Whether it holds no half of a surrogate pair."""
+    try:
+        given.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _shown(given: str) -> str:
+    """With the usual sign in place of each half of a pair."""
+    return given.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def accepts_gzip(request: Request) -> bool:

@@ -1,12 +1,13 @@
 """Owns what all routes share: who is calling, which namespace, what the body says, how answers and problems look."""
 
 import asyncio
+import json
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from time import perf_counter
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -312,6 +313,15 @@ async def body_of(request: Request, kind: type[_T], limit: int = API_BODY_LIMIT,
         raise BadRequest("The body is not JSON.", "not-json") from None
 
 
+class Mendable(msgspec.Struct):
+    """The shape of a body in which one bad text is not to spoil the others."""
+
+    @classmethod
+    def mended(cls, document: Any) -> "Self | None":
+        """The body, without what is no text, if that alone was wrong with it: half of a surrogate pair, which JSON can
+        write and UTF-8 cannot."""
+
+
 def _document(body: bytes, kind: type[_T]) -> _T:
     """To JSON Schema, in whose words our document says what is taken, 1.0 is an integer."""
     try:
@@ -319,6 +329,11 @@ def _document(body: bytes, kind: type[_T]) -> _T:
     except msgspec.ValidationError as error:
         if "got `float`" not in str(error):
             raise
+    except msgspec.DecodeError:
+        mended = kind.mended(json.loads(body)) if issubclass(kind, Mendable) else None
+        if mended is None:
+            raise
+        return mended
     return msgspec.convert(_with_integers(msgspec.json.decode(body)), kind)
 
 

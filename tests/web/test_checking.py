@@ -18,6 +18,7 @@ from tests.web.harness import Endless, Headers, Site, address_path, is_problem, 
 CHECK = "/v1/suppressions/check"
 LINES = f"{CHECK}?channel=email"
 TEXT = {"Content-Type": "text/plain"}
+JSON = {"Content-Type": "application/json"}
 ANN = {"address": " Ann@Example.COM", "suppressed": True, "reasons": ["unsubscribe"]}
 BOB = {"address": "bob@example.com", "suppressed": False, "reasons": []}
 NOBODY = {"address": "nobody", "error": "not-an-email-address"}
@@ -168,6 +169,40 @@ async def test_a_line_that_is_no_text_spoils_no_other(site: Site, reader: Header
     strange = {"address": "\ufffdann@example.com", "error": "not-utf8"}
     replaced = {"address": "\ufffd@example.com", "suppressed": False, "reasons": []}
     assert told(answer.content) == [BOB, strange, replaced, NOBODY]
+
+
+@pytest.mark.parametrize(
+    ("sent", "shown"),
+    [
+        ("\\ud800", "\ufffd"),
+        ("\\udc00x", "\ufffdx"),
+        ("x\\ud83d", "x\ufffd"),
+        ("\\ud83d\\ude00\\ud83d", "\U0001f600\ufffd"),
+    ],
+    ids=["the first", "the second", "at the end", "behind a whole one"],
+)
+async def test_half_of_a_pair_in_a_json_body_spoils_no_other(
+    site: Site, reader: Headers, sent: str, shown: str
+) -> None:
+    body = f'{{"channel": "email", "addresses": ["bob@example.com", "{sent}@example.com", "nobody"]}}'
+    answer = await site.client.post(CHECK, headers={**reader, **JSON}, content=body)
+    assert answer.status_code == 200
+    assert answer.json()["results"] == [BOB, {"address": f"{shown}@example.com", "error": "not-utf8"}, NOBODY]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"channel": "email", "addresses": ["\\ud800@example.com"',
+        '{"channel": "\\ud800", "addresses": ["bob@example.com"]}',
+        '{"channel": "email", "addresses": ["\\ud800@example.com"], "more": 1}',
+        '{"channel": "email", "addresses": [NaN]}',
+    ],
+    ids=["cut off", "in another place", "another member", "no half"],
+)
+async def test_a_body_that_is_wrong_in_another_way_is_refused_whole(site: Site, reader: Headers, body: str) -> None:
+    answer = await site.client.post(CHECK, headers={**reader, **JSON}, content=body)
+    assert (answer.status_code, answer.json()["type"].rpartition("/")[2]) == (400, "not-json")
 
 
 async def test_lines_of_numbers_and_of_a_purpose(site: Site, reader: Headers) -> None:
