@@ -60,10 +60,9 @@ class Question(Mendable, forbid_unknown_fields=True):
             asked = msgspec.convert(document, Question)
         except msgspec.ValidationError:
             return None
-        strange = [place for place, one in enumerate(asked.addresses) if not _is_text(one)]
-        for place in strange:
-            asked.addresses[place] = _shown(asked.addresses[place])
-        return Mended(asked.channel, asked.addresses, asked.purpose, tuple(strange)) if strange else None
+        shown = [_shown(one) for one in asked.addresses]
+        strange = tuple(place for place, one in enumerate(asked.addresses) if one != shown[place])
+        return Mended(asked.channel, shown, asked.purpose, strange) if strange else None
 
 
 class Mended(Question):
@@ -204,15 +203,6 @@ class Stream(Response):
         logger().warning("check.broken_off", because=type(error).__name__)
         told = bytes((await on_error(self._call.request, error)).body) + b"\n"
         await self._send(send, told if self._zip is None else self._zip.compress(told) + self._zip.flush())
-
-
-def _is_text(given: str) -> bool:
-    """Whether it holds no half of a surrogate pair."""
-    try:
-        given.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _shown(given: str) -> str:
